@@ -1,0 +1,95 @@
+"""The exceptions of graphkit: one tree, and for every CUDA status what happened and what to do.
+
+Misuse that Python can see before any CUDA call is a plain ``TypeError`` or ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphkit.statuses import STATUSES, Status
+
+if TYPE_CHECKING:
+    from graphkit.graph_exec import UpdateReport
+
+__all__ = [
+    "CaptureError",
+    "CudaError",
+    "GraphUpdateError",
+    "GraphkitError",
+    "NotSimulated",
+    "RuntimeUnavailableError",
+    "SimulationError",
+    "explain",
+]
+
+
+class GraphkitError(Exception):
+    """Anything that graphkit itself reports, CUDA's refusals included."""
+
+
+class RuntimeUnavailableError(GraphkitError):
+    """No usable runtime: no driver, no device, or a Python package is missing."""
+
+
+class CudaError(GraphkitError):
+    """A CUDA call returned a status other than success.
+
+    Attributes:
+        call: the CUDA function, such as ``"cudaGraphLaunch"``.
+        code: its numeric status.
+        name: the status as CUDA spells it, such as ``"cudaErrorInvalidValue"``.
+    """
+
+    def __init__(self, call: str, code: int, detail: str = "") -> None:
+        status = explain(code)
+        self.call = call
+        self.code = int(code)
+        self.name = status.name
+        self.detail = detail
+        lines = [f"{call} returned {self.code} {status.name}: {status.meaning}"]
+        if detail:
+            lines.append(f"  here:        {detail}")
+        if status.cause:
+            lines.append(f"  usual cause: {status.cause}")
+        if status.fix:
+            lines.append(f"  fix:         {status.fix}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[CudaError], tuple[str, int, str]]:
+        return type(self), (self.call, self.code, self.detail)
+
+
+class CaptureError(CudaError):
+    """A stream capture died; the stream works again when this is raised."""
+
+
+class GraphUpdateError(CudaError):
+    """An executable graph refused an update and still launches what it held before.
+
+    Attributes:
+        report: the :class:`graphkit.UpdateReport` of the refusal.
+    """
+
+    def __init__(self, call: str, code: int, report: UpdateReport) -> None:
+        super().__init__(call, code, str(report))
+        self.report = report
+
+
+class SimulationError(GraphkitError):
+    """The simulator saw what CUDA leaves undefined: a race, an out-of-bounds or uninitialized read.
+
+    On a device the same program may appear to work.
+    """
+
+
+class NotSimulated(GraphkitError):  # noqa: N818 - the name states a fact, as NotImplemented does
+    """The simulator does not model this; run it on a device."""
+
+
+def explain(code: int) -> Status:
+    """Return what a CUDA status code means, its usual cause and the fix."""
+    known = STATUSES.get(int(code))
+    if known is not None:
+        return known
+    return Status(f"cudaError{int(code)}", "a status that this version of graphkit does not know")

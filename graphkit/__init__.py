@@ -1,0 +1,1 @@
+"""CUDA Graphs for Python pipelines that change."""

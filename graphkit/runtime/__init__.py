@@ -1,0 +1,1 @@
+"""The seam: one method per CUDA call, on a device or on the simulator."""

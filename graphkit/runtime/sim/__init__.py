@@ -1,0 +1,1 @@
+"""The simulator: the CUDA calls of the seam on the host, with NumPy."""

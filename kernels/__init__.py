@@ -1,0 +1,1 @@
+"""CUDA C++ kernels with their NumPy twins: ``import graphkit.kernels``."""

@@ -1,0 +1,1 @@
+"""A Llama decode step: the bundled model, its kernels, its graph."""

@@ -1,0 +1,377 @@
+"""Device memory of any framework, described the same way, and a small array of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from graphkit.lifetime import Handle
+from graphkit.runtime import current
+from graphkit.runtime.protocol import MemcpyKind, Runtime
+
+__all__ = [
+    "ArrayInfo",
+    "DeviceArray",
+    "asarray",
+    "describe",
+    "device_pointer",
+    "empty",
+    "empty_pinned",
+    "zeros",
+]
+
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+
+
+class ArrayInfo(NamedTuple):
+    """What an array is, whoever made it.
+
+    Attributes:
+        ptr: address of the first element.
+        shape: extent of each axis in elements.
+        dtype: NumPy dtype; bfloat16 is ml_dtypes.bfloat16.
+        strides: distance of two elements of each axis in bytes.
+        nbytes: bytes of the elements (product of shape times itemsize).
+        on_host: True for memory that only the host owns, such as a NumPy array.
+        owner: the object that keeps the memory alive.
+    """
+
+    ptr: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    strides: tuple[int, ...]
+    nbytes: int
+    on_host: bool
+    owner: object
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements lie in C order without gaps."""
+        return self.strides == _contiguous_strides(self.shape, self.dtype.itemsize)
+
+
+def _contiguous_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    strides = []
+    step = itemsize
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= max(extent, 1)
+    return tuple(reversed(strides))
+
+
+class DeviceArray:
+    """A C-ordered array in device memory (cudaMalloc), the same on both runtimes.
+
+    Enough to hold operands where no array library is at hand, and no more: no arithmetic. It
+    offers ``__cuda_array_interface__``, so CuPy, PyTorch and Numba take it without a copy.
+
+    Args:
+        shape: extent of each axis in elements.
+        dtype: NumPy dtype of the elements.
+        runtime: the runtime to use; the current one by default.
+    """
+
+    __slots__ = (
+        "__weakref__", "_memory", "dtype", "nbytes", "owner", "ptr", "runtime", "shape",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        dtype: DTypeLike = np.float32,
+        *,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.runtime = runtime or current()
+        self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        if any(extent < 0 for extent in self.shape):
+            raise ValueError(f"shape: expected extents of 0 or more, came {self.shape}")
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.nbytes = prod(self.shape) * self.dtype.itemsize
+        # cudaMalloc(0) gives no address; one byte keeps empty arrays apart from missing ones.
+        self.ptr = self.runtime.malloc(max(self.nbytes, 1))
+        self._memory = Handle(self.runtime, "device memory", self.ptr, self.runtime.free)
+        self.owner: object = self._memory
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Distance of two elements of each axis, in bytes."""
+        return _contiguous_strides(self.shape, self.dtype.itemsize)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The protocol's version 3; the legacy stream orders what touches it."""
+        if not self.ptr:
+            raise ValueError("array: expected live device memory, came a freed DeviceArray")
+        typestr = "<V2" if self.dtype == BFLOAT16 else self.dtype.str
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": typestr,
+            "data": (self.ptr, False),
+            "strides": None,
+            "stream": 1,
+        }
+
+    def get(self) -> NDArray[Any]:
+        """Wait for the device, then return a copy of the array on the host (cudaMemcpy)."""
+        self._check_live()
+        self.runtime.device_synchronize()
+        host = np.empty(self.shape, self.dtype)
+        if self.nbytes:
+            self.runtime.memcpy(
+                host.ctypes.data, self.ptr, self.nbytes, MemcpyKind.DEVICE_TO_HOST
+            )
+        return host
+
+    def set(self, values: object) -> None:
+        """Wait for the device, then overwrite the array from the host (cudaMemcpy).
+
+        Args:
+            values: an array-like of exactly this shape; it is converted to this dtype.
+        """
+        self._check_live()
+        host = np.ascontiguousarray(values, dtype=self.dtype)
+        if host.shape != self.shape:
+            raise ValueError(f"values: expected shape {self.shape}, came {host.shape}")
+        self.runtime.device_synchronize()
+        if self.nbytes:
+            self.runtime.memcpy(
+                self.ptr, host.ctypes.data, self.nbytes, MemcpyKind.HOST_TO_DEVICE
+            )
+
+    def free(self) -> None:
+        """Give the memory back now (cudaFree); later uses of the array are refused."""
+        self.ptr = 0
+        self._memory.close()
+
+    def _check_live(self) -> None:
+        if not self.ptr:
+            raise ValueError("array: expected live device memory, came a freed DeviceArray")
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a DeviceArray without axes")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        state = hex(self.ptr) if self.ptr else "freed"
+        return f"<DeviceArray {self.shape} {self.dtype} {state}>"
+
+
+def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
+    """Return an uninitialized :class:`DeviceArray` (cudaMalloc)."""
+    return DeviceArray(shape, dtype)
+
+
+def zeros(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
+    """Return a :class:`DeviceArray` of zeros (cudaMalloc, cudaMemset)."""
+    array = DeviceArray(shape, dtype)
+    array.set(np.zeros(array.shape, array.dtype))
+    return array
+
+
+def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
+    """Return a new :class:`DeviceArray` with a copy of host values (cudaMalloc, cudaMemcpy).
+
+    Args:
+        values: anything NumPy turns into an array.
+        dtype: dtype of the result; that of ``values`` by default.
+    """
+    host = np.asarray(values, dtype=dtype)
+    array = DeviceArray(host.shape, host.dtype)
+    array.set(host)
+    return array
+
+
+def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Return an uninitialized NumPy array in pinned host memory (cudaHostAlloc).
+
+    A graph that copies to or from the host must use such memory: it records the address. The
+    memory lives as long as the array or any view of it.
+    """
+    runtime = current()
+    extents = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    kind: np.dtype[Any] = np.dtype(dtype)
+    nbytes = prod(extents) * kind.itemsize
+    address = runtime.host_alloc(max(nbytes, 1))
+    buffer = (ctypes.c_ubyte * max(nbytes, 1)).from_address(address)
+    # NumPy keeps the buffer as the base of every view, and the buffer keeps the handle.
+    buffer.handle = Handle(runtime, "pinned memory", address, runtime.free_host)  # type: ignore[attr-defined]
+    return np.frombuffer(buffer, np.uint8, nbytes).view(kind).reshape(extents)
+
+
+# --- other people's arrays -----------------------------------------------------------------------
+
+
+class _DLDevice(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
+
+
+class _DLDataType(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _DLTensor(ctypes.Structure):
+    """DLTensor of dlpack.h, the first member of DLManagedTensor."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", _DLDevice),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _DLDataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_DL_HOST = {1, 3}  # kDLCPU, kDLCUDAHost
+_DL_DEVICE = {2, 13}  # kDLCUDA, kDLCUDAManaged
+_DL_KIND = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}
+
+
+def _describe_dlpack(array: Any) -> ArrayInfo:
+    # stream=-1 asks the producer not to synchronize: describing an array orders nothing.
+    device_type, _ = array.__dlpack_device__()
+    capsule = array.__dlpack__(stream=-1) if device_type in _DL_DEVICE else array.__dlpack__()
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
+    if device_type not in _DL_HOST | _DL_DEVICE:
+        raise TypeError(f"array: expected CUDA memory, came DLPack device type {device_type}")
+    bits = tensor.dtype.bits * tensor.dtype.lanes
+    if tensor.dtype.code == 4:
+        dtype = BFLOAT16
+    elif tensor.dtype.code in _DL_KIND:
+        kind = _DL_KIND[tensor.dtype.code]
+        dtype = np.dtype(np.bool_) if kind == "b" else np.dtype(f"{kind}{bits // 8}")
+    else:
+        raise TypeError(f"array: expected a known dtype, came DLPack code {tensor.dtype.code}")
+    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
+    strides = (
+        tuple(tensor.strides[axis] * dtype.itemsize for axis in range(tensor.ndim))
+        if tensor.strides
+        else _contiguous_strides(shape, dtype.itemsize)
+    )
+    ptr = (tensor.data or 0) + tensor.byte_offset
+    nbytes = prod(shape) * dtype.itemsize
+    # The capsule is dropped unconsumed, so the array itself stays the owner.
+    return ArrayInfo(ptr, shape, dtype, strides, nbytes, device_type in _DL_HOST, array)
+
+
+def _describe_interface(array: Any) -> ArrayInfo:
+    interface = array.__cuda_array_interface__
+    shape = tuple(interface["shape"])
+    dtype = np.dtype(interface["typestr"])
+    strides = interface.get("strides") or _contiguous_strides(shape, dtype.itemsize)
+    nbytes = prod(shape) * dtype.itemsize
+    return ArrayInfo(interface["data"][0], shape, dtype, tuple(strides), nbytes, False, array)
+
+
+def _describe_own(array: DeviceArray) -> ArrayInfo:
+    array._check_live()
+    return ArrayInfo(
+        array.ptr, array.shape, array.dtype, array.strides, array.nbytes, False, array
+    )
+
+
+def _describe_numpy(array: NDArray[Any]) -> ArrayInfo:
+    return ArrayInfo(
+        array.ctypes.data, array.shape, array.dtype, array.strides, array.nbytes, True, array
+    )
+
+
+def _describe_cupy(array: Any) -> ArrayInfo:
+    return ArrayInfo(
+        array.data.ptr, array.shape, array.dtype, array.strides, array.nbytes, False, array
+    )
+
+
+def _describe_torch(tensor: Any) -> ArrayInfo:
+    name = str(tensor.dtype).removeprefix("torch.")
+    dtype = BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    strides = tuple(step * dtype.itemsize for step in tensor.stride())
+    shape = tuple(tensor.shape)
+    nbytes = prod(shape) * dtype.itemsize
+    on_host = tensor.device.type != "cuda"
+    return ArrayInfo(tensor.data_ptr(), shape, dtype, strides, nbytes, on_host, tensor)
+
+
+# Asking a protocol costs microseconds, an attribute a tenth of one (docs/benchmarks.md), hence a
+# path per type. Types are found by name, so that nobody's package is imported.
+_DESCRIBE: dict[type, Callable[[Any], ArrayInfo]] = {
+    DeviceArray: _describe_own,
+    np.ndarray: _describe_numpy,
+}
+_BY_NAME: dict[tuple[str, str], Callable[[Any], ArrayInfo]] = {
+    ("cupy", "ndarray"): _describe_cupy,
+    ("torch", "Tensor"): _describe_torch,
+}
+
+
+def _describer(kind: type) -> Callable[[Any], ArrayInfo] | None:
+    for (package, name), describer in _BY_NAME.items():
+        module = sys.modules.get(package)
+        if module is not None and issubclass(kind, getattr(module, name)):
+            return describer
+    if issubclass(kind, np.ndarray):
+        return _describe_numpy
+    if hasattr(kind, "__cuda_array_interface__"):
+        return _describe_interface
+    if hasattr(kind, "__dlpack__"):
+        return _describe_dlpack
+    return None
+
+
+def is_array(value: object) -> bool:
+    """Return whether :func:`describe` takes the value."""
+    return type(value) in _DESCRIBE or _describer(type(value)) is not None
+
+
+def describe(array: object) -> ArrayInfo:
+    """Return address, shape, dtype, strides, bytes and owner of any array.
+
+    Args:
+        array: a :class:`DeviceArray`, NumPy, CuPy or PyTorch array, or anything with
+            ``__cuda_array_interface__`` or ``__dlpack__``.
+
+    Raises:
+        TypeError: when it is not an array, or one of a device that is not CUDA's.
+        ValueError: when its memory was freed.
+    """
+    kind = type(array)
+    describer = _DESCRIBE.get(kind)
+    if describer is None:
+        describer = _describer(kind)
+        if describer is None:
+            raise TypeError(f"array: expected an array, came {kind.__name__}")
+        _DESCRIBE[kind] = describer
+    return describer(array)
+
+
+def device_pointer(array: object, argument: str = "array") -> ArrayInfo:
+    """Describe an array that must lie in device memory.
+
+    Raises:
+        TypeError: when the array lies on the host; the message says how to move it.
+    """
+    info = describe(array)
+    if info.on_host:
+        raise TypeError(
+            f"{argument}: expected an array in device memory, came {type(array).__name__} on the "
+            "host; copy it with graphkit.asarray() or your array library"
+        )
+    return info

@@ -1,0 +1,122 @@
+"""Who owns a handle, and when it may be destroyed.
+
+Destroying a graph, an event or memory while a stream captures can invalidate that capture, even
+from a finalizer on the same thread. So nothing here is destroyed while a capture made through
+graphkit is live: the destruction waits in a queue and runs when the last such capture ends.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from threading import RLock
+
+from graphkit.runtime.protocol import CaptureStatus, Runtime
+
+__all__ = ["Handle", "begin_capture", "end_capture", "keep_for_capture", "live_handles"]
+
+# Reentrant because a finalizer may run at any bytecode, also inside these functions.
+_lock = RLock()
+_live: Counter[str] = Counter()
+_queue: deque[Callable[[], None]] = deque()
+_captures: dict[tuple[int, int], list[object]] = {}
+
+
+class Handle:
+    """Own one CUDA handle; destroy it once, on :meth:`close` or when nothing refers to it.
+
+    Args:
+        runtime: the runtime that made the handle, and alone can destroy it.
+        kind: a word for :func:`live_handles`, such as ``"graph"``.
+        value: the handle as an int.
+        destroy: the runtime method that ends it; None borrows the handle from ``owner``.
+        owner: kept alive as long as this object.
+    """
+
+    __slots__ = ("__weakref__", "_destroy", "kind", "owner", "runtime", "value")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        kind: str,
+        value: int,
+        destroy: Callable[[int], None] | None,
+        owner: object = None,
+    ) -> None:
+        self.runtime = runtime
+        self.kind = kind
+        self.value = value
+        self.owner = owner
+        self._destroy = destroy
+        if destroy is not None:
+            with _lock:
+                _live[kind] += 1
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle was given back."""
+        return not self.value
+
+    def close(self) -> None:
+        """Destroy the handle, or queue that while a capture is live. Closing twice is nothing."""
+        value, self.value = self.value, 0
+        destroy, self._destroy = self._destroy, None
+        self.owner = None
+        if not value or destroy is None:
+            return
+
+        def finish() -> None:
+            with _lock:
+                _live[self_kind] -= 1
+            destroy(value)
+
+        self_kind = self.kind
+        with _lock:
+            if _captures:
+                _queue.append(finish)
+                return
+        finish()
+
+    def __del__(self) -> None:
+        # At interpreter exit the driver may be gone already; the process frees everything anyway.
+        if sys.is_finalizing():
+            return
+        self.close()
+
+
+def live_handles() -> dict[str, int]:
+    """Count the handles that graphkit owns now, by kind; kinds with none are left out."""
+    with _lock:
+        return {kind: count for kind, count in sorted(_live.items()) if count}
+
+
+def begin_capture(runtime: Runtime, capture_id: int, owners: list[object]) -> None:
+    """Note a live capture; what its launches use is appended to ``owners``."""
+    with _lock:
+        _captures[id(runtime), capture_id] = owners
+
+
+def end_capture(runtime: Runtime, capture_id: int) -> None:
+    """Forget a capture and, when it was the last, run the queued destructions."""
+    with _lock:
+        _captures.pop((id(runtime), capture_id), None)
+        if _captures:
+            return
+        due = list(_queue)
+        _queue.clear()
+    for finish in due:
+        finish()
+
+
+def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) -> None:
+    """Let the graph that ``stream`` is capturing keep ``owners`` alive; nothing otherwise."""
+    if not _captures:
+        return
+    info = runtime.stream_get_capture_info(stream)
+    if info.status is not CaptureStatus.ACTIVE:
+        return
+    with _lock:
+        kept = _captures.get((id(runtime), info.id))
+        if kept is not None:
+            kept.extend(owners)

@@ -1,0 +1,219 @@
+"""Streams and events, and the handle of anybody else's stream."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from graphkit.lifetime import Handle, keep_for_capture
+from graphkit.runtime import current
+from graphkit.runtime.protocol import (
+    CaptureStatus,
+    EventFlags,
+    HostNodeParams,
+    Runtime,
+    StreamFlags,
+)
+
+__all__ = ["Event", "HostCallback", "Stream", "stream_handle"]
+
+_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class HostCallback:
+    """A Python function as the C function pointer that CUDA calls from a thread of its own.
+
+    What the function raises cannot travel through CUDA: it is kept in ``error`` and the stream
+    goes on. The function must not make CUDA calls.
+    """
+
+    __slots__ = ("_thunk", "error", "fn")
+
+    def __init__(self, fn: Callable[[], Any]) -> None:
+        if not callable(fn):
+            raise TypeError(f"fn: expected a callable without arguments, came {type(fn).__name__}")
+        self.fn = fn
+        self.error: BaseException | None = None
+
+        def thunk(_user_data: int | None) -> None:
+            try:
+                fn()
+            except BaseException as error:
+                self.error = error
+
+        self._thunk = _HOST_FUNCTION(thunk)
+
+    @property
+    def params(self) -> HostNodeParams:
+        """The C function's address, as cudaHostNodeParams wants it."""
+        return HostNodeParams(ctypes.cast(self._thunk, ctypes.c_void_p).value or 0, 0)
+
+
+class Event:
+    """A CUDA event (cudaEventCreateWithFlags).
+
+    Args:
+        timing: whether :meth:`elapsed_ms` may be asked of it; costs a little on every record.
+        blocking_sync: whether :meth:`synchronize` sleeps instead of spinning.
+        runtime: the runtime to use; the current one by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        timing: bool = False,
+        blocking_sync: bool = False,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.runtime = runtime or current()
+        flags = EventFlags.DEFAULT if timing else EventFlags.DISABLE_TIMING
+        if blocking_sync:
+            flags |= EventFlags.BLOCKING_SYNC
+        handle = self.runtime.event_create_with_flags(flags)
+        self._handle = Handle(self.runtime, "event", handle, self.runtime.event_destroy)
+
+    @property
+    def ptr(self) -> int:
+        """The cudaEvent_t."""
+        if self._handle.closed:
+            raise ValueError("event: expected a live event, came a closed one")
+        return self._handle.value
+
+    def record(self, stream: object) -> None:
+        """Record the event on a stream (cudaEventRecord)."""
+        self.runtime.event_record(self.ptr, stream_handle(stream))
+
+    def query(self) -> bool:
+        """Return whether the work before the last record is done (cudaEventQuery)."""
+        return self.runtime.event_query(self.ptr)
+
+    def synchronize(self) -> None:
+        """Wait for the work before the last record (cudaEventSynchronize)."""
+        self.runtime.event_synchronize(self.ptr)
+
+    def elapsed_ms(self, end: Event) -> float:
+        """Return the milliseconds from this event to ``end`` (cudaEventElapsedTime).
+
+        Raises:
+            NotSimulated: on the simulator, which never reports a time.
+        """
+        return self.runtime.event_elapsed_time(self.ptr, end.ptr)
+
+    def close(self) -> None:
+        """Destroy the event (cudaEventDestroy)."""
+        self._handle.close()
+
+    def __repr__(self) -> str:
+        return f"<Event {'closed' if self._handle.closed else hex(self._handle.value)}>"
+
+
+class Stream:
+    """A CUDA stream (cudaStreamCreateWithPriority).
+
+    Args:
+        non_blocking: whether the stream ignores the legacy null stream. Captures want that: work
+            on the null stream would otherwise kill them.
+        priority: smaller is more urgent; CUDA clamps it to what the device offers.
+        runtime: the runtime to use; the current one by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        non_blocking: bool = True,
+        priority: int = 0,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.runtime = runtime or current()
+        flags = StreamFlags.NON_BLOCKING if non_blocking else StreamFlags.DEFAULT
+        handle = self.runtime.stream_create_with_priority(flags, priority)
+        self._handle = Handle(self.runtime, "stream", handle, self.runtime.stream_destroy)
+
+    @property
+    def ptr(self) -> int:
+        """The cudaStream_t."""
+        if self._handle.closed:
+            raise ValueError("stream: expected a live stream, came a closed one")
+        return self._handle.value
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return (protocol version, cudaStream_t), as other libraries ask for it."""
+        return 0, self.ptr
+
+    @property
+    def priority(self) -> int:
+        """The priority CUDA gave it (cudaStreamGetPriority)."""
+        return self.runtime.stream_get_priority(self.ptr)
+
+    @property
+    def capture_status(self) -> CaptureStatus:
+        """Whether the stream captures now (cudaStreamIsCapturing)."""
+        return self.runtime.stream_is_capturing(self.ptr)
+
+    def synchronize(self) -> None:
+        """Wait for all work on the stream (cudaStreamSynchronize)."""
+        self.runtime.stream_synchronize(self.ptr)
+
+    def query(self) -> bool:
+        """Return whether all work on the stream is done (cudaStreamQuery)."""
+        return self.runtime.stream_query(self.ptr)
+
+    def record(self, event: Event | None = None) -> Event:
+        """Record ``event``, or a new one, on the stream (cudaEventRecord), and return it."""
+        if event is None:
+            event = Event(runtime=self.runtime)
+        event.record(self)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        """Let later work on the stream wait for ``event`` (cudaStreamWaitEvent)."""
+        if not isinstance(event, Event):
+            raise TypeError(f"event: expected an Event, came {type(event).__name__}")
+        self.runtime.stream_wait_event(self.ptr, event.ptr)
+
+    def launch_host_func(self, fn: Callable[[], Any]) -> HostCallback:
+        """Call a Python function when the stream gets there (cudaLaunchHostFunc).
+
+        Keep the returned callback until then; during a capture the graph keeps it.
+        """
+        callback = HostCallback(fn)
+        self.runtime.launch_host_func(self.ptr, callback.params)
+        keep_for_capture(self.runtime, self.ptr, (callback,))
+        return callback
+
+    def close(self) -> None:
+        """Destroy the stream (cudaStreamDestroy); work on it still finishes."""
+        self._handle.close()
+
+    def __repr__(self) -> str:
+        return f"<Stream {'closed' if self._handle.closed else hex(self._handle.value)}>"
+
+
+def stream_handle(stream: object) -> int:
+    """Return the cudaStream_t of anything that is a stream.
+
+    Args:
+        stream: a :class:`Stream`, anything with ``__cuda_stream__``, ``.ptr`` (CuPy),
+            ``.cuda_stream`` (PyTorch) or ``.handle`` (Numba, cuda.core), or the handle as an int.
+
+    Raises:
+        TypeError: when it is none of those; None is refused too, since the legacy null stream
+            can neither capture nor overlap. Pass 0 to mean it.
+    """
+    if type(stream) is Stream:
+        return stream.ptr
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    protocol = getattr(stream, "__cuda_stream__", None)
+    if protocol is not None:
+        pair = protocol() if callable(protocol) else protocol
+        return int(pair[1])
+    for attribute in ("ptr", "cuda_stream", "handle"):
+        value = getattr(stream, attribute, None)
+        if value is not None:
+            return int(getattr(value, "value", value) or 0)
+    raise TypeError(
+        "stream: expected a graphkit, CuPy, PyTorch, Numba or cuda.core stream or its handle as "
+        f"an int (0 for the legacy null stream), came {type(stream).__name__}"
+    )

@@ -185,9 +185,11 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """One decoder layer."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], dropout: float) -> None:
         super().__init__()
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+        # Only while training: the library is small, and without it a long run learns it by heart.
+        self.dropout = nn.Dropout(dropout)
         self.input_layernorm = RMSNorm(hidden, eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(hidden, eps)
@@ -195,18 +197,19 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply attention and MLP, each around a residual."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin))
+        out: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
         return out
 
 
 class Body(nn.Module):
     """Embedding, layers and final norm; named ``model`` in a checkpoint."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], dropout: float) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
+        layers = (Layer(config, dropout) for _ in range(config["num_hidden_layers"]))
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
 
 
@@ -216,9 +219,9 @@ class Llama(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], dropout: float) -> None:
         super().__init__()
-        self.model = Body(config)
+        self.model = Body(config, dropout)
         positions = torch.arange(config["max_position_embeddings"], dtype=torch.float32)
         angles = torch.outer(positions, rotary_frequencies(config)).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -312,7 +315,9 @@ the licence of this repository.
 """
 
 
-def train(out: Path, seconds: float, batch: int, rate: float, limit: int | None) -> None:
+def train(
+    out: Path, seconds: float, batch: int, rate: float, dropout: float, limit: int | None
+) -> None:
     """Train for ``seconds`` and write a Hugging Face model folder to ``out``."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -329,7 +334,7 @@ def train(out: Path, seconds: float, batch: int, rate: float, limit: int | None)
         f"{files} files, {len(corpus):,} bytes to train on, {len(held_out):,} held out", flush=True
     )
 
-    model = Llama(CONFIG).to(device)
+    model = Llama(CONFIG, dropout).to(device)
     parameters = sum(weight.numel() for weight in model.parameters())
     if parameters * 2 >= 4_000_000:
         raise SystemExit(f"{parameters:,} parameters are too many for 4 MB in bfloat16")
@@ -383,7 +388,10 @@ def train(out: Path, seconds: float, batch: int, rate: float, limit: int | None)
             value = loss.item()  # waits for the device, so that the clock below is honest
             progress = (time.perf_counter() - begin) / seconds
             if steps % 1000 == 0:
-                print(f"{steps:6d}  {progress:4.0%}  {value:.4f} nats per byte", flush=True)
+                model.eval()
+                other = evaluate(model, held_out, context, 256)
+                model.train()
+                print(f"{steps:6d} {progress:4.0%}  {value:.4f}  held out {other:.4f}", flush=True)
     spent = time.perf_counter() - begin
 
     with torch.no_grad():
@@ -455,9 +463,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="time to train for")
     parser.add_argument("--batch", type=int, default=128, help="windows per optimizer step")
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate")
+    parser.add_argument("--dropout", type=float, default=0.1, help="on both residual branches")
     parser.add_argument("--limit", type=int, default=None, help="read only this many bytes")
     given = parser.parse_args()
-    train(given.out, given.seconds, given.batch, given.rate, given.limit)
+    train(given.out, given.seconds, given.batch, given.rate, given.dropout, given.limit)
 
 
 if __name__ == "__main__":

@@ -301,7 +301,8 @@ An untrained model has 8 bits per byte.
 ## Training
 
 Written by `kernels/llama/train.py` on {date}: {steps:,} optimizer steps of
-{batch} x {context} bytes ({tokens:,} bytes seen) in {seconds:.0f} s on {device}, PyTorch {torch}.
+{batch} x {context} bytes ({tokens:,} bytes seen), dropout {dropout}, in {seconds:.0f} s
+on {device}, PyTorch {torch}.
 
 Data: {files:,} source files of the standard library of CPython {python} ({bytes:,} bytes),
 as installed with the interpreter, without `encodings/`, `pydoc_data/` and generated tables. They
@@ -445,6 +446,7 @@ def train(
         steps=steps,
         batch=batch,
         tokens=steps * batch * context,
+        dropout=dropout,
         seconds=spent,
         device=torch.cuda.get_device_name() if device == "cuda" else "the CPU",
         torch=torch.__version__,

@@ -67,10 +67,11 @@ def _contiguous_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
 
 
 class DeviceArray:
-    """A C-ordered array in device memory (cudaMalloc), the same on both runtimes.
+    """An array in device memory (cudaMalloc), the same on both runtimes.
 
-    Enough to hold operands where no array library is at hand, and no more: no arithmetic. It
-    offers ``__cuda_array_interface__``, so CuPy, PyTorch and Numba take it without a copy.
+    Enough to hold operands where no array library is at hand, and no more: basic slicing gives
+    views, there is no arithmetic. It offers ``__cuda_array_interface__``, so CuPy, PyTorch and
+    Numba take it without a copy.
 
     Args:
         shape: extent of each axis in elements.
@@ -78,9 +79,7 @@ class DeviceArray:
         runtime: the runtime to use; the current one by default.
     """
 
-    __slots__ = (
-        "__weakref__", "_memory", "dtype", "nbytes", "owner", "ptr", "runtime", "shape",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_memory", "_offset", "dtype", "runtime", "shape", "strides")
 
     def __init__(
         self,
@@ -90,20 +89,25 @@ class DeviceArray:
         runtime: Runtime | None = None,
     ) -> None:
         self.runtime = runtime or current()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
-        if any(extent < 0 for extent in self.shape):
-            raise ValueError(f"shape: expected extents of 0 or more, came {self.shape}")
+        self.shape = _extents(shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.nbytes = prod(self.shape) * self.dtype.itemsize
+        self.strides = _contiguous_strides(self.shape, self.dtype.itemsize)
+        self._offset = 0
         # cudaMalloc(0) gives no address; one byte keeps empty arrays apart from missing ones.
-        self.ptr = self.runtime.malloc(max(self.nbytes, 1))
-        self._memory = Handle(self.runtime, "device memory", self.ptr, self.runtime.free)
-        self.owner: object = self._memory
+        address = self.runtime.malloc(max(self.nbytes, 1))
+        self._memory = Handle(self.runtime, "device memory", address, self.runtime.free)
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """Distance of two elements of each axis, in bytes."""
-        return _contiguous_strides(self.shape, self.dtype.itemsize)
+    def ptr(self) -> int:
+        """Address of the first element.
+
+        Raises:
+            ValueError: when the memory was freed.
+        """
+        address = self._memory.value
+        if not address:
+            raise ValueError("array: expected live device memory, came a freed DeviceArray")
+        return address + self._offset
 
     @property
     def size(self) -> int:
@@ -111,30 +115,51 @@ class DeviceArray:
         return prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """The protocol's version 3; the legacy stream orders what touches it."""
-        if not self.ptr:
-            raise ValueError("array: expected live device memory, came a freed DeviceArray")
         typestr = "<V2" if self.dtype == BFLOAT16 else self.dtype.str
         return {
             "version": 3,
             "shape": self.shape,
             "typestr": typestr,
             "data": (self.ptr, False),
-            "strides": None,
+            "strides": self.strides,
             "stream": 1,
         }
 
+    def __getitem__(self, index: object) -> DeviceArray:
+        """Return a view of the same memory: ints and slices with a positive step.
+
+        Raises:
+            IndexError: when the index does not fit the shape.
+            ValueError: for anything but ints and slices, and for negative steps.
+        """
+        # NumPy knows the rules of slicing: let it slice an array of this layout with no memory.
+        layout = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), self.shape, self.strides)
+        base = layout.__array_interface__["data"][0]
+        part = layout[index]  # type: ignore[index]
+        if not isinstance(part, np.ndarray):
+            index = (*index, None) if isinstance(index, tuple) else (index, None)
+            part = layout[index]  # type: ignore[index]
+            part = part.reshape(()) if part.size == 1 else part
+        if part.base is None or min(part.strides, default=0) < 0:
+            raise ValueError(f"index: expected ints and forward slices, came {index!r}")
+        view = object.__new__(DeviceArray)
+        view.runtime, view._memory, view.dtype = self.runtime, self._memory, self.dtype
+        view.shape, view.strides = part.shape, part.strides
+        view._offset = self._offset + part.__array_interface__["data"][0] - base
+        return view
+
     def get(self) -> NDArray[Any]:
         """Wait for the device, then return a copy of the array on the host (cudaMemcpy)."""
-        self._check_live()
         self.runtime.device_synchronize()
-        host = np.empty(self.shape, self.dtype)
-        if self.nbytes:
-            self.runtime.memcpy(
-                host.ctypes.data, self.ptr, self.nbytes, MemcpyKind.DEVICE_TO_HOST
-            )
-        return host
+        span = self._fetch_span()
+        return self._strided(span).copy()
 
     def set(self, values: object) -> None:
         """Wait for the device, then overwrite the array from the host (cudaMemcpy).
@@ -142,24 +167,34 @@ class DeviceArray:
         Args:
             values: an array-like of exactly this shape; it is converted to this dtype.
         """
-        self._check_live()
-        host = np.ascontiguousarray(values, dtype=self.dtype)
+        host = np.asarray(values, dtype=self.dtype)
         if host.shape != self.shape:
             raise ValueError(f"values: expected shape {self.shape}, came {host.shape}")
+        if not self.nbytes:
+            return
         self.runtime.device_synchronize()
-        if self.nbytes:
-            self.runtime.memcpy(
-                self.ptr, host.ctypes.data, self.nbytes, MemcpyKind.HOST_TO_DEVICE
-            )
+        gaps = self.strides != _contiguous_strides(self.shape, self.dtype.itemsize)
+        # What lies between the elements of a view belongs to others: read it, write it back.
+        span = self._fetch_span() if gaps else np.empty(self.nbytes, np.uint8)
+        self._strided(span)[...] = host
+        self.runtime.memcpy(self.ptr, span.ctypes.data, span.nbytes, MemcpyKind.HOST_TO_DEVICE)
+
+    def _fetch_span(self) -> NDArray[np.uint8]:
+        address = self.ptr
+        if not self.nbytes:
+            return np.empty(0, np.uint8)
+        steps = zip(self.shape, self.strides, strict=True)
+        nbytes = sum((n - 1) * step for n, step in steps) + self.dtype.itemsize
+        span = np.empty(nbytes, np.uint8)
+        self.runtime.memcpy(span.ctypes.data, address, nbytes, MemcpyKind.DEVICE_TO_HOST)
+        return span
+
+    def _strided(self, span: NDArray[np.uint8]) -> NDArray[Any]:
+        return np.ndarray(self.shape, self.dtype, span.data, 0, self.strides)
 
     def free(self) -> None:
-        """Give the memory back now (cudaFree); later uses of the array are refused."""
-        self.ptr = 0
+        """Give the memory back now (cudaFree); later uses of it and its views are refused."""
         self._memory.close()
-
-    def _check_live(self) -> None:
-        if not self.ptr:
-            raise ValueError("array: expected live device memory, came a freed DeviceArray")
 
     def __len__(self) -> int:
         if not self.shape:
@@ -167,8 +202,15 @@ class DeviceArray:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        state = hex(self.ptr) if self.ptr else "freed"
+        state = "freed" if self._memory.closed else hex(self.ptr)
         return f"<DeviceArray {self.shape} {self.dtype} {state}>"
+
+
+def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
+    extents = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    if any(extent < 0 for extent in extents):
+        raise ValueError(f"shape: expected extents of 0 or more, came {shape}")
+    return tuple(int(extent) for extent in extents)
 
 
 def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
@@ -203,14 +245,15 @@ def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> N
     memory lives as long as the array or any view of it.
     """
     runtime = current()
-    extents = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    extents = _extents(shape)
     kind: np.dtype[Any] = np.dtype(dtype)
     nbytes = prod(extents) * kind.itemsize
     address = runtime.host_alloc(max(nbytes, 1))
     buffer = (ctypes.c_ubyte * max(nbytes, 1)).from_address(address)
     # NumPy keeps the buffer as the base of every view, and the buffer keeps the handle.
     buffer.handle = Handle(runtime, "pinned memory", address, runtime.free_host)  # type: ignore[attr-defined]
-    return np.frombuffer(buffer, np.uint8, nbytes).view(kind).reshape(extents)
+    flat: NDArray[Any] = np.ctypeslib.as_array(buffer)[:nbytes].view(kind)
+    return flat.reshape(extents)
 
 
 # --- other people's arrays -----------------------------------------------------------------------
@@ -282,7 +325,6 @@ def _describe_interface(array: Any) -> ArrayInfo:
 
 
 def _describe_own(array: DeviceArray) -> ArrayInfo:
-    array._check_live()
     return ArrayInfo(
         array.ptr, array.shape, array.dtype, array.strides, array.nbytes, False, array
     )
@@ -336,17 +378,47 @@ def _describer(kind: type) -> Callable[[Any], ArrayInfo] | None:
     return None
 
 
+def _fast_own(array: DeviceArray) -> tuple[int, np.dtype[Any]]:
+    return array.ptr, array.dtype
+
+
+def _fast_cupy(array: Any) -> tuple[int, np.dtype[Any]]:
+    return array.data.ptr, array.dtype
+
+
+# What a parameter write needs, without building an ArrayInfo.
+_FAST: dict[type, Callable[[Any], tuple[int, np.dtype[Any]]]] = {DeviceArray: _fast_own}
+
+
+def pointer_and_dtype(array: object, argument: str) -> tuple[int, np.dtype[Any]]:
+    """Return address and dtype of an array in device memory; the hot half of :func:`describe`.
+
+    Raises:
+        TypeError: when the value is not an array, or lies on the host.
+        ValueError: when its memory was freed.
+    """
+    kind = type(array)
+    fast = _FAST.get(kind)
+    if fast is not None:
+        return fast(array)
+    info = device_pointer(array, argument)
+    if kind.__module__.partition(".")[0] == "cupy":
+        _FAST[kind] = _fast_cupy
+    return info.ptr, info.dtype
+
+
 def is_array(value: object) -> bool:
     """Return whether :func:`describe` takes the value."""
     return type(value) in _DESCRIBE or _describer(type(value)) is not None
 
 
-def describe(array: object) -> ArrayInfo:
+def describe(array: object, argument: str = "array") -> ArrayInfo:
     """Return address, shape, dtype, strides, bytes and owner of any array.
 
     Args:
         array: a :class:`DeviceArray`, NumPy, CuPy or PyTorch array, or anything with
             ``__cuda_array_interface__`` or ``__dlpack__``.
+        argument: what to call it in an error message.
 
     Raises:
         TypeError: when it is not an array, or one of a device that is not CUDA's.
@@ -357,7 +429,7 @@ def describe(array: object) -> ArrayInfo:
     if describer is None:
         describer = _describer(kind)
         if describer is None:
-            raise TypeError(f"array: expected an array, came {kind.__name__}")
+            raise TypeError(f"{argument}: expected an array, came {kind.__name__}")
         _DESCRIBE[kind] = describer
     return describer(array)
 
@@ -368,7 +440,7 @@ def device_pointer(array: object, argument: str = "array") -> ArrayInfo:
     Raises:
         TypeError: when the array lies on the host; the message says how to move it.
     """
-    info = describe(array)
+    info = describe(array, argument)
     if info.on_host:
         raise TypeError(
             f"{argument}: expected an array in device memory, came {type(array).__name__} on the "

@@ -1,0 +1,286 @@
+"""One node of a graph: its handle, its kind, and the values it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphkit.arrays import ArrayInfo, describe, device_pointer
+from graphkit.lifetime import Handle
+from graphkit.params import Difference
+from graphkit.runtime.protocol import (
+    Dim3,
+    EdgeData,
+    LaunchAttribute,
+    MemcpyKind,
+    MemcpyNodeParams,
+    MemsetNodeParams,
+    NodeType,
+)
+
+__all__ = [
+    "Argument",
+    "GraphEdge",
+    "KernelNodeValues",
+    "Node",
+    "NodeValues",
+    "memcpy_params",
+    "memset_params",
+    "node_differences",
+]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel node.
+
+    Attributes:
+        name: the parameter's name, ``arg<index>`` where the signature is not known.
+        offset: its place in the parameter block, in bytes.
+        size: its size in bytes.
+        value: an address, a NumPy scalar, or bytes where the type is not known.
+    """
+
+    name: str
+    offset: int
+    size: int
+    value: object
+
+    def __str__(self) -> str:
+        if isinstance(self.value, bytes):
+            return f"{self.name}=0x{self.value[::-1].hex()}"
+        if type(self.value) is int:
+            return f"{self.name}={self.value:#x}"
+        return f"{self.name}={self.value}"
+
+
+@dataclass(frozen=True)
+class KernelNodeValues:
+    """The parameters of a kernel node, with its arguments read back.
+
+    Attributes:
+        name: the function's name. It is no identity: compare ``function``.
+        function: the CUfunction.
+        grid: blocks along x, y, z.
+        block: threads of a block along x, y, z.
+        shared_mem: dynamic shared memory of a block in bytes.
+        args: the arguments in order.
+        attributes: launch attributes other than CUDA's defaults.
+    """
+
+    name: str
+    function: int
+    grid: Dim3
+    block: Dim3
+    shared_mem: int
+    args: tuple[Argument, ...]
+    attributes: tuple[LaunchAttribute, ...] = field(default=())
+
+
+NodeValues = KernelNodeValues | MemcpyNodeParams | MemsetNodeParams | None
+
+
+class Node:
+    """A node of a :class:`graphkit.Graph`. Graphs make nodes; there is nothing to construct.
+
+    Attributes:
+        ptr: the cudaGraphNode_t.
+        type: its kind.
+    """
+
+    __slots__ = ("__weakref__", "graph_handle", "ptr", "type")
+
+    def __init__(self, graph_handle: Handle, ptr: int, type_: NodeType) -> None:
+        # The handle, not the Graph: a cycle would leave destruction to the garbage collector.
+        self.graph_handle = graph_handle
+        self.ptr = ptr
+        self.type = type_
+
+    def __repr__(self) -> str:
+        return f"<Node {self.type.name.lower()} {self.ptr:#x}>"
+
+
+@dataclass(frozen=True)
+class GraphEdge:
+    """One dependency: ``to_node`` waits for ``from_node``, how is in ``data``."""
+
+    from_node: Node
+    to_node: Node
+    data: EdgeData = EdgeData()
+
+    @property
+    def programmatic(self) -> bool:
+        """Whether this is a programmatic edge (PDL)."""
+        return self.data.type == 1
+
+
+def node_differences(old: NodeValues, new: NodeValues) -> list[Difference]:
+    """List what differs between the values of two nodes, argument by argument."""
+    if type(old) is not type(new):
+        return [Difference("type", type(old).__name__, type(new).__name__)]
+    if isinstance(old, KernelNodeValues) and isinstance(new, KernelNodeValues):
+        found = [
+            Difference(name, getattr(old, name), getattr(new, name))
+            for name in ("name", "function", "grid", "block", "shared_mem", "attributes")
+            if getattr(old, name) != getattr(new, name)
+        ]
+        if len(old.args) != len(new.args):
+            return [*found, Difference("arguments", len(old.args), len(new.args))]
+        return found + [
+            Difference(a.name, a.value, b.value)
+            for a, b in zip(old.args, new.args, strict=True)
+            if a.value != b.value
+        ]
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        return [
+            Difference(name, a, b)
+            for name, a, b in zip(old._fields, old, new, strict=True)
+            if a != b
+        ]
+    return []
+
+
+# --- the geometry of copies and fills ------------------------------------------------------------
+
+
+def memcpy_params(dst: object, src: object, nbytes: int | None = None) -> MemcpyNodeParams:
+    """Return the parameters of a copy between two arrays or addresses.
+
+    Arrays without gaps give a 1-D copy; views give a 2-D or 3-D one, whatever has the fewest
+    dimensions.
+
+    Args:
+        dst: an array on the device or the host, or an address.
+        src: likewise, of the same shape and dtype (or, without gaps, of as many bytes).
+        nbytes: how much to copy; needed when either is an address.
+
+    Raises:
+        TypeError: when dtypes differ, or an address comes without ``nbytes``.
+        ValueError: when sizes differ, nothing is to be copied, or more than three dimensions
+            would be needed.
+    """
+    if isinstance(dst, int) or isinstance(src, int) or nbytes is not None:
+        return _memcpy_bytes(dst, src, nbytes)
+    target, source = describe(dst, "dst"), describe(src, "src")
+    kind = _kind(target, source)
+    if not target.nbytes:
+        raise ValueError("dst: expected at least one element to copy, came none")
+    if target.contiguous and source.contiguous:
+        if target.nbytes != source.nbytes:
+            raise ValueError(f"src: expected {target.nbytes} bytes as dst has, came {source.nbytes}")
+        size = target.nbytes
+        return MemcpyNodeParams(target.ptr, size, 1, source.ptr, size, 1, size, 1, 1, kind)
+    if target.shape != source.shape:
+        raise ValueError(f"src: expected shape {target.shape} as dst has, came {source.shape}")
+    if target.dtype != source.dtype:
+        raise TypeError(f"src: expected dtype {target.dtype} as dst has, came {source.dtype}")
+    axes = _merge_axes(target, source)
+    itemsize = target.dtype.itemsize
+    width, inner = itemsize, len(axes)
+    if axes and axes[-1][1:] == (itemsize, itemsize):
+        width, inner = axes[-1][0] * itemsize, len(axes) - 1
+    if inner > 2:
+        raise ValueError(f"dst: expected a copy of at most 3 dimensions, came {inner + 1}")
+    height, dst_pitch, src_pitch = axes[inner - 1] if inner > 0 else (1, width, width)
+    depth, dst_slice, src_slice = axes[inner - 2] if inner > 1 else (1, dst_pitch, src_pitch)
+    if dst_slice % dst_pitch or src_slice % src_pitch:
+        raise ValueError(
+            "dst: expected slices a whole number of rows apart, came "
+            f"{dst_slice} and {src_slice} bytes with rows of {dst_pitch} and {src_pitch}"
+        )
+    return MemcpyNodeParams(
+        target.ptr,
+        dst_pitch,
+        max(dst_slice // dst_pitch, height),
+        source.ptr,
+        src_pitch,
+        max(src_slice // src_pitch, height),
+        width,
+        height,
+        depth,
+        kind,
+    )
+
+
+def _memcpy_bytes(dst: object, src: object, nbytes: int | None) -> MemcpyNodeParams:
+    if nbytes is None:
+        raise TypeError("nbytes: expected a size, since dst or src is an address; came none")
+    if nbytes <= 0:
+        raise ValueError(f"nbytes: expected at least 1, came {nbytes}")
+    addresses, on_host = [], []
+    for value, argument in ((dst, "dst"), (src, "src")):
+        if isinstance(value, int):
+            addresses.append(value)
+            continue
+        info = describe(value, argument)
+        if not info.contiguous or info.nbytes < nbytes:
+            raise ValueError(
+                f"{argument}: expected {nbytes} bytes without gaps, came {info.nbytes} in shape "
+                f"{info.shape} with strides {info.strides}"
+            )
+        addresses.append(info.ptr)
+        on_host.append(info.on_host)
+    # The driver tells by the address what kind of memory it is.
+    kind = MemcpyKind.DEFAULT
+    if len(on_host) == 2:
+        kind = MemcpyKind(2 * (not on_host[1]) + (not on_host[0]))
+    return MemcpyNodeParams(addresses[0], nbytes, 1, addresses[1], nbytes, 1, nbytes, 1, 1, kind)
+
+
+def _kind(dst: ArrayInfo, src: ArrayInfo) -> MemcpyKind:
+    return MemcpyKind(2 * (not src.on_host) + (not dst.on_host))
+
+
+def _merge_axes(dst: ArrayInfo, src: ArrayInfo) -> list[tuple[int, int, int]]:
+    """Return (extent, dst stride, src stride) of the fewest axes that say the same."""
+    merged: list[tuple[int, int, int]] = []
+    for axis in zip(dst.shape, dst.strides, src.strides, strict=True):
+        extent, dst_step, src_step = axis
+        if extent == 1:
+            continue
+        if merged and merged[-1][1:] == (extent * dst_step, extent * src_step):
+            merged[-1] = (merged[-1][0] * extent, dst_step, src_step)
+        else:
+            merged.append(axis)
+    return merged
+
+
+def memset_params(dst: object, value: object, nbytes: int | None = None) -> MemsetNodeParams:
+    """Return the parameters of a fill.
+
+    Args:
+        dst: a device array, or an address.
+        value: what each element becomes, in the array's dtype; for an address a byte, 0 to 255.
+        nbytes: how much to fill; needed when ``dst`` is an address.
+
+    Raises:
+        TypeError: when an address comes without ``nbytes``.
+        ValueError: when CUDA cannot repeat the value: elements of 8 bytes whose halves differ, or
+            a view of more than two dimensions.
+    """
+    if isinstance(dst, int):
+        if nbytes is None:
+            raise TypeError("nbytes: expected a size, since dst is an address; came none")
+        if not isinstance(value, int) or not 0 <= value <= 255 or nbytes <= 0:
+            raise ValueError(f"value: expected a byte for {nbytes} bytes, came {value!r}")
+        return MemsetNodeParams(dst, nbytes, value, 1, nbytes, 1)
+    info = device_pointer(dst, "dst")
+    if not info.nbytes:
+        raise ValueError("dst: expected at least one element to fill, came none")
+    raw = np.asarray(value).astype(info.dtype).tobytes()
+    size = info.dtype.itemsize
+    if size not in (1, 2, 4):
+        if size % 4 or raw != raw[:4] * (size // 4):
+            raise ValueError(
+                f"value: expected one that repeats every 4 bytes for {info.dtype}, came {value!r}"
+            )
+        raw, size = raw[:4], 4
+    pattern = int.from_bytes(raw, "little")
+    axes = _merge_axes(info, info)
+    if not axes or info.contiguous:
+        return MemsetNodeParams(info.ptr, info.nbytes, pattern, size, info.nbytes // size, 1)
+    if len(axes) != 2 or axes[1][1] != info.dtype.itemsize:
+        raise ValueError(f"dst: expected rows without gaps in at most 2 dimensions, came {axes}")
+    (height, pitch, _), (extent, step, _) = axes
+    return MemsetNodeParams(info.ptr, pitch, pattern, size, extent * step // size, height)

@@ -1,1 +1,36 @@
-"""A Llama decode step: the bundled model, its kernels, its graph."""
+"""A Llama's decode: the checkpoint, its kernel launches, and the three ways to launch them.
+
+from graphkit.kernels.llama import Checkpoint, Decoder
+
+decoder = Decoder(Checkpoint.load("model"), max_len=512)
+decode = decoder.build("capture")
+decoder.start(b"def ")
+for _ in range(64):
+    decode.launch()
+decode.stream.synchronize()
+print(bytes(decoder.tokens.get()[0, :65].tolist()))
+"""
+
+from .checkpoint import Checkpoint, CheckpointError, Llama3Scaling, LlamaConfig
+from .decoder import BUILDS, Build, Decode, Decoder, StepLaunch
+from .generation import BUNDLED_MODEL, BuildRun, Summary, generate
+from .tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
+
+__all__ = [
+    "BUILDS",
+    "BUNDLED_MODEL",
+    "Build",
+    "BuildRun",
+    "ByteTokenizer",
+    "Checkpoint",
+    "CheckpointError",
+    "Decode",
+    "Decoder",
+    "FileTokenizer",
+    "Llama3Scaling",
+    "LlamaConfig",
+    "StepLaunch",
+    "Summary",
+    "generate",
+    "load_tokenizer",
+]

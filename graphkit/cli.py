@@ -1,0 +1,341 @@
+"""The command line: ``graphkit info | generate | bench | inspect``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect as inspection
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from graphkit.errors import GraphkitError, RuntimeUnavailableError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="CUDA Graphs for Python pipelines that change.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class RuntimeChoice(StrEnum):
+    """Which runtime a command uses."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    SIM = "sim"
+
+
+class BuildChoice(StrEnum):
+    """How a decode step is made."""
+
+    EAGER = "eager"
+    CAPTURE = "capture"
+    MANUAL = "manual"
+
+
+RuntimeOption = Annotated[
+    RuntimeChoice,
+    typer.Option("--runtime", help="auto: the device, or the simulator where there is none."),
+]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Print an expected error as its message alone, and exit with status 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        # The reader of the text has seen enough; Python would complain again at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        raise typer.Exit(0) from None
+    except (GraphkitError, ValueError, TypeError, OSError, ImportError) as error:
+        sys.stdout.flush()
+        typer.echo(f"graphkit: error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _choose_runtime(choice: RuntimeChoice) -> Any:
+    """Make a runtime the current one; say in the first line when it is the simulator."""
+    import graphkit as gk
+
+    if choice is not RuntimeChoice.SIM:
+        try:
+            runtime = gk.use("cuda")
+        except RuntimeUnavailableError as error:
+            if choice is RuntimeChoice.CUDA:
+                raise
+            reason = str(error).splitlines()[0]
+            typer.echo(f"SIMULATOR: no CUDA device here, NumPy runs the kernels ({reason})")
+            return gk.use("sim")
+        typer.echo(f"device: {runtime.get_device_name(runtime.get_device())}")
+        return runtime
+    typer.echo("SIMULATOR: as asked for, NumPy runs the kernels")
+    return gk.use("sim")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _printable(text: str) -> str:
+    """Make control characters visible: a model may write those that steer a terminal."""
+    return "".join(
+        char if char in "\n\t" or char.isprintable() else f"\\x{ord(char):02x}" for char in text
+    )
+
+
+@app.command()
+def info(runtime: RuntimeOption = RuntimeChoice.AUTO) -> None:
+    """Show the runtime, the versions, and what the driver can do."""
+    with _clear_errors():
+        chosen = _choose_runtime(runtime)
+        import graphkit as gk
+        from graphkit.runtime import probe
+
+        table = _table("", "")
+        table.add_row("graphkit", gk.__version__)
+        table.add_row("python", sys.version.split()[0])
+        capabilities: Any = probe(chosen)
+        for name, value in vars(capabilities).items():
+            table.add_row(name.replace("_", " "), _show(value))
+        Console(highlight=False).print(table)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "def ",
+    tokens: Annotated[int, typer.Option(help="How many tokens to append.")] = 64,
+    build: Annotated[
+        BuildChoice, typer.Option(help="How the decode step is made that writes the text.")
+    ] = BuildChoice.CAPTURE,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A Llama in Hugging Face format; the bundled one by default."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely token; above, tokens are drawn.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 means all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among this share of probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    compare: Annotated[
+        bool, typer.Option(help="Run the other builds too, and compare their tokens.")
+    ] = True,
+    runtime: RuntimeOption = RuntimeChoice.AUTO,
+) -> None:
+    """Let a Llama write text, one graph launch per token, and compare three ways to build it."""
+    with _clear_errors():
+        chosen = _choose_runtime(runtime)
+        # The only place that knows of the kernels: graphkit itself never imports them.
+        from graphkit.kernels import llama
+
+        on_device = chosen.name == "cuda"
+        pieces = llama.generate(
+            llama.BUNDLED_MODEL if model is None else model,
+            prompt,
+            tokens,
+            build=build.value,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            compare=compare,
+            timed=on_device,
+        )
+        typer.echo(_printable(prompt), nl=False)
+        summary: Any = None
+        for piece in pieces:
+            if isinstance(piece, str):
+                typer.echo(_printable(piece), nl=False)
+                sys.stdout.flush()
+            else:
+                summary = piece
+        typer.echo("\n")
+        table = _table("build", "nodes", "launches", "tokens", *(["ms/token"] if on_device else []))
+        for run in summary.runs:
+            times = [f"{run.ms_per_token:.3f}"] if on_device else []
+            nodes = str(run.nodes) if run.nodes else "-"
+            table.add_row(run.build, nodes, str(run.launches), str(len(run.tokens)), *times)
+        Console(highlight=False).print(table)
+        if summary.same_tokens is not None:
+            verdict = "yes" if summary.same_tokens else "no"
+            typer.echo(f"same tokens from all builds: {verdict}")
+        if summary.same_tokens is False:
+            raise typer.Exit(2)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(help="The script to run; what follows goes to it.")
+    ] = None,
+) -> None:
+    """List the benchmarks of a checkout, or run one."""
+    with _clear_errors():
+        scripts = _benchmarks(Path(__file__).parent.parent / "bench")
+        if name is None:
+            table = _table("benchmark", "question")
+            table.columns[1].justify = "left"
+            for stem, path in scripts.items():
+                docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+                table.add_row(stem, docstring.partition("\n")[0])
+            Console(highlight=False).print(table)
+            return
+        if name not in scripts:
+            raise ValueError(f"name: expected one of {', '.join(scripts)}, came {name!r}")
+        command = [sys.executable, str(scripts[name]), *context.args]
+        raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _benchmarks(folder: Path) -> dict[str, Path]:
+    """Return the scripts of bench/ by name; modules that they share are left out."""
+    scripts = {
+        path.stem: path
+        for path in sorted(folder.glob("*.py"))
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    if not scripts:
+        raise ValueError(
+            "bench: expected a checkout of graphkit with a folder bench/, came an installed "
+            "package; the benchmarks are not part of it"
+        )
+    return scripts
+
+
+@app.command()
+def inspect(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="module:function or FILE.py:function. Without a parameter it must return a "
+            "graphkit.Graph; with one it is captured and given the stream. By default the decode "
+            "step of the bundled model."
+        ),
+    ] = None,
+    dot: Annotated[bool, typer.Option("--dot", help="Print Graphviz text instead.")] = False,
+    runtime: RuntimeOption = RuntimeChoice.AUTO,
+) -> None:
+    """Show the nodes of a graph and what each waits for."""
+    with _clear_errors():
+        if dot:
+            # The output is a file of its own language: a first line in front would spoil it.
+            _quietly(runtime)
+        else:
+            _choose_runtime(runtime)
+        graph = _decode_graph() if target is None else _graph_of(_load_function(target))
+        if dot:
+            typer.echo(graph.dot())
+            return
+        _print_nodes(graph)
+
+
+def _quietly(runtime: RuntimeChoice) -> None:
+    import graphkit as gk
+
+    try:
+        gk.use("sim" if runtime is RuntimeChoice.SIM else "cuda")
+    except RuntimeUnavailableError:
+        if runtime is RuntimeChoice.CUDA:
+            raise
+        typer.echo("// SIMULATOR: no CUDA device here")  # a comment in Graphviz's language
+        gk.use("sim")
+
+
+def _decode_graph() -> Any:
+    from graphkit.kernels import llama
+
+    checkpoint = llama.Checkpoint.load(llama.BUNDLED_MODEL)
+    return llama.Decoder(checkpoint).build("manual").graph
+
+
+def _load_function(target: str) -> Callable[..., Any]:
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"target: expected module:function or FILE.py:function, came {target!r}")
+    if place.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"target: expected a Python file, came {place!r}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"target: expected a function {name!r} in {place}, there is none")
+    found: Callable[..., Any] = function
+    return found
+
+
+def _graph_of(function: Callable[..., Any]) -> Any:
+    import graphkit as gk
+
+    if inspection.signature(function).parameters:
+        stream = gk.Stream()
+        with gk.capture(stream) as graph:
+            function(stream)
+        return graph
+    made = function()
+    if not isinstance(made, gk.Graph):
+        came = type(made).__name__
+        raise TypeError(f"target: expected a function that returns a graphkit.Graph, came {came}")
+    return made
+
+
+def _print_nodes(graph: Any) -> None:
+    number = {node: index for index, node in enumerate(graph.nodes)}
+    waits: dict[int, list[str]] = {index: [] for index in number.values()}
+    for edge in graph.edges:
+        mark = "*" if edge.programmatic else ""
+        waits[number[edge.to_node]].append(f"{number[edge.from_node]}{mark}")
+    table = _table("node", "type", "kernel", "grid", "block", "shared", "after")
+    for column in (1, 2, 6):
+        table.columns[column].justify = "left"
+    for node, index in number.items():
+        values = graph.values(node)
+        kernel = hasattr(values, "grid")
+        table.add_row(
+            str(index),
+            node.type.name.lower(),
+            values.name if kernel else "",
+            "x".join(map(str, values.grid)) if kernel else "",
+            "x".join(map(str, values.block)) if kernel else "",
+            str(values.shared_mem) if kernel else "",
+            " ".join(waits[index]),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    programmatic = sum(edge.programmatic for edge in graph.edges)
+    console.print(f"{len(number)} nodes, {len(graph.edges)} edges ({programmatic} programmatic *)")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

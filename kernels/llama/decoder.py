@@ -1,0 +1,376 @@
+"""The decode of a Llama, one token a launch: eager, captured, or as a graph built by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+import graphkit as gk
+from graphkit.arrays import ArrayInfo, describe
+from graphkit.runtime.protocol import MemcpyKind
+
+from ..advance import advance
+from ..argmax import argmax
+from ..attention import attention
+from ..embedding import embedding
+from ..launch import KernelLaunch
+from ..matvec import matvec
+from ..residual_add import residual_add
+from ..rms_norm import rms_norm
+from ..rope_append import rope_append
+from ..sample import sample
+from ..silu_mul import silu_mul
+from .checkpoint import Checkpoint
+
+__all__ = ["BUILDS", "Build", "Decode", "Decoder", "StepLaunch"]
+
+Build = Literal["eager", "capture", "manual"]
+BUILDS: tuple[Build, ...] = get_args(Build)
+
+_FLOAT32 = np.dtype(np.float32)
+_BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class StepLaunch:
+    """One kernel launch of a decode step.
+
+    Attributes:
+        name: what it does and where, such as ``"layers.0.attention"``.
+        launch: kernel, launch configuration and arguments.
+        after: the launches it waits for, by their place in :attr:`Decoder.launches`.
+    """
+
+    name: str
+    launch: KernelLaunch
+    after: tuple[int, ...]
+
+
+class Decoder:
+    """A Llama with a static KV cache, whose whole state lies in device memory.
+
+    Nothing in a launch changes from token to token: the position, the tokens, the lengths of the
+    prompts and the random state are read and written by the kernels. So the same launches serve
+    the prompt (its own next token is kept) and what follows (the chosen token is appended), and a
+    graph of them is launched once a token without a parameter change.
+
+    Args:
+        checkpoint: configuration and tensors. Matrices in device memory (float32 or bfloat16,
+            C-ordered) are used where they lie; arrays on the host are copied.
+        batch: number of sequences, decoded side by side.
+        max_len: places of the cache in tokens, prompt included; at most the model's
+            ``max_position_embeddings``, which is the default.
+        temperature: 0 takes the most likely token (argmax); above, tokens are drawn.
+        top_k: draw among so many most likely tokens; 0 means all.
+        top_p: draw among the most likely tokens that have this share of the probability.
+
+    Raises:
+        ValueError: an argument out of range, before anything is allocated.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        batch: int = 1,
+        max_len: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> None:
+        config = checkpoint.config
+        max_len = config.max_position_embeddings if max_len is None else max_len
+        if batch < 1:
+            raise ValueError(f"batch: expected 1 sequence or more, came {batch}")
+        if not 2 <= max_len <= config.max_position_embeddings:
+            limit = config.max_position_embeddings
+            raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
+        if not temperature >= 0.0:
+            raise ValueError(f"temperature: expected 0 or more, came {temperature}")
+        if not 0.0 < top_p <= 1.0:
+            raise ValueError(f"top_p: expected more than 0 and at most 1, came {top_p}")
+        if top_k < 0:
+            raise ValueError(f"top_k: expected 0 (all) or more, came {top_k}")
+        self.config = config
+        self.batch = batch
+        self.max_len = max_len
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self._prompts: tuple[tuple[int, ...], ...] = ()
+
+        self.tokens = gk.zeros((batch, max_len), np.int32)
+        self.position = gk.zeros(batch, np.int32)
+        self.prompt_len = gk.zeros(batch, np.int32)
+        self.next_token = gk.zeros(batch, np.int32)
+        self.random_state = gk.zeros((batch, 4), np.uint32)
+        self.logits = gk.zeros((batch, config.vocab_size), np.float32)
+        self.launches: tuple[StepLaunch, ...] = self._list_launches(checkpoint)
+
+    def _list_launches(self, checkpoint: Checkpoint) -> tuple[StepLaunch, ...]:
+        """List the kernel launches of a step, once for all builds."""
+        config, batch = self.config, self.batch
+        heads, kv_heads, dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        tensors = checkpoint.tensors
+        cosines, sines = map(gk.asarray, config.rotary_tables(self.max_len))
+        x = gk.empty((batch, config.hidden_size))
+        normed = gk.empty((batch, config.hidden_size))
+        q = gk.empty((batch, heads, dim))
+        k = gk.empty((batch, kv_heads, dim))
+        v = gk.empty((batch, kv_heads, dim))
+        attended = gk.empty((batch, heads, dim))
+        gate = gk.empty((batch, config.intermediate_size))
+        up = gk.empty((batch, config.intermediate_size))
+        branch = gk.empty((batch, config.hidden_size))
+        # Places of the cache beyond the position are never read, but a zero is easier to look at.
+        cache_shape = (batch, kv_heads, self.max_len, dim)
+        self.k_cache = [gk.zeros(cache_shape) for _ in range(config.num_hidden_layers)]
+        self.v_cache = [gk.zeros(cache_shape) for _ in range(config.num_hidden_layers)]
+
+        launches: list[StepLaunch] = []
+
+        def add(name: str, launch: KernelLaunch, *after: int) -> int:
+            launches.append(StepLaunch(name, launch, after))
+            return len(launches) - 1
+
+        table = device_matrix(tensors["model.embed_tokens.weight"])
+        done = add("embedding", embedding(self.tokens, self.position, table, x))
+        for layer in range(config.num_hidden_layers):
+            at = f"layers.{layer}."
+            prefix = f"model.layers.{layer}."
+
+            def matrix(name: str, prefix: str = prefix) -> Any:
+                return device_matrix(tensors[f"{prefix}{name}.weight"])
+
+            def vector(name: str, prefix: str = prefix) -> Any:
+                return device_vector(tensors[f"{prefix}{name}.weight"])
+
+            eps = config.rms_norm_eps
+            norm = add(at + "norm", rms_norm(x, vector("input_layernorm"), normed, eps), done)
+            to_q = add(at + "q", matvec(matrix("self_attn.q_proj"), normed, q), norm)
+            to_k = add(at + "k", matvec(matrix("self_attn.k_proj"), normed, k), norm)
+            to_v = add(at + "v", matvec(matrix("self_attn.v_proj"), normed, v), norm)
+            caches = self.k_cache[layer], self.v_cache[layer]
+            rope = add(
+                at + "rope_append",
+                rope_append(q, k, v, cosines, sines, *caches, self.position),
+                *(to_q, to_k, to_v),
+            )
+            attend = add(
+                at + "attention", attention(q, *caches, self.position, attended, dim**-0.5), rope
+            )
+            to_o = add(at + "o", matvec(matrix("self_attn.o_proj"), attended, branch), attend)
+            # In place: everything that read x before is behind `branch`.
+            done = add(at + "add", residual_add(branch, x, x), to_o)
+            norm = add(
+                at + "mlp_norm", rms_norm(x, vector("post_attention_layernorm"), normed, eps), done
+            )
+            to_gate = add(at + "gate", matvec(matrix("mlp.gate_proj"), normed, gate), norm)
+            to_up = add(at + "up", matvec(matrix("mlp.up_proj"), normed, up), norm)
+            silu = add(at + "silu_mul", silu_mul(gate, up, gate), to_gate, to_up)
+            down = add(at + "down", matvec(matrix("mlp.down_proj"), gate, branch), silu)
+            done = add(at + "mlp_add", residual_add(branch, x, x), down)
+        weight = device_vector(tensors["model.norm.weight"])
+        norm = add("norm", rms_norm(x, weight, normed, config.rms_norm_eps), done)
+        head = table if config.tie_word_embeddings else device_matrix(tensors["lm_head.weight"])
+        to_logits = add("lm_head", matvec(head, normed, self.logits), norm)
+        if self.temperature == 0.0:
+            choice = argmax(self.logits, self.next_token)
+        else:
+            choice = sample(
+                self.logits,
+                self.random_state,
+                self.next_token,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+            )
+        chosen = add("choose", choice, to_logits)
+        add(
+            "advance", advance(self.tokens, self.next_token, self.prompt_len, self.position), chosen
+        )
+        return tuple(launches)
+
+    def start(self, *prompts: Sequence[int], seed: int = 0) -> None:
+        """Put prompts in the buffer and go back to position 0.
+
+        Waits for the device, so it must not be called during a capture.
+
+        Args:
+            prompts: one per sequence of the batch, as token ids.
+            seed: of the random state; each sequence draws from a stream of its own.
+
+        Raises:
+            ValueError: a prompt is empty, does not fit the cache, or holds an unknown token.
+        """
+        if len(prompts) != self.batch:
+            raise ValueError(
+                f"prompts: expected {self.batch}, one per sequence, came {len(prompts)}"
+            )
+        tokens = np.zeros((self.batch, self.max_len), np.int32)
+        for row, prompt in enumerate(prompts):
+            check_prompt(prompt, self.max_len, self.config.vocab_size)
+            tokens[row, : len(prompt)] = prompt
+        self._prompts = tuple(tuple(prompt) for prompt in prompts)
+        self.tokens.set(tokens)
+        self.prompt_len.set([len(prompt) for prompt in prompts])
+        self.position.set(np.zeros(self.batch, np.int32))
+        low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+        self.random_state.set([(low, high, 0, row) for row in range(self.batch)])
+
+    def build(self, build: Build, stream: gk.Stream | None = None) -> Decode:
+        """Make the launches of a step launchable as one.
+
+        Args:
+            build: ``"eager"`` launches every kernel from Python; ``"capture"`` captures those
+                launches into a graph; ``"manual"`` adds a kernel node for each, with its
+                dependencies, so that independent ones lie side by side.
+            stream: the stream to launch on; a new one by default.
+        """
+        if build not in BUILDS:
+            raise ValueError(f"build: expected one of {', '.join(BUILDS)}, came {build!r}")
+        stream = stream or gk.Stream()
+        if build == "eager":
+            return Decode(build, self, stream, None, lambda: self._launch_eagerly(stream))
+        if build == "capture":
+            # Loading a module is refused during a capture, so every kernel is loaded before.
+            for step in self.launches:
+                step.launch.kernel.function()
+            with gk.capture(stream) as graph:
+                self._launch_eagerly(stream)
+        else:
+            graph = self._graph_by_hand()
+        exec_ = graph.instantiate()
+        exec_.upload(stream)
+        return Decode(build, self, stream, graph, exec_.launcher(stream), exec_)
+
+    def _launch_eagerly(self, stream: gk.Stream) -> None:
+        for step in self.launches:
+            kernel, grid, block, args, shared_mem = step.launch
+            kernel(grid, block, args, stream=stream, shared_mem=shared_mem)
+
+    def _graph_by_hand(self) -> gk.Graph:
+        graph = gk.Graph()
+        nodes: list[gk.Node] = []
+        for step in self.launches:
+            kernel, grid, block, args, shared_mem = step.launch
+            after = [nodes[index] for index in step.after]
+            nodes.append(
+                graph.add_kernel_node(kernel, grid, block, args, deps=after, shared_mem=shared_mem)
+            )
+        return graph
+
+
+class Decode:
+    """A decode step that can be launched, once per token.
+
+    Attributes:
+        build: how it was made.
+        decoder: whose state the launches move on.
+        stream: where they go.
+        graph: the graph, None for the eager build.
+        launch: enqueue one step; returns without waiting.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        decoder: Decoder,
+        stream: gk.Stream,
+        graph: gk.Graph | None,
+        launch: Callable[[], None],
+        exec_: gk.GraphExec | None = None,
+    ) -> None:
+        self.build = build
+        self.decoder = decoder
+        self.stream = stream
+        self.graph = graph
+        self.launch = launch
+        self.exec = exec_
+
+    @property
+    def node_count(self) -> int:
+        """Nodes of the graph; 0 for the eager build, which has none."""
+        return 0 if self.graph is None else len(self.graph.nodes)
+
+    @property
+    def launches_per_token(self) -> int:
+        """Calls into CUDA's launch interface per token: 1 for a graph, else one per kernel."""
+        return len(self.decoder.launches) if self.graph is None else 1
+
+    def last_tokens(self) -> NDArray[np.int32]:
+        """Wait for the stream and return the token chosen last for every sequence."""
+        self.stream.synchronize()
+        return self.decoder.next_token.get()
+
+    def close(self) -> None:
+        """Destroy the executable graph, if there is one; the decoder stays usable."""
+        if self.exec is not None:
+            self.exec.close()
+
+
+def check_prompt(prompt: Sequence[int], max_len: int, vocab_size: int) -> None:
+    """Check that a prompt can be decoded, before anything is launched.
+
+    Raises:
+        ValueError: it is empty, leaves no place in a cache of ``max_len`` tokens for one more, or
+            holds a token outside the vocabulary.
+    """
+    if not len(prompt):
+        raise ValueError("prompt: expected at least one token, came an empty prompt")
+    if len(prompt) >= max_len:
+        raise ValueError(
+            f"prompt: expected at most {max_len - 1} tokens, since the cache holds {max_len} with "
+            f"the one that follows, came {len(prompt)}"
+        )
+    for token in prompt:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"prompt: expected tokens below {vocab_size}, came {token}")
+
+
+def device_matrix(tensor: Any) -> Any:
+    """Return a matrix in device memory in a dtype that the kernels multiply by.
+
+    Host arrays are copied; float16 becomes float32. Device arrays are used as they are.
+
+    Raises:
+        ValueError: a device array is not C-ordered, or neither float32 nor bfloat16.
+    """
+    info = describe(tensor)
+    if info.on_host:
+        host = _host_copy(info)
+        return gk.asarray(host if host.dtype in (_FLOAT32, _BFLOAT16) else host.astype(_FLOAT32))
+    if not info.contiguous or info.dtype not in (_FLOAT32, _BFLOAT16):
+        raise ValueError(
+            "tensor: expected float32 or bfloat16 in C order in device memory, "
+            f"came {info.dtype} of shape {info.shape} with strides {info.strides}"
+        )
+    return tensor
+
+
+def device_vector(tensor: Any) -> Any:
+    """Return a small vector in device memory as float32, copied where it is not."""
+    info = describe(tensor)
+    if info.dtype == _FLOAT32 and not info.on_host:
+        return tensor
+    return gk.asarray(_host_copy(info).astype(_FLOAT32))
+
+
+def _host_copy(info: ArrayInfo) -> NDArray[Any]:
+    if isinstance(info.owner, np.ndarray):
+        return info.owner
+    if not info.contiguous:
+        raise ValueError(f"tensor: expected C order, came strides {info.strides}")
+    host = np.empty(info.shape, info.dtype)
+    kind = MemcpyKind.HOST_TO_HOST if info.on_host else MemcpyKind.DEVICE_TO_HOST
+    runtime = gk.current()
+    runtime.device_synchronize()
+    runtime.memcpy(host.ctypes.data, info.ptr, info.nbytes, kind)
+    return host

@@ -1,1 +1,92 @@
-"""CUDA Graphs for Python pipelines that change."""
+"""CUDA Graphs for Python pipelines that change.
+
+>>> import graphkit as gk
+>>> with gk.capture(stream) as graph:
+...     kernel(grid, block, (x, y), stream=stream)
+>>> exe = graph.instantiate()
+>>> exe.launch(stream)
+"""
+
+from graphkit.arrays import ArrayInfo, DeviceArray, asarray, describe, empty, empty_pinned, zeros
+from graphkit.capture import capture
+from graphkit.errors import (
+    CaptureError,
+    CudaError,
+    GraphkitError,
+    GraphUpdateError,
+    NotSimulated,
+    RuntimeUnavailableError,
+    SimulationError,
+)
+from graphkit.graph import Graph
+from graphkit.graph_exec import GraphExec, UpdateReport
+from graphkit.kernel import Kernel, Launch, Pointer
+from graphkit.lifetime import live_handles
+from graphkit.node import Argument, GraphEdge, KernelNodeValues, Node
+from graphkit.params import Difference, Parameter
+from graphkit.runtime import current, probe, use
+from graphkit.runtime.protocol import (
+    CaptureStatus,
+    EdgeData,
+    ExecUpdateStatus,
+    InstantiateFlags,
+    LaunchAttribute,
+    LaunchAttributeID,
+    MemcpyKind,
+    MemcpyNodeParams,
+    MemsetNodeParams,
+    NodeType,
+)
+from graphkit.runtime.sim.options import SimOptions
+from graphkit.stream import Event, HostCallback, Stream, stream_handle
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Argument",
+    "ArrayInfo",
+    "CaptureError",
+    "CaptureStatus",
+    "CudaError",
+    "DeviceArray",
+    "Difference",
+    "EdgeData",
+    "Event",
+    "ExecUpdateStatus",
+    "Graph",
+    "GraphEdge",
+    "GraphExec",
+    "GraphUpdateError",
+    "GraphkitError",
+    "HostCallback",
+    "InstantiateFlags",
+    "Kernel",
+    "KernelNodeValues",
+    "Launch",
+    "LaunchAttribute",
+    "LaunchAttributeID",
+    "MemcpyKind",
+    "MemcpyNodeParams",
+    "MemsetNodeParams",
+    "Node",
+    "NodeType",
+    "NotSimulated",
+    "Parameter",
+    "Pointer",
+    "RuntimeUnavailableError",
+    "SimOptions",
+    "SimulationError",
+    "Stream",
+    "UpdateReport",
+    "asarray",
+    "capture",
+    "current",
+    "describe",
+    "empty",
+    "empty_pinned",
+    "live_handles",
+    "probe",
+    "stream_handle",
+    "use",
+    "zeros",
+]

@@ -139,16 +139,18 @@ class DeviceArray:
             IndexError: when the index does not fit the shape.
             ValueError: for anything but ints and slices, and for negative steps.
         """
-        # NumPy knows the rules of slicing: let it slice an array of this layout with no memory.
-        layout = np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), self.shape, self.strides)
+        items = index if isinstance(index, tuple) else (index,)
+        if not all(isinstance(item, (int, np.integer, slice, type(...))) for item in items):
+            raise ValueError(f"index: expected ints and slices, came {index!r}")
+        # NumPy knows the rules of slicing: let it slice an array of this layout over no memory.
+        # The ellipsis makes the result a view even when it is one element; nothing is read.
+        layout: NDArray[np.uint8] = np.lib.stride_tricks.as_strided(
+            np.empty(1, np.uint8), self.shape, self.strides
+        )
+        part: NDArray[np.uint8] = layout[items if ... in items else (*items, ...)]
+        if min(part.strides, default=0) < 0:
+            raise ValueError(f"index: expected slices with positive steps, came {index!r}")
         base = layout.__array_interface__["data"][0]
-        part = layout[index]  # type: ignore[index]
-        if not isinstance(part, np.ndarray):
-            index = (*index, None) if isinstance(index, tuple) else (index, None)
-            part = layout[index]  # type: ignore[index]
-            part = part.reshape(()) if part.size == 1 else part
-        if part.base is None or min(part.strides, default=0) < 0:
-            raise ValueError(f"index: expected ints and forward slices, came {index!r}")
         view = object.__new__(DeviceArray)
         view.runtime, view._memory, view.dtype = self.runtime, self._memory, self.dtype
         view.shape, view.strides = part.shape, part.strides
@@ -325,9 +327,7 @@ def _describe_interface(array: Any) -> ArrayInfo:
 
 
 def _describe_own(array: DeviceArray) -> ArrayInfo:
-    return ArrayInfo(
-        array.ptr, array.shape, array.dtype, array.strides, array.nbytes, False, array
-    )
+    return ArrayInfo(array.ptr, array.shape, array.dtype, array.strides, array.nbytes, False, array)
 
 
 def _describe_numpy(array: NDArray[Any]) -> ArrayInfo:

@@ -59,7 +59,7 @@ def _clear_errors() -> Iterator[None]:
         yield
     except BrokenPipeError:
         # The reader of the text has seen enough; Python would complain again at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         raise typer.Exit(0) from None
     except (GraphkitError, ValueError, TypeError, OSError, ImportError) as error:
         sys.stdout.flush()

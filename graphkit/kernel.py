@@ -64,9 +64,7 @@ class Pointer:
     def __bool__(self) -> bool:
         return self.address != 0
 
-    def view(
-        self, shape: int | Sequence[int], offset: int = 0, dtype: Any = None
-    ) -> NDArray[Any]:
+    def view(self, shape: int | Sequence[int], offset: int = 0, dtype: Any = None) -> NDArray[Any]:
         """Return device memory as a C-ordered array.
 
         Args:
@@ -194,7 +192,7 @@ class Kernel:
             return loaded[1].handle
         with self._lock:
             loaded = self._loaded.get(id(runtime))
-            if loaded is not None:
+            if loaded is not None:  # another thread was first
                 return loaded[1].handle
             if not self.code:
                 raise ValueError(f"{self.name}: expected the runtime it was wrapped in, came other")

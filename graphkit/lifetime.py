@@ -12,15 +12,25 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from threading import RLock
 
-from graphkit.runtime.protocol import CaptureStatus, Runtime
+from graphkit.runtime.protocol import CaptureStatus, EventFlags, Runtime
 
-__all__ = ["Handle", "begin_capture", "end_capture", "keep_for_capture", "live_handles"]
+__all__ = [
+    "Handle",
+    "begin_capture",
+    "end_capture",
+    "keep_for_capture",
+    "keep_until_done",
+    "live_handles",
+    "release_done",
+]
 
 # Reentrant because a finalizer may run at any bytecode, also inside these functions.
 _lock = RLock()
 _live: Counter[str] = Counter()
 _queue: deque[Callable[[], None]] = deque()
 _captures: dict[tuple[int, int], list[object]] = {}
+# What launches in flight may still use, with the events that tell when they are done.
+_waiting: list[tuple[list[Handle], object]] = []
 
 
 class Handle:
@@ -48,10 +58,16 @@ class Handle:
         self.kind = kind
         self.value = value
         self.owner = owner
-        self._destroy = destroy
+        self._destroy: Callable[[int], None] | None = None
         if destroy is not None:
-            with _lock:
-                _live[kind] += 1
+            self.fill(value, destroy)
+
+    def fill(self, value: int, destroy: Callable[[int], None]) -> None:
+        """Take over a handle that did not exist yet when this object was made."""
+        self.value = value
+        self._destroy = destroy
+        with _lock:
+            _live[self.kind] += 1
 
     @property
     def closed(self) -> bool:
@@ -87,6 +103,7 @@ class Handle:
 
 def live_handles() -> dict[str, int]:
     """Count the handles that graphkit owns now, by kind; kinds with none are left out."""
+    release_done()
     with _lock:
         return {kind: count for kind, count in sorted(_live.items()) if count}
 
@@ -120,3 +137,36 @@ def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) ->
         kept = _captures.get((id(runtime), info.id))
         if kept is not None:
             kept.extend(owners)
+
+
+def keep_until_done(runtime: Runtime, streams: Iterable[int], owners: object) -> None:
+    """Keep ``owners`` alive until the work that is on ``streams`` now is done.
+
+    Records one event a stream (cudaEventRecord); nobody waits. While a capture is live this
+    is put off, since an event recorded then could become a part of the capture.
+    """
+    handles = list(streams)
+    with _lock:
+        if _captures:
+            _queue.append(lambda: keep_until_done(runtime, handles, owners))
+            return
+    events = []
+    for stream in handles:
+        event = runtime.event_create_with_flags(EventFlags.DISABLE_TIMING)
+        events.append(Handle(runtime, "event", event, runtime.event_destroy))
+        runtime.event_record(event, stream)
+    with _lock:
+        _waiting.append((events, owners))
+    release_done()
+
+
+def release_done() -> None:
+    """Let go of what launches have finished with (cudaEventQuery); wait for nothing."""
+    with _lock:
+        if _captures or not _waiting:
+            return
+        due = list(_waiting)
+        _waiting.clear()
+    still = [entry for entry in due if not all(e.runtime.event_query(e.value) for e in entry[0])]
+    with _lock:
+        _waiting.extend(still)

@@ -168,7 +168,9 @@ def memcpy_params(dst: object, src: object, nbytes: int | None = None) -> Memcpy
         raise ValueError("dst: expected at least one element to copy, came none")
     if target.contiguous and source.contiguous:
         if target.nbytes != source.nbytes:
-            raise ValueError(f"src: expected {target.nbytes} bytes as dst has, came {source.nbytes}")
+            raise ValueError(
+                f"src: expected {target.nbytes} bytes as dst has, came {source.nbytes}"
+            )
         size = target.nbytes
         return MemcpyNodeParams(target.ptr, size, 1, source.ptr, size, 1, size, 1, 1, kind)
     if target.shape != source.shape:

@@ -22,7 +22,8 @@ __all__ = [
     "parse_signature",
 ]
 
-Args = Sequence[object] | Mapping[str, object]
+# By position, or by name; where single ones are changed also by position in a dict.
+Args = Sequence[object] | Mapping[Any, object]
 
 _SCALARS: dict[str, Any] = {
     "bool": np.bool_,
@@ -414,12 +415,17 @@ class ArgumentBlock:
         if type(args) is tuple and len(args) == len(writers):
             values = args
         else:
-            values = self._complete(args)
+            values = self.complete(args)
         for write, value in zip(writers, values, strict=True):
             write(value)
         return values
 
-    def _complete(self, args: Args) -> Sequence[object]:
+    def complete(self, args: Args) -> Sequence[object]:
+        """Return all arguments in order, however they were given.
+
+        Raises:
+            TypeError: when one is missing, too many or unknown; the message lists the names.
+        """
         names = ", ".join(self.names)
         count = len(self.parameters)
         if isinstance(args, Mapping):
@@ -459,3 +465,9 @@ class ArgumentBlock:
             return raw
         scalar: object = np.frombuffer(raw, item.dtype)[0]
         return scalar
+
+    def copy(self) -> ArgumentBlock:
+        """Return an independent block with the same bytes."""
+        block = ArgumentBlock(self.parameters, nbytes=len(self.view) if self.extra else 0)
+        block.view[:] = self.view
+        return block

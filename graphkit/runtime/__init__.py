@@ -1,1 +1,130 @@
-"""The seam: one method per CUDA call, on a device or on the simulator."""
+"""The seam: one method per CUDA call, on a device or on the simulator, and which of the two."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from graphkit.errors import RuntimeUnavailableError
+from graphkit.runtime.probe import Capabilities, Feature
+from graphkit.runtime.probe import probe as _probe
+from graphkit.runtime.protocol import Runtime
+
+if TYPE_CHECKING:
+    from graphkit.runtime.sim import SimOptions
+
+__all__ = ["Capabilities", "Feature", "Runtime", "current", "probe", "use"]
+
+ENVIRONMENT_VARIABLE: Final = "GRAPHKIT_RUNTIME"
+_NAMES: Final = ("cuda", "sim")
+_TRY_SIMULATOR: Final = (
+    'To work without a device, choose the simulator: gk.use("sim"), '
+    f"or {ENVIRONMENT_VARIABLE}=sim in the environment."
+)
+
+_lock = threading.Lock()
+_current: Runtime | None = None
+_cuda: Runtime | None = None
+
+
+def _open_cuda() -> Runtime:
+    """Return the CUDA runtime of this process, made on the first call."""
+    global _cuda
+    if _cuda is None:
+        try:
+            from graphkit.runtime.cuda import CudaRuntime
+        except ImportError as error:
+            raise RuntimeUnavailableError(
+                f"{_why_not_importable(error)}\n{_TRY_SIMULATOR}"
+            ) from error
+        try:
+            _cuda = CudaRuntime()
+        except RuntimeUnavailableError as error:
+            raise RuntimeUnavailableError(f"{error}.\n{_TRY_SIMULATOR}") from None
+    return _cuda
+
+
+def _why_not_importable(error: ImportError) -> str:
+    from graphkit.runtime.cuda_driver import driver_version
+
+    supported = driver_version()
+    if supported is None:
+        extra = "cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"
+        driver = " No NVIDIA driver was found either."
+    else:
+        # An extra newer than the driver would install, and then find the driver too old.
+        extra = "cuda-graphkit[cu13]" if supported >= 13000 else "cuda-graphkit[cu12]"
+        driver = f" (the driver supports CUDA {supported // 1000}.{supported % 1000 // 10})"
+        driver += "."
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "cuda":
+        return f"cuda-bindings is not installed: install {extra}{driver}"
+    return f"cuda-bindings cannot be imported ({error}): reinstall {extra}{driver}"
+
+
+def _open_sim(options: SimOptions | None) -> Runtime:
+    from graphkit.runtime.sim import SimOptions, SimRuntime
+
+    if options is not None and not isinstance(options, SimOptions):
+        raise TypeError(f"options: expected SimOptions, got {type(options).__name__}")
+    return SimRuntime(SimOptions() if options is None else options)
+
+
+def use(name: str, options: SimOptions | None = None) -> Runtime:
+    """Choose the runtime for everything made from now on; make no CUDA call but cudaGetDeviceCount.
+
+    May be called again to switch. What already exists (arrays, streams, graphs) keeps the runtime
+    it was made with. ``use("sim")`` starts a new, empty simulator each time.
+
+    Args:
+        name: ``"cuda"`` or ``"sim"``.
+        options: how strict the simulator is; only with ``"sim"``.
+
+    Returns:
+        The runtime chosen.
+
+    Raises:
+        ValueError: ``name`` is neither.
+        TypeError: ``options`` are no SimOptions, or were given for ``"cuda"``.
+        RuntimeUnavailableError: there is no CUDA to use. The choice made before still holds.
+    """
+    global _current
+    if name not in _NAMES:
+        raise ValueError(f'name: expected "cuda" or "sim", got {name!r}')
+    if name == "cuda" and options is not None:
+        raise TypeError('options: the simulator has options, expected None with name "cuda"')
+    with _lock:
+        chosen = _open_cuda() if name == "cuda" else _open_sim(options)
+        _current = chosen
+    return chosen
+
+
+def current() -> Runtime:
+    """Return the runtime that new objects are made with; at most one cudaGetDeviceCount.
+
+    The one chosen by :func:`use`; else the one that the environment variable ``GRAPHKIT_RUNTIME``
+    names; else CUDA. Never the simulator unless somebody asked for it.
+
+    Raises:
+        RuntimeUnavailableError: CUDA cannot be used, and why; how to choose the simulator.
+        ValueError: ``GRAPHKIT_RUNTIME`` names no runtime.
+    """
+    global _current
+    chosen = _current
+    if chosen is not None:
+        return chosen
+    with _lock:
+        if _current is None:
+            name = os.environ.get(ENVIRONMENT_VARIABLE, "").strip().lower() or "cuda"
+            if name not in _NAMES:
+                raise ValueError(f'{ENVIRONMENT_VARIABLE}: expected "cuda" or "sim", got {name!r}')
+            _current = _open_cuda() if name == "cuda" else _open_sim(None)
+        return _current
+
+
+def probe(runtime: Runtime | None = None) -> Capabilities:
+    """Find out what the driver can do, by calling it; ``runtime`` defaults to :func:`current`.
+
+    Makes a few small graphs and destroys them again. Not to be called while a capture is live.
+    """
+    return _probe(current() if runtime is None else runtime)

@@ -308,9 +308,10 @@ class Checkpoint:
                 f"{index.name}: weight_map: expected a JSON object, there is none"
             )
         tensors: dict[str, NDArray[Any]] = {}
-        for shard in sorted(set(weight_map.values())):
+        for shard in dict.fromkeys(weight_map.values()):
             # The name stands in a file: it must not lead out of the folder.
-            if Path(shard).name != shard or not (folder / shard).is_file():
+            named = isinstance(shard, str) and Path(shard).name == shard
+            if not named or not (folder / shard).is_file():
                 raise CheckpointError(f"{index.name}: expected shard {shard!r} beside it, missing")
             tensors |= _read_tensors(folder / shard)
         for name, shard in weight_map.items():

@@ -1,5 +1,7 @@
 """The decode of a Llama, one token a launch: eager, captured, or as a graph built by hand."""
 
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ForwardRef
 
 import graphkit
 from graphkit import errors, statuses
@@ -37,6 +37,7 @@ def markdown(docstring: str) -> str:
     """Turn a Google-style docstring with reStructuredText marks into Markdown."""
     text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", inspect.cleandoc(docstring))
     text = text.replace("``", "`")
+    text = re.sub(r"::\n\n((?:    .*\n|\n)+)", _literal, text + "\n")
     out: list[str] = []
     section = ""
     for line in text.splitlines():
@@ -54,12 +55,19 @@ def markdown(docstring: str) -> str:
     return "\n".join(out).strip()
 
 
+def _literal(found: re.Match[str]) -> str:
+    """Fence a literal block; as text, since what it needs stands outside of it."""
+    return f":\n\n```text\n{inspect.cleandoc(found[1])}\n```\n\n"
+
+
 def _section_line(section: str, line: str) -> str:
     item = re.fullmatch(r"    (\*{0,2}[\w.]+)(?: \(.*?\))?: (.*)", line)
     if item and section in ("Args", "Attributes", "Raises"):
         return f"- `{item[1]}`: {item[2]}"
-    # A line of an item's continuation stays under its bullet.
-    return line.removeprefix("    ") if section in ("Returns", "Yields") else line[2:]
+    if section in ("Returns", "Yields"):
+        return line.removeprefix("    ")
+    # What continues an item stays under its bullet.
+    return f"  {line.strip()}" if line.startswith(" " * 8) else line.strip()
 
 
 def docstring_of(thing: object) -> str:
@@ -100,6 +108,8 @@ def signature_of(name: str, function: Any) -> str:
 def _annotation(annotation: object) -> str:
     if isinstance(annotation, str):
         return annotation
+    if isinstance(annotation, ForwardRef):  # the fields of a NamedTuple
+        return annotation.__forward_arg__
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 

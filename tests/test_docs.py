@@ -47,6 +47,7 @@ WITH_CODE = [page for page in PAGES if any(block.language == "python" for block 
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+@pytest.mark.usefixtures("runtime")
 def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page):
     """Run a page's blocks in order, in one namespace; a ``text`` block is the output before it."""
     namespace = {"__name__": "page"}

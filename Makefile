@@ -50,7 +50,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(call READY_FOR,use) ## write text with the bundled Llama: on the GPU, or on the simulator
-	@$(PY) -P -c 'from graphkit.cli import app; app()' generate --prompt "$(PROMPT)" --tokens $(TOKENS)
+	@$(PY) -P -m graphkit.cli generate --prompt "$(PROMPT)" --tokens $(TOKENS)
 
 test: $(call READY_FOR,dev) ## the whole suite without a GPU, on the simulator, with coverage
 	$(PY) -P -m pytest --runtime=sim -m "not gpu" -n $(JOBS) --cov --cov-fail-under=90 --evidence=check

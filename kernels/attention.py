@@ -1,0 +1,104 @@
+"""Attention of one new token to the cache, with grouped heads."""
+
+from __future__ import annotations
+
+from math import isfinite, sqrt
+
+import numpy as np
+
+from graphkit.kernel import Kernel, Launch, Pointer
+
+from .launch import WARP, KernelLaunch, check, source
+
+__all__ = ["ATTENTION", "attention"]
+
+MAX_HEAD_DIM = 256  # as in attention.cu
+MAX_WARPS = 8
+
+
+def twin(
+    launch: Launch,
+    q: Pointer,
+    k_cache: Pointer,
+    v_cache: Pointer,
+    position: Pointer,
+    out: Pointer,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    max_len: int,
+    scale: float,
+) -> None:
+    """Do what attention does."""
+    kv_heads, head_dim, max_len = int(kv_heads), int(head_dim), int(max_len)
+    group = int(heads) // kv_heads
+    for b, at in enumerate(position.view(batch).tolist()):
+        length = max(0, min(at + 1, max_len))
+        for head in range(kv_heads):
+            dense = b * kv_heads + head
+            here = (group, head_dim), dense * group * head_dim
+            if not length:
+                out.view(*here)[...] = 0
+                continue
+            cached = (length, head_dim), dense * max_len * head_dim
+            scores = (q.view(*here) * scale) @ k_cache.view(*cached).T
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+            out.view(*here)[...] = scores @ v_cache.view(*cached)
+
+
+ATTENTION = Kernel(source("attention"), "attention", twin=twin)
+
+
+def attention(
+    q: object,
+    k_cache: object,
+    v_cache: object,
+    position: object,
+    out: object,
+    scale: float | None = None,
+) -> KernelLaunch:
+    """Return the launch of attention for one token per sequence.
+
+    ``out[b, h] = softmax(scale * q[b, h] . k_cache[b, g, :n]) . v_cache[b, g, :n]`` with
+    ``n = position[b] + 1`` and ``g = h // (heads / kv_heads)``.
+
+    Args:
+        q: float32 [batch, heads, head_dim], head_dim at most 256.
+        k_cache: float32 [batch, kv_heads, max_len, head_dim].
+        v_cache: float32, as ``k_cache``.
+        position: int32 [batch], the index of the newest row of the cache.
+        out: float32 [batch, heads, head_dim].
+        scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
+
+    The axes of q and out after the first may be merged into one.
+
+    Raises:
+        ValueError: when shapes or dtypes do not agree.
+    """
+    cache = check("k_cache", k_cache, ("batch", "kv_heads", "max_len", "head_dim"))
+    batch, kv_heads, max_len, head_dim = cache
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"k_cache: expected head_dim of at most {MAX_HEAD_DIM}, came {head_dim}")
+    check("v_cache", v_cache, cache)
+    _, width = check("q", q, (batch, "heads * head_dim"), merge=True)
+    if width % (kv_heads * head_dim):
+        raise ValueError(
+            f"q: expected a multiple of {kv_heads} heads of {head_dim}, came {width} elements a row"
+        )
+    check("out", out, (batch, width), merge=True)
+    check("position", position, (batch,), np.int32)
+    factor = 1 / sqrt(head_dim) if scale is None else float(scale)
+    if not isfinite(factor):
+        raise ValueError(f"scale: expected a finite number, came {scale}")
+    heads = width // head_dim
+    return KernelLaunch(
+        ATTENTION,
+        (heads, min(batch, 65535), 1),
+        (MAX_WARPS * WARP, 1, 1),
+        (
+            *(q, k_cache, v_cache, position, out),
+            *(batch, heads, kv_heads, head_dim, max_len, factor),
+        ),
+    )

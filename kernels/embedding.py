@@ -1,0 +1,63 @@
+"""Embedding: the row of a table that belongs to the token at the current position."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphkit.arrays import BFLOAT16
+from graphkit.kernel import Kernel, Launch, Pointer
+
+from .launch import KernelLaunch, check, choose, source, threads
+
+__all__ = ["EMBEDDING", "embedding"]
+
+
+def twin(
+    launch: Launch,
+    tokens: Pointer,
+    position: Pointer,
+    table: Pointer,
+    out: Pointer,
+    batch: int,
+    max_len: int,
+    vocab: int,
+    width: int,
+) -> None:
+    """Do what embedding_float32 and embedding_bfloat16 do."""
+    rows = out.view((batch, width))
+    for row, at in enumerate(position.view(batch)):
+        rows[row] = np.nan
+        if 0 <= at < max_len:
+            token = int(tokens.view(1, offset=row * int(max_len) + int(at))[0])
+            if 0 <= token < vocab:
+                rows[row] = table.view(width, offset=token * int(width)).astype(np.float32)
+
+
+SOURCE = source("embedding")
+EMBEDDING = {
+    np.dtype(np.float32): Kernel(SOURCE, "embedding_float32", twin=twin),
+    BFLOAT16: Kernel(SOURCE, "embedding_bfloat16", twin=twin),
+}
+
+
+def embedding(tokens: object, position: object, table: object, out: object) -> KernelLaunch:
+    """Return the launch of ``out[b] = table[tokens[b, position[b]]]``.
+
+    A token outside the vocabulary, or a position outside the buffer, gives a row of NaN.
+
+    Args:
+        tokens: int32 [batch, max_len].
+        position: int32 [batch].
+        table: float32 or bfloat16 [vocab, width].
+        out: float32 [batch, width].
+
+    Raises:
+        ValueError: when shapes or dtypes do not agree.
+    """
+    dtype, kernel = choose("table", EMBEDDING, table)
+    batch, max_len = check("tokens", tokens, ("batch", "max_len"), np.int32)
+    check("position", position, (batch,), np.int32)
+    vocab, width = check("table", table, ("vocab", "width"), dtype)
+    check("out", out, (batch, width), merge=True)
+    args = (tokens, position, table, out, batch, max_len, vocab, width)
+    return KernelLaunch(kernel, (batch, 1, 1), (threads(width, 256), 1, 1), args)

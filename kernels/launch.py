@@ -1,0 +1,116 @@
+"""What the kernels of this folder have in common on the host: their source, checks, launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from graphkit.arrays import device_pointer
+from graphkit.kernel import Kernel
+from graphkit.runtime.protocol import Dim3
+
+__all__ = ["KernelLaunch"]
+
+WARP = 32
+
+
+class KernelLaunch(NamedTuple):
+    """A kernel with everything that a launch or a kernel node of it needs.
+
+    ``launch.kernel(launch.grid, launch.block, launch.args, stream=stream)`` launches it;
+    ``graph.add_kernel_node(*launch[:4])`` makes a node of it.
+
+    Attributes:
+        kernel: the kernel.
+        grid: blocks along x, y, z.
+        block: threads of a block along x, y, z.
+        args: the arguments by position.
+        shared_mem: dynamic shared memory of a block in bytes.
+    """
+
+    kernel: Kernel
+    grid: Dim3
+    block: Dim3
+    args: tuple[object, ...]
+    shared_mem: int = 0
+
+
+def source(stem: str) -> str:
+    """Return the CUDA C++ source of a kernel of this folder."""
+    return (files(__package__) / f"{stem}.cu").read_text(encoding="utf-8")
+
+
+def check(
+    argument: str,
+    array: object,
+    expected: Sequence[int | str] | None = None,
+    dtype: DTypeLike = np.float32,
+    *,
+    merge: bool = False,
+) -> tuple[int, ...]:
+    """Check an array in device memory and return its shape.
+
+    Args:
+        argument: what to call the array in an error message.
+        array: an array of any library.
+        expected: its shape. A name stands for any extent of 1 or more; None for any shape.
+        dtype: its element type.
+        merge: whether axes beyond those of ``expected`` are counted into the last one, so that
+            ``[batch, heads, head_dim]`` serves as ``[batch, width]``.
+
+    Raises:
+        TypeError: when it is no array, or one on the host.
+        ValueError: when shape, dtype or layout are not as expected.
+    """
+    info = device_pointer(array, argument)
+    if info.dtype != np.dtype(dtype):
+        raise ValueError(f"{argument}: expected dtype {np.dtype(dtype)}, came {info.dtype}")
+    shape = info.shape
+    if expected is not None:
+        if merge and len(shape) > len(expected):
+            last = len(expected) - 1
+            shape = (*shape[:last], prod(shape[last:]))
+        if len(shape) != len(expected) or any(
+            extent != wanted
+            for extent, wanted in zip(shape, expected, strict=True)
+            if not isinstance(wanted, str)
+        ):
+            wanted = ", ".join(map(str, expected))
+            raise ValueError(f"{argument}: expected shape ({wanted}), came {info.shape}")
+    if not all(0 < extent < 2**31 for extent in shape):
+        raise ValueError(f"{argument}: expected extents of 1 to 2**31 - 1, came {info.shape}")
+    if not info.contiguous:
+        raise ValueError(f"{argument}: expected C order without gaps, came strides {info.strides}")
+    return shape
+
+
+def size(argument: str, shape: Sequence[int]) -> int:
+    """Return the number of elements, which a kernel takes as an int."""
+    elements = prod(shape)
+    if elements >= 2**31:
+        raise ValueError(f"{argument}: expected fewer than 2**31 elements, came {elements}")
+    return elements
+
+
+def choose(argument: str, kernels: dict[Any, Kernel], array: object) -> tuple[Any, Kernel]:
+    """Return the dtype of an array, and the kernel that is for it."""
+    dtype = device_pointer(array, argument).dtype
+    if dtype not in kernels:
+        names = " or ".join(map(str, kernels))
+        raise ValueError(f"{argument}: expected dtype {names}, came {dtype}")
+    return dtype, kernels[dtype]
+
+
+def threads(width: int, most: int = 1024) -> int:
+    """Return threads of a block for one row: whole warps, no more than the row can use."""
+    return min(-(-width // WARP) * WARP, most)
+
+
+def elementwise(kernel: Kernel, args: tuple[object, ...], elements: int) -> KernelLaunch:
+    """Return the launch of a kernel that has one thread an element."""
+    return KernelLaunch(kernel, (-(-elements // 256), 1, 1), (256, 1, 1), (*args, elements))

@@ -48,7 +48,11 @@ class BuildChoice(StrEnum):
 
 RuntimeOption = Annotated[
     RuntimeChoice,
-    typer.Option("--runtime", help="auto: the device, or the simulator where there is none."),
+    typer.Option(
+        "--runtime",
+        envvar="GRAPHKIT_RUNTIME",
+        help="auto: the device, or the simulator where there is none.",
+    ),
 ]
 
 
@@ -89,7 +93,7 @@ def _choose_runtime(choice: RuntimeChoice) -> Any:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
@@ -109,6 +113,8 @@ def info(runtime: RuntimeOption = RuntimeChoice.AUTO) -> None:
         from graphkit.runtime import probe
 
         table = _table("", "")
+        table.show_header = False
+        table.columns[1].justify = "left"
         table.add_row("graphkit", gk.__version__)
         table.add_row("python", sys.version.split()[0])
         capabilities: Any = probe(chosen)
@@ -120,6 +126,8 @@ def info(runtime: RuntimeOption = RuntimeChoice.AUTO) -> None:
 def _show(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ".".join(map(str, value))  # a version or a compute capability
     return "-" if value is None else str(value)
 
 

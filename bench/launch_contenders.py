@@ -1,9 +1,5 @@
 """The contenders of bench/launch_overhead.py: the same graphs, as each library's users write them.
 
-Every library makes lines of one-thread kernel nodes, each node after the one before. The kernel
-adds ``step`` to a counter; timed graphs have ``step`` 0 and touch nothing, verified ones count.
-All work on one stream and on the same two counters.
-
 Peers get the best their users can write: handles made beforehand, argument blocks packed once, no
 check of the returned status in a timed call. graphkit checks every status all the same.
 """
@@ -16,206 +12,24 @@ import importlib
 import shutil
 import subprocess
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Contender, NativeCall, PythonCall, percentile
-
-SOURCE = """
-extern "C" __global__ void visit(int* seen, int step) {
-    if (step) {
-        seen[0] += step;
-    }
-}
-"""
-NAME = "visit"
-BURST = 50
-
-FLOOR = "C"
-OWN = "graphkit"
-
-
-class UnavailableError(Exception):
-    """A contender cannot take part; the message says why."""
-
-
-@dataclass
-class Entry:
-    """A contender and, where its call launches nothing itself, what launches the graph it changed.
-
-    ``launch`` is for verification only.
-    """
-
-    contender: Contender
-    launch: Callable[[], object] | None = None
-
-
-def checked(answer: tuple[Any, ...]) -> Any:
-    """Return the value of a cuda.bindings answer, raise when its status is not 0."""
-    if int(answer[0]) != 0:
-        raise RuntimeError(f"CUDA answered {answer[0]!r}")
-    return answer[1] if len(answer) == 2 else answer[1:] or None
-
-
-class PackedArguments:
-    """The kernel's two arguments and the ``void*[]`` over them, in memory that can be rewritten."""
-
-    def __init__(self, pointer: int, step: int) -> None:
-        self._pointer = (ctypes.c_uint64 * 1)(pointer)
-        self._step = (ctypes.c_int32 * 1)(step)
-        self._table = (ctypes.c_void_p * 2)(
-            ctypes.addressof(self._pointer), ctypes.addressof(self._step)
-        )
-        # ctypes calls its formats '<Q' and '<i', which a memoryview will not assign to.
-        self.pointer = memoryview(self._pointer).cast("B").cast("Q")
-        self.step = memoryview(self._step).cast("B").cast("i")
-        self.address = ctypes.addressof(self._table)
-
-
-@dataclass(frozen=True)
-class SharedStream:
-    """The stream that all contenders launch on, for those who ask by protocol."""
-
-    ptr: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.ptr
-
-
-class Setting:
-    """What all contenders share: the device, the stream, two counters, the compiled kernel.
-
-    ``graphkit`` is the module, or None with ``graphkit_absent`` saying why.
-    """
-
-    def __init__(self) -> None:
-        try:
-            self.runtime = importlib.import_module("cuda.bindings.runtime")
-            self.driver = importlib.import_module("cuda.bindings.driver")
-            # The first call that needs a device makes the primary context that all share.
-            checked(self.runtime.cudaFree(0))
-        except (ImportError, RuntimeError) as error:
-            raise UnavailableError(f"cuda.bindings and a CUDA device: {error}") from error
-        device = checked(self.runtime.cudaGetDevice())
-        self.properties = checked(self.runtime.cudaGetDeviceProperties(device))
-        self.arch = f"sm_{self.properties.major}{self.properties.minor}"
-        self.cubin = self._compile()
-        image = np.frombuffer(self.cubin, np.uint8)
-        module = checked(self.driver.cuModuleLoadData(image.ctypes.data))
-        self.function = int(checked(self.driver.cuModuleGetFunction(module, NAME.encode())))
-        self.cleanup = ExitStack()
-        self.graphkit: Any = None
-        self.graphkit_absent = ""
-        try:
-            self.graphkit = importlib.import_module("graphkit")
-            self.graphkit.use("cuda")
-            self.own_stream = self.graphkit.Stream()
-            self.own_arrays = [self.graphkit.zeros((1,), np.int32) for _ in range(2)]
-            self.stream = int(self.own_stream.ptr)
-            self.counters = [int(array.ptr) for array in self.own_arrays]
-        except Exception as error:
-            self.graphkit, self.graphkit_absent = None, f"{type(error).__name__}: {error}"
-            non_blocking = self.runtime.cudaStreamNonBlocking
-            self.stream = int(checked(self.runtime.cudaStreamCreateWithFlags(non_blocking)))
-            self.counters = [int(checked(self.runtime.cudaMalloc(4))) for _ in range(2)]
-        self.stream_handle = self.runtime.cudaStream_t(self.stream)
-
-    def _compile(self) -> bytes:
-        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
-        program = checked(nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"visit.cu", 0, [], []))
-        options = [f"--gpu-architecture={self.arch}".encode()]
-        checked(nvrtc.nvrtcCompileProgram(program, len(options), options))
-        image = bytes(checked(nvrtc.nvrtcGetCUBINSize(program)))
-        checked(nvrtc.nvrtcGetCUBIN(program, image))
-        return image
-
-    def synchronize(self) -> None:
-        """Wait for the stream, and raise what went wrong on it."""
-        checked(self.runtime.cudaStreamSynchronize(self.stream_handle))
-
-    def zero(self) -> None:
-        """Set both counters to 0."""
-        for counter in self.counters:
-            checked(self.runtime.cudaMemset(counter, 0, 4))
-        # A memset may return before it is done, and the stream does not wait for the null stream.
-        checked(self.runtime.cudaDeviceSynchronize())
-
-    def read(self) -> tuple[int, int]:
-        """Return both counters, after all work on the stream."""
-        self.synchronize()
-        seen = np.empty(2, np.int32)
-        kind = self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        for index, counter in enumerate(self.counters):
-            target = seen[index:].ctypes.data
-            checked(self.runtime.cudaMemcpy(target, counter, 4, kind))
-        return int(seen[0]), int(seen[1])
-
-    def python_call(
-        self, name: str, statement: str, names: dict[str, Any], *, burst: int = 1
-    ) -> PythonCall:
-        """Return a launch call: synchronize untimed, then the statement ``burst`` times."""
-        sync = {
-            "synchronize": self.runtime.cudaStreamSynchronize,
-            "timed_stream": self.stream_handle,
-        }
-        if burst > 1:
-            statement = f"for _ in range({burst}): {statement}"
-        return PythonCall(
-            name,
-            statement,
-            {**names, **sync},
-            before="synchronize(timed_stream)",
-            divide=burst,
-        )
-
-
-class Library:
-    """One library's side of every case; a case it has no call for stays empty.
-
-    Attributes:
-        name: as the tables and the list of the absent show it.
-    """
-
-    name = ""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-
-    def launches(self, nodes: int, step: int, burst: int) -> list[Entry]:
-        """Launch an executable graph of ``nodes``."""
-        return []
-
-    def builds(self, nodes: int, step: int) -> list[Entry]:
-        """Add ``nodes`` kernel nodes to an empty graph; a sample is one node's share."""
-        return []
-
-    def instantiates(self, nodes: int, step: int) -> list[Entry]:
-        """Instantiate a graph of ``nodes``."""
-        return []
-
-    def uploads(self, nodes: int, step: int) -> list[Entry]:
-        """Upload a fresh executable graph, launched once afterwards."""
-        return []
-
-    def first_launches(self, nodes: int, step: int) -> list[Entry]:
-        """Launch a fresh executable graph that nobody uploaded."""
-        return []
-
-    def scalar_sets(self, nodes: int) -> list[Entry]:
-        """Set ``step`` of node ``i % nodes`` to ``i``, in a line with step 0."""
-        return []
-
-    def array_sets(self, nodes: int) -> list[Entry]:
-        """Set ``seen`` of node ``i % nodes`` to counter ``i & 1``, in a line with step 1."""
-        return []
-
-    def updates(self, nodes: int) -> list[Entry]:
-        """Update an exec to the line with step 1 (even ``i``) or with step 2 (odd ``i``)."""
-        return []
-
+from launch_setting import (
+    FLOOR,
+    NAME,
+    OWN,
+    SOURCE,
+    Entry,
+    Library,
+    PackedArguments,
+    Setting,
+    SharedStream,
+    UnavailableError,
+    checked,
+)
+from measure import NativeCall, PythonCall, percentile
 
 # --- cuda.bindings --------------------------------------------------------------------------------
 
@@ -234,6 +48,11 @@ def _bindings_line(
         made.append(node)
         previous = [node]
     return made
+
+
+def _destroy_all(destroy: Callable[[Any], Any], graphs: list[Any]) -> None:
+    for graph in graphs:
+        checked(destroy(graph))
 
 
 class Bindings(Library):
@@ -308,7 +127,7 @@ class Bindings(Library):
             for name, names in calls
         ]
 
-    def builds(self, nodes: int, step: int) -> list[Entry]:
+    def builds(self, nodes: int, kept: bool) -> list[Entry]:
         """cudaGraphAddKernelNode and cuGraphAddKernelNode with one parameter struct."""
         entries = []
         for name, module, create, destroy, add, make_params in (
@@ -329,24 +148,27 @@ class Bindings(Library):
                 self.driver_params,
             ),
         ):
-            packed = PackedArguments(self.setting.counters[0], step)
+            packed = PackedArguments(self.setting.counters[0], 0)
+            graphs: list[Any] = []
+            if kept:
+                self.setting.cleanup.callback(_destroy_all, getattr(module, destroy), graphs)
             names = {
                 "line": _bindings_line,
+                "graphs": graphs,
                 "create": getattr(module, create),
                 "destroy": getattr(module, destroy),
                 "add": getattr(module, add),
                 "params": make_params(packed),
                 "steps": packed.step,
-                "step": step,
                 "nodes": nodes,
                 "keep": packed,
             }
             call = PythonCall(
                 name,
-                "line(add, graph, params, steps, step, nodes)",
+                "line(add, graph, params, steps, 0, nodes)",
                 names,
                 before="_, graph = create(0)",
-                after="destroy(graph)",
+                after="graphs.append(graph)" if kept else "destroy(graph)",
                 divide=nodes,
             )
             entries.append(Entry(call))
@@ -444,13 +266,13 @@ class Bindings(Library):
         """The same for the pointer, whose address the user already holds as an int."""
         return self._sets(nodes, 1, "pointers[0] = counters[i & 1]; set_params(exe, node, params)")
 
-    def updates(self, nodes: int) -> list[Entry]:
+    def updates(self, nodes: int, steps: tuple[int, int]) -> list[Entry]:
         """cudaGraphExecUpdate."""
         exe = self.exec_of(self.line(nodes, 0)[0])
         names = {
             "update": self.setting.runtime.cudaGraphExecUpdate,
             "exe": exe,
-            "graphs": [self.line(nodes, step)[0] for step in (1, 2)],
+            "graphs": [self.line(nodes, step)[0] for step in steps],
         }
         call = PythonCall("cuda.bindings runtime", "update(exe, graphs[i & 1])", names)
         return [Entry(call, self._launcher(exe))]
@@ -473,10 +295,10 @@ class CFloor(Library):
     def _loop(self, function: str, *fixed: Any, takes_first: bool = False) -> Any:
         call = getattr(self.library, function)
 
-        def loop(first: int, count: int) -> list[int]:
+        def loop(first: int, count: int, *more: Any) -> list[int]:
             samples = (ctypes.c_int64 * count)()
             position = (ctypes.c_int(first),) if takes_first else ()
-            status = call(*fixed, *position, ctypes.c_int(count), samples)
+            status = call(*fixed, *position, ctypes.c_int(count), samples, *more)
             if status != 0:
                 raise RuntimeError(f"{function}: CUDA answered {status}")
             return list(samples)
@@ -521,11 +343,21 @@ class CFloor(Library):
         exe, _ = self._exec_of(self._graph(nodes, step)[0])
         return self._entry("floor_launch", exe, self._stream, burst, divide=burst)
 
-    def builds(self, nodes: int, step: int) -> list[Entry]:
+    def builds(self, nodes: int, kept: bool) -> list[Entry]:
         """cudaGraphAddKernelNode."""
-        line = (ctypes.c_void_p * nodes)()
-        fixed = (self._counter(), step, nodes, line)
-        return self._entry("floor_build", *fixed, divide=nodes)
+        line, graphs = (ctypes.c_void_p * nodes)(), list[Any]()
+        call = self._loop("floor_build", self._counter(), 0, nodes, line)
+        destroy = self.setting.runtime.cudaGraphDestroy
+        self.setting.cleanup.callback(_destroy_all, destroy, graphs)
+
+        def loop(first: int, count: int) -> list[int]:
+            made = (ctypes.c_void_p * count)()
+            samples: list[int] = call(first, count, made if kept else None)
+            if kept:
+                graphs.extend(self.setting.runtime.cudaGraph_t(graph) for graph in made)
+            return samples
+
+        return [Entry(NativeCall(FLOOR, loop, self.overhead_ns, nodes))]
 
     def instantiates(self, nodes: int, step: int) -> list[Entry]:
         """cudaGraphInstantiate."""
@@ -554,10 +386,10 @@ class CFloor(Library):
         fixed = (exe, line, nodes, arrays, 1)
         return self._entry("floor_set_array", *fixed, takes_first=True, launch=launch)
 
-    def updates(self, nodes: int) -> list[Entry]:
+    def updates(self, nodes: int, steps: tuple[int, int]) -> list[Entry]:
         """cudaGraphExecUpdate."""
         exe, launch = self._exec_of(self._graph(nodes, 0)[0])
-        graphs = (ctypes.c_void_p * 2)(*(self._graph(nodes, step)[0].value for step in (1, 2)))
+        graphs = (ctypes.c_void_p * 2)(*(self._graph(nodes, step)[0].value for step in steps))
         return self._entry("floor_update", exe, graphs, takes_first=True, launch=launch)
 
 
@@ -693,7 +525,7 @@ class CudaCore(Library):
         )
         return [Entry(call)]
 
-    def builds(self, nodes: int, step: int) -> list[Entry]:
+    def builds(self, nodes: int, kept: bool) -> list[Entry]:
         """GraphNode.launch."""
         if self.definition is None:
             return []
@@ -703,12 +535,18 @@ class CudaCore(Library):
             "config": self.config,
             "kernel": self.kernel,
             "pointer": self.setting.counters[0],
-            "step": step,
             "nodes": nodes,
+            "graphs": [],
         }
-        statement = "line(graph, config, kernel, pointer, step, nodes)"
-        before = "graph = definition()"
-        return [Entry(PythonCall("cuda.core", statement, names, before=before, divide=nodes))]
+        call = PythonCall(
+            "cuda.core",
+            "line(graph, config, kernel, pointer, 0, nodes)",
+            names,
+            before="graph = definition()",
+            after="graphs.append(graph)" if kept else "del graph",
+            divide=nodes,
+        )
+        return [Entry(call)]
 
     def _fresh(self, nodes: int, step: int) -> dict[str, Any]:
         return {
@@ -779,12 +617,12 @@ class CudaCore(Library):
         """ExecutableKernelNode.update, the pointer as an int."""
         return self._sets(nodes, 1, "(counters[i & 1], c_int(1))")
 
-    def updates(self, nodes: int) -> list[Entry]:
+    def updates(self, nodes: int, steps: tuple[int, int]) -> list[Entry]:
         """Graph.update."""
         if self.definition is None:
             return []
         graph = self._line(nodes, 0)[0].instantiate()
-        names = {"graph": graph, "sources": [self._line(nodes, step)[0] for step in (1, 2)]}
+        names = {"graph": graph, "sources": [self._line(nodes, step)[0] for step in steps]}
         call = PythonCall("cuda.core", "graph.update(sources[i & 1])", names)
         return [Entry(call, lambda: graph.launch(self.stream))]
 
@@ -871,21 +709,22 @@ class Graphkit(Library):
             for name, statement, names in calls
         ]
 
-    def builds(self, nodes: int, step: int) -> list[Entry]:
+    def builds(self, nodes: int, kept: bool) -> list[Entry]:
         """Graph.add_kernel_node."""
         names = {
             "line": _own_line,
             "new_graph": self.gk.Graph,
             "kernel": self.kernel,
             "array": self.arrays[0],
-            "step": step,
             "nodes": nodes,
+            "graphs": [],
         }
         call = PythonCall(
             "graphkit",
-            "line(graph, kernel, array, step, nodes)",
+            "line(graph, kernel, array, 0, nodes)",
             names,
             before="graph = new_graph()",
+            after="graphs.append(graph)" if kept else "del graph",
             divide=nodes,
         )
         return [Entry(call)]
@@ -943,10 +782,10 @@ class Graphkit(Library):
             return entries
         return [*entries, self._set("graphkit, CuPy array", nodes, 1, arguments, arrays)]
 
-    def updates(self, nodes: int) -> list[Entry]:
+    def updates(self, nodes: int, steps: tuple[int, int]) -> list[Entry]:
         """GraphExec.update."""
         exe = self._line(nodes, 0)[0].instantiate()
-        names = {"exe": exe, "graphs": [self._line(nodes, step)[0] for step in (1, 2)]}
+        names = {"exe": exe, "graphs": [self._line(nodes, step)[0] for step in steps]}
         call = PythonCall("graphkit", "exe.update(graphs[i & 1])", names)
         return [Entry(call, lambda: exe.launch(self.stream))]
 

@@ -141,14 +141,19 @@ int floor_graph(void* pointer, int step, int node_count, cudaGraphNode_t* nodes,
   return 0;
 }
 
-// cudaGraphAddKernelNode; a sample is the time of a whole line.
-int floor_build(void* pointer, int step, int node_count, cudaGraphNode_t* nodes,
-                int count, int64_t* ns) {
+// cudaGraphAddKernelNode; a sample is the time of a whole line. The graphs go to `kept`, or are
+// destroyed where that is null.
+int floor_build(void* pointer, int step, int node_count, cudaGraphNode_t* nodes, int count,
+                int64_t* ns, cudaGraph_t* kept) {
   for (int r = 0; r < count; ++r) {
     cudaGraph_t graph;
     CHECK(cudaGraphCreate(&graph, 0));
     TIMED(ns[r], add_line(graph, pointer, step, node_count, nodes));
-    CHECK(cudaGraphDestroy(graph));
+    if (kept) {
+      kept[r] = graph;
+    } else {
+      CHECK(cudaGraphDestroy(graph));
+    }
   }
   return 0;
 }

@@ -102,7 +102,8 @@ def timed_loop(
     )
     scope: dict[str, Any] = {"clock": time.perf_counter_ns, **names}
     exec(compile(source, f"<timed: {statement.strip()[:60]}>", "exec"), scope)
-    loop: Loop = scope["loop"]
+    # Taken out, so that a loop and what it names die by reference count, handles among them.
+    loop: Loop = scope.pop("loop")
     return loop
 
 

@@ -57,7 +57,7 @@ def test_generate(graphkit, model, build):
     assert output.splitlines()[0].startswith(("SIMULATOR:", "device:"))
     assert output.splitlines()[1].startswith("def ")
     found = rows(output)
-    assert list(found)[0] == build
+    assert next(iter(found)) == build
     assert found["eager"]["nodes"] == "-"
     assert found["capture"]["nodes"] == found["manual"]["nodes"] == "33"
     assert found["eager"]["launches"] == str(9 * 33)

@@ -446,12 +446,11 @@ class CudaRuntime:
         return cuda_load.load(source, capability)
 
     def func_get_param_info(self, function: int, index: int) -> tuple[int, int] | None:
-        try:
+        status, offset, size = driver.cuFuncGetParamInfo(function, index)
+        if status:
+            if int(status) == _INVALID_VALUE:
+                return None  # past the last parameter
             _, offset, size = _driver(driver.cuFuncGetParamInfo, function, index)
-        except CudaError as error:
-            if error.code == _INVALID_VALUE:
-                return None
-            raise
         return int(offset), int(size)
 
     def func_get_name(self, function: int) -> str:

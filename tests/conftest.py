@@ -1,0 +1,43 @@
+"""One fixture, two runtimes: a test that takes ``runtime`` runs on the one chosen by --runtime."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import graphkit as gk
+import pytest
+from graphkit.runtime.protocol import Runtime
+
+pytest_plugins = ["plugins.evidence"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--runtime",
+        choices=("sim", "cuda"),
+        default="sim",
+        help="where tests with the `runtime` fixture run",
+    )
+
+
+@pytest.fixture
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """The current runtime: a fresh simulator, strict in everything, or the device.
+
+    When the test is over, graphkit must own no handle any more.
+    """
+    chosen = gk.use(request.config.getoption("--runtime"))
+    yield chosen
+    chosen.device_synchronize()
+    if gk.live_handles():
+        gc.collect()  # an exception that a test looked at keeps its frames until then
+    assert gk.live_handles() == {}, "the test left handles behind"
+
+
+@pytest.fixture
+def stream(runtime: Runtime) -> Iterator[gk.Stream]:
+    """A stream that can capture."""
+    made = gk.Stream()
+    yield made
+    made.close()

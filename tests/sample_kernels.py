@@ -1,0 +1,60 @@
+"""Small kernels with twins, for tests."""
+
+from __future__ import annotations
+
+import graphkit as gk
+import numpy as np
+
+_ADD_SCALAR = r"""
+extern "C" __global__ void add_scalar(const float* x, float* y, float a, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i] + a;
+}
+"""
+
+
+def _add_scalar(launch: gk.Launch, x: gk.Pointer, y: gk.Pointer, a: float, n: int) -> None:
+    count = min(n, launch.grid[0] * launch.block[0])
+    y.view(count)[:] = x.view(count) + a
+
+
+_AXPY = r"""
+extern "C" __global__ void axpy(const float* x, float* y, float a, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = fmaf(a, x[i], y[i]);
+}
+"""
+
+
+def _axpy(launch: gk.Launch, x: gk.Pointer, y: gk.Pointer, a: float, n: int) -> None:
+    count = min(n, launch.grid[0] * launch.block[0])
+    # A fused multiply-add rounds once; float64 holds the product of two float32 exactly.
+    y.view(count)[:] = a.astype(np.float64) * x.view(count) + y.view(count)
+
+
+_INCREMENT = r"""
+extern "C" __global__ void increment(int* p, int by) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *p += by;
+}
+"""
+
+
+def _increment(launch: gk.Launch, p: gk.Pointer, by: int) -> None:
+    p.view(1)[0] += by
+
+
+_BLOCKS = r"""
+extern "C" __global__ void blocks(int* seen) {
+    if (threadIdx.x == 0) seen[blockIdx.x] = gridDim.x * 1000 + blockDim.x;
+}
+"""
+
+
+def _blocks(launch: gk.Launch, seen: gk.Pointer) -> None:
+    seen.view(launch.grid[0])[:] = launch.grid[0] * 1000 + launch.block[0]
+
+
+ADD_SCALAR = gk.Kernel(_ADD_SCALAR, "add_scalar", twin=_add_scalar)
+AXPY = gk.Kernel(_AXPY, "axpy", twin=_axpy)
+INCREMENT = gk.Kernel(_INCREMENT, "increment", twin=_increment)
+BLOCKS = gk.Kernel(_BLOCKS, "blocks", twin=_blocks)

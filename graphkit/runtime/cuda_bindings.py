@@ -61,7 +61,11 @@ def node_list(handles: Sequence[int]) -> list[Any] | None:
 
     Stream and graph arguments may be plain ints, but lists are checked element by element.
     """
-    return [_Node(handle) for handle in handles] if handles else None
+    if not handles:
+        return None
+    if len(handles) == 1:  # most nodes; a comprehension costs as much again as the handle
+        return [_Node(handles[0])]
+    return [_Node(handle) for handle in handles]
 
 
 def _edge_arguments(edges: Sequence[Edge]) -> tuple[list[Any], list[Any], list[Any] | None, int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 from graphkit.errors import GraphkitError
@@ -37,6 +35,7 @@ __all__ = [
 # struct cudaKernelNodeParams { void *func; dim3 gridDim, blockDim; unsigned sharedMemBytes;
 #                               void **kernelParams; void **extra; }
 _KERNEL_NODE_PARAMS: Final = struct.Struct("@P7I4xPP")
+_pack: Final = _KERNEL_NODE_PARAMS.pack_into
 
 
 class KernelBlock:
@@ -47,20 +46,18 @@ class KernelBlock:
     bindings let other threads run meanwhile, so a block belongs to one call at a time.
     """
 
-    __slots__ = ("pack", "params")
+    __slots__ = ("_memory", "params")
 
     def __init__(self) -> None:
         self.params: Any = runtime.cudaKernelNodeParams()
         # The struct owns this memory; the view lives as long as the block, which holds both.
         memory = (ctypes.c_ubyte * _KERNEL_NODE_PARAMS.size).from_address(self.params.getPtr())
-        self.pack: Callable[..., None] = partial(
-            _KERNEL_NODE_PARAMS.pack_into, memoryview(memory).cast("B"), 0
-        )
+        self._memory = memoryview(memory).cast("B")
 
     def fill(self, params: KernelNodeParams) -> Any:
         """Write ``params`` and return the struct."""
-        function, grid, block, shared_mem, kernel_params, extra = params
-        self.pack(function, *grid, *block, shared_mem, kernel_params, extra)
+        function, (gx, gy, gz), (bx, by, bz), shared_mem, kernel_params, extra = params
+        _pack(self._memory, 0, function, gx, gy, gz, bx, by, bz, shared_mem, kernel_params, extra)
         return self.params
 
 

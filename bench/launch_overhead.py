@@ -31,12 +31,19 @@ when asked one by one (C 1.94 us to launch 10 nodes, cuda.bindings runtime 2.8, 
 - instantiate, upload, first launch and update of 100 nodes or more: within 5% of C, because the
   driver's work hides everything else.
 
-Result of the first run, before any tuning (2026-11-21): `launcher()` 1.21 x C and `launch(stream)`
-1.53, each a Python frame or two more than predicted; CuPy's own call 1.14. Sets 3.5 and 4.5 x C and
-builds 31 x C, far over: the floor was wrong, not only the sum. In turns with its neighbours and
-warm, C sets a node in 0.49 us and adds one in 0.30, not in 0.57 and 1.5, and cuda.bindings alone
-stands at 1.5 and 1.9 x C. Instantiate, upload and first launch: 2% to 7% at 100 nodes, as
-predicted. Update: 20% at 100 nodes and 5% at 1,000.
+Results of the first two runs, before any tuning of graphkit (2026-11-21, one H200):
+
+- `launcher()` 1.21 and 1.22 x C, `launch(stream)` 1.53 and 1.56: a Python frame or two more than
+  predicted. CuPy's own call stands at 1.14 x C, so 1.10 needs less than any binding costs today.
+- Sets 3.5 to 4.5 x C, far over. In turns with its neighbours C sets a node in 0.5 us, and of the
+  two modules of cuda.bindings the driver's is the cheaper one (1.5 x C; the runtime's 1.7).
+- Build 31 x C in used memory, where C takes 0.30 us a node, 11 to 16 x C in fresh memory, where it
+  takes 0.9 to 1.5: the prediction had the size of graphkit's own work wrong by a factor of five.
+- Instantiate, upload and first launch within 7% of C from 100 nodes on, as predicted. Update:
+  20% over C at 100 nodes, 5% at 1,000.
+- Not predicted: an update that changes an int in each of 1,000 nodes costs C 400 us, one that
+  changes nothing 61. cuda.core's launches back to back take what the device takes (222 us at 1,000
+  nodes); nobody else's do. Why is not known.
 """
 
 from __future__ import annotations
@@ -69,7 +76,8 @@ BUDGETS = (
     Budget("launch, 10 nodes: launch(stream)", "launch: 10 nodes", "graphkit launch(stream)", 1.25),
     Budget("set one node's scalar", "set scalar: 10 nodes", "graphkit", 1.5),
     Budget("set one node's array", "set array: 10 nodes", "graphkit", 1.5),
-    Budget("build one kernel node", "build: 100 nodes", "graphkit", 2.0),
+    # The floor of 1.5 us that this budget was set by is that of fresh memory.
+    Budget("build one kernel node", "build, all kept: 100 nodes", "graphkit", 2.0),
 )
 
 
@@ -292,8 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             libraries.append(library(setting))
         except Exception as error:
-            absent[library.name] = f"{type(error).__name__}: {error}"
-            console.print(f"[yellow]absent:[/yellow] {library.name}: {absent[library.name]}")
+            known = isinstance(error, UnavailableError)
+            absent[library.name] = str(error) if known else f"{type(error).__name__}: {error}"
 
     rows: list[Row] = []
     failures: list[str] = []

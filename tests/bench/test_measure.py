@@ -2,6 +2,7 @@
 
 import json
 
+import launch_contenders
 import measure
 import provenance
 import pytest
@@ -176,6 +177,12 @@ def test_without_a_device_the_benchmark_says_so_and_writes_nothing(tmp_path, cap
     assert main(["--out", str(tmp_path)]) == 2
     assert "no driver" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_nvcc_the_floor_is_missing_and_says_why(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(launch_contenders.UnavailableError, match="no nvcc"):
+        launch_contenders.find_nvcc()
 
 
 def test_a_device_has_a_folder_name():

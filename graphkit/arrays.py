@@ -77,9 +77,14 @@ class DeviceArray:
         shape: extent of each axis in elements.
         dtype: NumPy dtype of the elements.
         runtime: the runtime to use; the current one by default.
+
+    Attributes:
+        strides: distance of two elements of each axis in bytes.
+        memory: the handle of the allocation, shared by all views of it.
+        offset: bytes between the start of the allocation and the first element.
     """
 
-    __slots__ = ("__weakref__", "_memory", "_offset", "dtype", "runtime", "shape", "strides")
+    __slots__ = ("__weakref__", "dtype", "memory", "offset", "runtime", "shape", "strides")
 
     def __init__(
         self,
@@ -92,10 +97,10 @@ class DeviceArray:
         self.shape = _extents(shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.strides = _contiguous_strides(self.shape, self.dtype.itemsize)
-        self._offset = 0
+        self.offset = 0
         # cudaMalloc(0) gives no address; one byte keeps empty arrays apart from missing ones.
         address = self.runtime.malloc(max(self.nbytes, 1))
-        self._memory = Handle(self.runtime, "device memory", address, self.runtime.free)
+        self.memory = Handle(self.runtime, "device memory", address, self.runtime.free)
 
     @property
     def ptr(self) -> int:
@@ -104,10 +109,10 @@ class DeviceArray:
         Raises:
             ValueError: when the memory was freed.
         """
-        address = self._memory.value
+        address = self.memory.value
         if not address:
             raise ValueError("array: expected live device memory, came a freed DeviceArray")
-        return address + self._offset
+        return address + self.offset
 
     @property
     def size(self) -> int:
@@ -152,9 +157,9 @@ class DeviceArray:
             raise ValueError(f"index: expected slices with positive steps, came {index!r}")
         base = layout.__array_interface__["data"][0]
         view = object.__new__(DeviceArray)
-        view.runtime, view._memory, view.dtype = self.runtime, self._memory, self.dtype
+        view.runtime, view.memory, view.dtype = self.runtime, self.memory, self.dtype
         view.shape, view.strides = part.shape, part.strides
-        view._offset = self._offset + part.__array_interface__["data"][0] - base
+        view.offset = self.offset + part.__array_interface__["data"][0] - base
         return view
 
     def get(self) -> NDArray[Any]:
@@ -196,7 +201,7 @@ class DeviceArray:
 
     def free(self) -> None:
         """Give the memory back now (cudaFree); later uses of it and its views are refused."""
-        self._memory.close()
+        self.memory.close()
 
     def __len__(self) -> int:
         if not self.shape:
@@ -204,7 +209,7 @@ class DeviceArray:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        state = "freed" if self._memory.closed else hex(self.ptr)
+        state = "freed" if self.memory.closed else hex(self.ptr)
         return f"<DeviceArray {self.shape} {self.dtype} {state}>"
 
 
@@ -378,16 +383,12 @@ def _describer(kind: type) -> Callable[[Any], ArrayInfo] | None:
     return None
 
 
-def _fast_own(array: DeviceArray) -> tuple[int, np.dtype[Any]]:
-    return array.ptr, array.dtype
-
-
 def _fast_cupy(array: Any) -> tuple[int, np.dtype[Any]]:
     return array.data.ptr, array.dtype
 
 
 # What a parameter write needs, without building an ArrayInfo.
-_FAST: dict[type, Callable[[Any], tuple[int, np.dtype[Any]]]] = {DeviceArray: _fast_own}
+_FAST: dict[type, Callable[[Any], tuple[int, np.dtype[Any]]]] = {}
 
 
 def pointer_and_dtype(array: object, argument: str) -> tuple[int, np.dtype[Any]]:

@@ -5,7 +5,7 @@ Misuse that Python can see before any CUDA call is a plain ``TypeError`` or ``Va
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from graphkit.statuses import STATUSES, Status
 
@@ -21,6 +21,7 @@ __all__ = [
     "RuntimeUnavailableError",
     "SimulationError",
     "explain",
+    "refuse_closed",
 ]
 
 
@@ -93,3 +94,8 @@ def explain(code: int) -> Status:
     if known is not None:
         return known
     return Status(f"cudaError{int(code)}", "a status that this version of graphkit does not know")
+
+
+def refuse_closed(what: str) -> NoReturn:
+    """Raise the ValueError of a handle that was closed."""
+    raise ValueError(f"{what}: expected a live one, came a closed one")

@@ -35,8 +35,6 @@ from graphkit.stream import Event, HostCallback
 
 __all__ = ["Graph"]
 
-_NOTHING: tuple[int, ...] = ()
-
 
 class Graph:
     """A CUDA graph (cudaGraph_t): nodes and the edges between them.
@@ -56,7 +54,8 @@ class Graph:
         self.runtime: Runtime = handle.runtime
         self.handle = handle
         # A list that execs and captures share: closing the graph takes nothing from them.
-        self.owners: list[object] = []
+        self._kernels: set[Kernel] = set()
+        self.owners: list[object] = [self._kernels]
         self._nodes: dict[int, Node] = {}
         self._children: dict[int, Graph] = {}
         self._clusters: dict[int, tuple[int, ...]] | None = None
@@ -146,30 +145,30 @@ class Graph:
             TypeError: an argument too many, too few, or of the wrong type or size.
             ValueError: an extent of zero, a freed array, a node of another graph.
         """
-        if not isinstance(kernel, Kernel):
+        if type(kernel) is not Kernel:
             raise TypeError(f"kernel: expected a Kernel, came {type(kernel).__name__}")
-        graph = self.ptr
-        dependencies = self._dependencies(deps)
+        runtime = self.runtime
+        graph = self.handle.value or self.ptr
         kernel_params, owners = kernel.pack(args)
         params = KernelNodeParams(
-            kernel.function(self.runtime),
+            kernel.function(runtime),
             dim3(grid, "grid"),
             dim3(block, "block"),
-            shared_mem if shared_mem == 0 else check_shared_mem(shared_mem),
+            shared_mem and check_shared_mem(shared_mem),
             kernel_params,
         )
         plain = cluster is None and priority is None and not cooperative
         attributes = () if plain else launch_attributes(grid, cluster, cooperative, priority)
-        ptr = self.runtime.graph_add_kernel_node(graph, dependencies, params)
+        ptr = runtime.graph_add_kernel_node(graph, self._dependencies(deps), params)
         for attribute in attributes:
             try:
-                self.runtime.graph_kernel_node_set_attribute(ptr, attribute)
+                runtime.graph_kernel_node_set_attribute(ptr, attribute)
             except BaseException:
-                self.runtime.graph_destroy_node(ptr)
+                runtime.graph_destroy_node(ptr)
                 raise
-        if self._clusters is not None:
-            self._clusters = None
-        return self._keep(ptr, NodeType.KERNEL, (kernel, owners))
+        self._clusters = None
+        self._kernels.add(kernel)
+        return self._keep(ptr, NodeType.KERNEL, owners)
 
     def add_memcpy_node(
         self,
@@ -272,9 +271,13 @@ class Graph:
         return node
 
     def _dependencies(self, deps: Node | Iterable[Node]) -> Sequence[int]:
-        if deps == ():
-            return _NOTHING
-        nodes = (deps,) if isinstance(deps, Node) else tuple(deps)
+        if type(deps) is Node:
+            if deps.graph_handle is not self.handle or deps.ptr not in self._nodes:
+                self._check(deps, "deps")
+            return (deps.ptr,)
+        if not deps:
+            return ()
+        nodes = tuple(deps)  # type: ignore[arg-type]
         for node in nodes:
             self._check(node, "deps")
         return [node.ptr for node in nodes]

@@ -1,4 +1,4 @@
-"""Executable graphs: launch them, change one node, or bring the whole in line with another graph."""
+"""Executable graphs: launch, change single nodes, or bring all in line with another graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from graphkit.errors import GraphUpdateError
+from graphkit.errors import GraphUpdateError, refuse_closed
 from graphkit.kernel import Kernel, check_shared_mem
 from graphkit.lifetime import Handle, keep_until_done
 from graphkit.node import (
@@ -86,7 +86,7 @@ class UpdateReport:
 class _KernelSlot:
     """What an exec holds for one of its kernel nodes: CUDA has no getter for it."""
 
-    __slots__ = ("block", "commit", "owners", "params", "view", "write")
+    __slots__ = ("block", "cells", "commit", "owners", "params", "view", "write")
 
     def __init__(self, params: KernelNodeParams, block: ArgumentBlock) -> None:
         self.params = params._replace(kernel_params=block.kernel_params, extra=block.extra)
@@ -96,6 +96,8 @@ class _KernelSlot:
         # Both names and positions lead to a writer, and the writer to the value it wrote last.
         self.write: dict[object, Callable[[object], None]] = dict(enumerate(block.writers))
         self.write.update(zip(block.names, block.writers, strict=True))
+        self.cells: dict[object, Any] = dict(enumerate(block.cells))
+        self.cells.update(zip(block.names, block.cells, strict=True))
         self.owners: dict[Callable[[object], None], object] = {}
 
 
@@ -124,11 +126,9 @@ class GraphExec:
         destroy = self.runtime.graph_exec_destroy
         self._handle = Handle(self.runtime, "executable graph", value, destroy)
         self._lock = Lock()
-        # A launch call for each stream, by the id of the stream object; the object is kept, so
-        # that the id stays its own. An int has no lasting id: those are found by value.
-        self._by_id: dict[int, tuple[Callable[[], Any], object]] = {}
-        self._by_handle: dict[int, tuple[Callable[[], Any], object]] = {}
-        self._revoke: list[Callable[[], None]] = []
+        # The stream of the last launch and the call bound to it, read and replaced as one.
+        self._bound: tuple[object, Callable[[], Any]] = (None, _unbound)
+        self._streams: dict[int, object] = {}
         self._slots: dict[Node, _KernelSlot] = {}
         self._copies: dict[Node, MemcpyNodeParams] = {}
         self._fills: dict[Node, MemsetNodeParams] = {}
@@ -145,7 +145,7 @@ class GraphExec:
             ValueError: when the exec is closed.
         """
         if self._handle.closed:
-            _refuse_closed()
+            refuse_closed("exec")
         return self._handle.value
 
     # --- launching -------------------------------------------------------------------------------
@@ -163,39 +163,30 @@ class GraphExec:
         Raises:
             ValueError: when the exec is closed.
         """
-        bound = self._by_id.get(id(stream)) or self._bind(stream)
+        bound = self._bound
+        if bound[0] is not stream:
+            bound = self._bind(stream)
         with self._lock:
-            bound[0]()
+            bound[1]()
 
     def launcher(self, stream: object) -> Callable[[], None]:
         """Return a callable that launches on ``stream`` (cudaGraphLaunch): the hot loop.
 
         Everything is bound beforehand and nothing is locked: call it from one thread at a time,
-        and not while another thread changes the exec. After :meth:`close` it raises ValueError.
+        and not while another thread changes the exec. It keeps the exec alive; once that is
+        closed it raises ValueError.
         """
-        call: Callable[[], Any] = self._bind(stream)[0]
-
-        def launch() -> None:
-            call()
-
-        def revoke() -> None:
-            nonlocal call
-            call = _refuse_closed
-
-        self._revoke.append(revoke)
+        launch = self._bind(stream)[1]
+        launch.exec = self  # type: ignore[attr-defined]
         return launch
 
-    def _bind(self, stream: object) -> tuple[Callable[[], Any], object]:
+    def _bind(self, stream: object) -> tuple[object, Callable[[], Any]]:
         handle = stream_handle(stream)
+        self.ptr  # noqa: B018 - refuses a closed exec
+        bound = stream, self.runtime.graph_launcher(self._handle, handle)
         with self._lock:
-            bound = self._by_handle.get(handle)
-            if bound is None:
-                bound = self.runtime.graph_launcher(self.ptr, handle), stream
-                self._by_handle[handle] = bound
-            if type(stream) is not int:
-                if len(self._by_id) >= 64:  # objects that wrap a handle may come new each time
-                    self._by_id.clear()
-                self._by_id[id(stream)] = bound[0], stream
+            self._streams[handle] = stream
+            self._bound = bound
         return bound
 
     # --- changing one node -----------------------------------------------------------------------
@@ -227,34 +218,46 @@ class GraphExec:
             CudaError: what CUDA refuses, such as another cluster size; likewise.
         """
         slot = self._slots.get(node) or self._open(node)
-        if grid is not None or block is not None or shared_mem is not None or kernel is not None:
+        if (
+            type(args) is not dict
+            or grid is not None
+            or block is not None
+            or shared_mem is not None
+            or kernel is not None
+        ):
             self._reconfigure(node, slot, args, grid, block, shared_mem, kernel)
             return
-        if type(args) is not dict:
-            args = self._keyed(slot.block, args)
-        write, view = slot.write, slot.view
+        cells, view, arrays = slot.cells, slot.view, None
         with self._lock:
             before = view.tobytes()
             try:
-                for key in args:
-                    write[key](args[key])
+                for key, value in args.items():
+                    kind = type(value)
+                    if kind is float or kind is int:
+                        cells[key][0] = value
+                    else:
+                        slot.write[key](value)
+                        arrays = args
                 slot.commit()
-            except KeyError:
-                view[:] = before
-                for key in args:
-                    slot.block.index(key)
-                raise
             except BaseException:
                 view[:] = before
+                # The fast stores say little: let the writers say what is wrong.
+                for key, value in args.items():
+                    slot.write[slot.block.index(key)](value)
+                view[:] = before
                 raise
-            owners, replaced = slot.owners, self._replaced
-            for key, value in args.items():
-                if type(value) is not int:
-                    writer = write[key]
-                    replaced.append(owners.get(writer))
-                    owners[writer] = value
-            if len(replaced) > _REPLACED_LIMIT:
-                self._let_go()
+            if arrays is not None:
+                self._replace_arrays(slot, arrays)
+
+    def _replace_arrays(self, slot: _KernelSlot, args: Mapping[Any, object]) -> None:
+        """Keep what the arguments point at now, and what they replace until launches are done."""
+        owners, replaced = slot.owners, self._replaced
+        for key, value in args.items():
+            writer = slot.write[key]
+            replaced.append(owners.get(writer))
+            owners[writer] = value
+        if len(replaced) > _REPLACED_LIMIT:
+            self._let_go()
 
     def _keyed(self, block: ArgumentBlock, args: Args | None) -> dict[Any, object]:
         if args is None:
@@ -541,12 +544,12 @@ class GraphExec:
     def _let_go(self) -> None:
         """Hand replaced operands over to the events that say when launches are done with them."""
         replaced, self._replaced = self._replaced, []
-        if self._by_handle and any(item is not None for item in replaced):
+        if self._streams and any(item is not None for item in replaced):
             self._keep(replaced)
 
     def _keep(self, owners: object) -> None:
         streams = []
-        for handle, (_, stream) in self._by_handle.items():
+        for handle, stream in self._streams.items():
             try:
                 streams.append(handle if type(stream) is int else stream_handle(stream))
             except ValueError:
@@ -562,13 +565,11 @@ class GraphExec:
         if self._handle.closed:
             return
         with self._lock:
-            for revoke in self._revoke:
-                revoke()
             owners = (self._owners, self._replaced, list(self._slots.values()))
-            if self._by_handle:
+            if self._streams:
                 self._keep(owners)
             self._handle.close()
-            self._revoke, self._by_id, self._by_handle = [], {}, {}
+            self._bound, self._streams = (None, _unbound), {}
             self._slots, self._owners, self._replaced = {}, {}, []
 
     def __del__(self) -> None:
@@ -585,10 +586,6 @@ class GraphExec:
     def __repr__(self) -> str:
         state = "closed" if self._handle.closed else hex(self._handle.value)
         return f"<GraphExec {state} of {self.graph!r}>"
-
-
-def _refuse_closed() -> NoReturn:
-    raise ValueError("exec: expected a live executable graph, came a closed one")
 
 
 def _pattern(value: object, element_size: int) -> int:

@@ -258,8 +258,9 @@ class Kernel:
             TypeError: an argument too many, too few, unknown, or of the wrong type or size.
             ValueError: a value out of range, or a freed array.
         """
-        block: ArgumentBlock | None = getattr(self._scratch, "block", None)
-        if block is None:
+        try:
+            block: ArgumentBlock = self._scratch.block
+        except AttributeError:  # the first time on this thread
             block = self._scratch.block = ArgumentBlock(self.parameters)
         return block.kernel_params, block.pack(args)
 

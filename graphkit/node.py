@@ -107,7 +107,7 @@ class GraphEdge:
 
     from_node: Node
     to_node: Node
-    data: EdgeData = EdgeData()
+    data: EdgeData
 
     @property
     def programmatic(self) -> bool:

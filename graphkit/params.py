@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from graphkit.arrays import BFLOAT16, device_pointer, is_array, pointer_and_dtype
+from graphkit.arrays import BFLOAT16, DeviceArray, device_pointer, is_array, pointer_and_dtype
 from graphkit.runtime.protocol import Dim3, KernelNodeParams, Runtime
 
 __all__ = [
@@ -254,22 +254,26 @@ class Difference(NamedTuple):
         return f"{self.what}: {self.old} -> {self.new}"
 
 
-def _pointer_writer(parameter: Parameter, view: memoryview) -> Callable[[object], None]:
-    words = view.cast("Q")
+def _pointer_writer(parameter: Parameter, words: memoryview) -> Callable[[object], None]:
     expected = parameter.dtype
     name = parameter.name
 
-    def write(value: object) -> None:
-        if type(value) is int:
+    def write(value: Any) -> None:
+        kind = type(value)
+        if kind is DeviceArray:  # looked into here: a property would cost as much as the rest
+            address = value.memory.value
+            if address and (value.dtype is expected or value.dtype == expected or not expected):
+                words[0] = address + value.offset
+                return
+        if kind is int:
             words[0] = value
-            return
-        if isinstance(value, np.integer):
+        elif isinstance(value, np.integer):
             words[0] = int(value)
-            return
-        address, dtype = pointer_and_dtype(value, name)
-        if dtype is not expected and expected is not None and dtype != expected:
-            raise TypeError(f"{name}: expected an array of {expected}, came {dtype}")
-        words[0] = address
+        else:
+            address, dtype = pointer_and_dtype(value, name)
+            if expected is not None and dtype != expected:
+                raise TypeError(f"{name}: expected an array of {expected}, came {dtype}")
+            words[0] = address
 
     return write
 
@@ -278,11 +282,11 @@ def _pointer_writer(parameter: Parameter, view: memoryview) -> Callable[[object]
 _FORMATS = {"?", "b", "B", "h", "H", "i", "I", "q", "Q", "f", "d"}
 
 
-def _scalar_writer(parameter: Parameter, view: memoryview) -> Callable[[object], None]:
+def _scalar_writer(
+    parameter: Parameter, view: memoryview, cell: memoryview | None
+) -> Callable[[object], None]:
     dtype, name = parameter.dtype, parameter.name
     assert dtype is not None
-    code = {"l": "q", "L": "Q"}.get(dtype.char, dtype.char)
-    cell = view.cast(code) if code in _FORMATS else None  # type: ignore[call-overload]
     plain = {"f": (int, float), "b": (bool,)}.get(dtype.kind, (int,))
 
     def write(value: object) -> None:
@@ -335,6 +339,18 @@ def _opaque_writer(parameter: Parameter, view: memoryview) -> Callable[[object],
     return write
 
 
+class _CheckedCell:
+    """Stands in for a memoryview where Python cannot store a number of this type itself."""
+
+    __slots__ = ("_write",)
+
+    def __init__(self, write: Callable[[object], None]) -> None:
+        self._write = write
+
+    def __setitem__(self, index: int, value: object) -> None:
+        self._write(value)
+
+
 class ArgumentBlock:
     """The packed arguments of one kernel, in memory whose address never changes.
 
@@ -343,8 +359,8 @@ class ArgumentBlock:
     """
 
     __slots__ = (
-        "_buffer", "_extra", "_size", "_table", "extra", "kernel_params", "names", "parameters",
-        "view", "writers",
+        "_buffer", "_extra", "_size", "_table", "cells", "extra", "kernel_params", "names",
+        "parameters", "view", "writers",
     )  # fmt: skip
 
     def __init__(self, parameters: Sequence[Parameter], *, nbytes: int = 0) -> None:
@@ -364,15 +380,26 @@ class ArgumentBlock:
         self.kernel_params = 0 if nbytes else ctypes.addressof(self._table)
         self.extra = ctypes.addressof(self._extra) if nbytes else 0
         self.names = {item.name: index for index, item in enumerate(self.parameters)}
-        self.writers = [self._writer(item) for item in self.parameters]
+        # For each argument: a place that takes a plain int or float, and what checks and writes
+        # any value.
+        pairs = [self._cell_and_writer(item) for item in self.parameters]
+        self.cells = [cell for cell, _ in pairs]
+        self.writers = [write for _, write in pairs]
 
-    def _writer(self, parameter: Parameter) -> Callable[[object], None]:
+    def _cell_and_writer(self, parameter: Parameter) -> tuple[Any, Callable[[object], None]]:
         view = self.view[parameter.offset : parameter.offset + parameter.size]
         if parameter.pointer:
-            return _pointer_writer(parameter, view)
-        if parameter.dtype is not None:
-            return _scalar_writer(parameter, view)
-        return _opaque_writer(parameter, view)
+            words = view.cast("Q")
+            return words, _pointer_writer(parameter, words)
+        if parameter.dtype is None:
+            write = _opaque_writer(parameter, view)
+            return _CheckedCell(write), write
+        code = {"l": "q", "L": "Q"}.get(parameter.dtype.char, parameter.dtype.char)
+        if code in _FORMATS:
+            numbers = view.cast(code)  # type: ignore[call-overload]
+            return numbers, _scalar_writer(parameter, view, numbers)
+        write = _scalar_writer(parameter, view, None)
+        return _CheckedCell(write), write
 
     @classmethod
     def read(
@@ -411,12 +438,9 @@ class ArgumentBlock:
         """
         writers = self.writers
         # A tuple of the right length, the usual case, is told without an abstract base class.
-        values: Sequence[object]
-        if type(args) is tuple and len(args) == len(writers):
-            values = args
-        else:
-            values = self.complete(args)
-        for write, value in zip(writers, values, strict=True):
+        usual = type(args) is tuple and len(args) == len(writers)
+        values: Sequence[object] = args if usual else self.complete(args)  # type: ignore[assignment]
+        for write, value in zip(writers, values, strict=False):  # complete() saw to the length
             write(value)
         return values
 

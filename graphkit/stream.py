@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+from graphkit.errors import refuse_closed
 from graphkit.lifetime import Handle, keep_for_capture
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
@@ -77,7 +78,7 @@ class Event:
     def ptr(self) -> int:
         """The cudaEvent_t."""
         if self._handle.closed:
-            raise ValueError("event: expected a live event, came a closed one")
+            refuse_closed("event")
         return self._handle.value
 
     def record(self, stream: object) -> None:
@@ -134,7 +135,7 @@ class Stream:
     def ptr(self) -> int:
         """The cudaStream_t."""
         if self._handle.closed:
-            raise ValueError("stream: expected a live stream, came a closed one")
+            refuse_closed("stream")
         return self._handle.value
 
     def __cuda_stream__(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from graphkit.errors import CudaError, RuntimeUnavailableError, explain
+from graphkit.errors import CudaError, RuntimeUnavailableError, explain, refuse_closed
 from graphkit.runtime import cuda_bindings, cuda_driver, cuda_load, cuda_params
 from graphkit.runtime.cuda_bindings import driver, node_list, refuse
 from graphkit.runtime.cuda_bindings import runtime as cudart
@@ -26,6 +26,7 @@ from graphkit.runtime.protocol import (
     Edge,
     EventFlags,
     ExecUpdateResultInfo,
+    HandleCell,
     HostNodeParams,
     InstantiateFlags,
     KernelNodeParams,
@@ -837,28 +838,17 @@ class CudaRuntime:
         self._launch, self._launch_error = launch, error
         return launch  # type: ignore[no-any-return]
 
-    def graph_launcher(self, exec_: int, stream: int) -> Callable[[], Any]:
+    def graph_launcher(self, exec_: HandleCell, stream: int) -> Callable[[], Any]:
         launch = self._launch or self._choose_launch()
         launch_error = self._launch_error
-        if launch is not _launch_by_bindings:
 
-            def go() -> None:
-                try:
-                    launch(exec_, stream)
-                except launch_error as error:
-                    raise CudaError("cudaGraphLaunch", error.status) from None
+        def go() -> None:
+            try:
+                launch(exec_.value or refuse_closed("exec"), stream)
+            except launch_error as error:
+                raise CudaError("cudaGraphLaunch", error.status) from None
 
-            return go
-
-        bindings_launch = cudart.cudaGraphLaunch
-        exec_handle, stream_handle = cudart.cudaGraphExec_t(exec_), cudart.cudaStream_t(stream)
-
-        def go_by_bindings() -> None:
-            (status,) = bindings_launch(exec_handle, stream_handle)
-            if status:
-                refuse("cudaGraphLaunch", status)
-
-        return go_by_bindings
+        return go
 
     def kernel_node_setter(
         self, exec_: int, node: int, params: KernelNodeParams

@@ -301,6 +301,12 @@ class LoadedFunction(NamedTuple):
     owner: object
 
 
+class HandleCell(Protocol):
+    """Where a handle is now: 0 once it was destroyed."""
+
+    value: int
+
+
 # --- the calls -----------------------------------------------------------------------------------
 
 
@@ -496,8 +502,12 @@ class Runtime(Protocol):
     def graph_node_get_enabled(self, exec_: int, node: int) -> bool: ...
 
     # hot calls, prebound: the fastest installed way to make one call again and again
-    def graph_launcher(self, exec_: int, stream: int) -> Callable[[], Any]:
-        """Return a callable that is ``graph_launch(exec_, stream)``, arguments prebound."""
+    def graph_launcher(self, exec_: HandleCell, stream: int) -> Callable[[], Any]:
+        """Return a callable that is ``graph_launch(exec_.value, stream)``, all else prebound.
+
+        It raises ValueError once the cell is empty: checking a cell costs less than a second
+        function around this one would.
+        """
         ...
 
     def kernel_node_setter(

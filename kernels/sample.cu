@@ -18,6 +18,7 @@ typedef unsigned int Key;            // a logit as an integer of the same order
 typedef unsigned long long Measure;  // a number of logits, or a sum of their weights
 
 constexpr int WEIGHT_BITS = 40;  // the largest logit weighs 2^40
+constexpr int AT_ONCE = 8;
 
 struct Row {
     const float* logits;
@@ -50,6 +51,22 @@ __device__ __forceinline__ Measure weight_of(const Row& row, float value) {
     return (Measure)(mantissa * 8388608.0f) << (WEIGHT_BITS - 23) >> -(int)whole;
 }
 
+// Calls visit(index, value) for this thread's share of the row. Eight loads are on their way at a
+// time, since one waits for the other otherwise; what lies past the end comes as NaN.
+template <typename Visit>
+__device__ __forceinline__ void visit_share(const Row& row, Visit visit) {
+    for (int base = threadIdx.x; base < row.vocab; base += AT_ONCE * blockDim.x) {
+        float values[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const int index = base + i * blockDim.x;
+            values[i] = index < row.vocab ? row.logits[index] : __int_as_float(0x7fffffff);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) visit(base + i * (int)blockDim.x, values[i]);
+    }
+}
+
 struct Add {
     static __device__ __forceinline__ Measure of(Measure a, Measure b) { return a + b; }
 };
@@ -77,15 +94,14 @@ __device__ __forceinline__ Key threshold(const Row& row, Key least, Measure targ
     Key found = 0;
     for (int shift = 30; shift >= 0; shift -= 2) {
         Measure above[4] = {};
-        for (int i = threadIdx.x; i < row.vocab; i += blockDim.x) {
-            const float value = row.logits[i];
+        visit_share(row, [&](int, float value) {
             const Key key = key_of(value);
-            if (key < least || key < found + (1u << shift)) continue;
+            if (key < least || key < found + (1u << shift)) return;
             const Measure measure = BY_WEIGHT ? weight_of(row, value) : 1;
 #pragma unroll
             for (unsigned int digit = 1; digit < 4; ++digit)
                 if (key >= found + (digit << shift)) above[digit] += measure;
-        }
+        });
         Key digit = 0;
 #pragma unroll
         for (int i = 1; i < 4; ++i)
@@ -113,9 +129,7 @@ __device__ __forceinline__ Measure random_bits(
 }
 
 // The weight of one logit of those that are kept, and 0 of the others.
-__device__ __forceinline__ Measure kept_weight(const Row& row, Key least, int index) {
-    if (index >= row.vocab) return 0;
-    const float value = row.logits[index];
+__device__ __forceinline__ Measure kept_weight(const Row& row, Key least, float value) {
     return key_of(value) >= least ? weight_of(row, value) : 0;
 }
 
@@ -127,7 +141,8 @@ __device__ __forceinline__ void draw(const Row& row, Key least, Measure random, 
     const int run = (row.vocab + warps - 1) / warps;
     const int begin = min(warp * run, row.vocab), end = min(begin + run, row.vocab);
     Measure sum = 0;
-    for (int i = begin + lane; i < end; i += 32) sum += kept_weight(row, least, i);
+#pragma unroll 8
+    for (int i = begin + lane; i < end; i += 32) sum += kept_weight(row, least, row.logits[i]);
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
     __syncthreads();  // the previous row may still be reading run_sum
     if (lane == 0) run_sum[warp] = sum;
@@ -140,7 +155,8 @@ __device__ __forceinline__ void draw(const Row& row, Key least, Measure random, 
     const Measure target = __umul64hi(random, total);  // below total
     if (target < before || target >= before + sum) return;
     for (int base = begin; base < end; base += 32) {
-        Measure upto = base + lane < end ? kept_weight(row, least, base + lane) : 0;
+        const int index = base + lane;
+        Measure upto = index < end ? kept_weight(row, least, row.logits[index]) : 0;
         for (int lanes = 1; lanes < 32; lanes *= 2) {
             const Measure lower = __shfl_up_sync(~0u, upto, lanes);
             if (lane >= lanes) upto += lower;
@@ -162,8 +178,9 @@ extern "C" __global__ void sample(
         unsigned int* words = state + 4ll * b;
 
         Measure best = 0;  // key in the upper half, complement of the index below
-        for (int i = threadIdx.x; i < vocab; i += blockDim.x)
-            best = Max::of(best, (Measure)key_of(row.logits[i]) << 32 | (unsigned int)~i);
+        visit_share(row, [&](int index, float value) {
+            best = Max::of(best, (Measure)key_of(value) << 32 | (unsigned int)~index);
+        });
         best = block_reduce<Max>(best);
         const int best_index = ~(unsigned int)best;
         row.largest = row.logits[best_index];
@@ -174,8 +191,8 @@ extern "C" __global__ void sample(
             if (top_k > 0 && top_k < vocab) least = max(least, threshold<false>(row, least, top_k));
             if (top_p < 1.0f) {
                 Measure total = 0;
-                for (int i = threadIdx.x; i < vocab; i += blockDim.x)
-                    total += kept_weight(row, least, i);
+                visit_share(
+                    row, [&](int, float value) { total += kept_weight(row, least, value); });
                 total = block_reduce<Add>(total);
                 const Measure target = (Measure)__dmul_rn((double)top_p, (double)total);
                 least = max(least, threshold<true>(row, least, Max::of(target, 1)));

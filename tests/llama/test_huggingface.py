@@ -55,7 +55,7 @@ def test_logits_of_a_random_1b_model_in_bfloat16(runtime, torch, transformers):
         num_key_value_heads=8,
         head_dim=64,
         vocab_size=128256,
-        max_position_embeddings=4096,
+        max_position_embeddings=131072,
         tie_word_embeddings=True,
         rms_norm_eps=1e-5,
         rope_theta=500000.0,
@@ -85,16 +85,21 @@ def test_logits_of_a_random_1b_model_in_bfloat16(runtime, torch, transformers):
     decode.stream.synchronize()
     came = decode.decoder.logits.get()[0].astype(np.float64)
 
-    def error(model):
+    def logits(model):
         with torch.no_grad():
-            logits = model(torch.tensor([tokens], device="cuda")).logits[0, -1]
-        expected = logits.double().cpu().numpy()
-        return np.linalg.norm(came - expected) / np.linalg.norm(expected)
+            out = model(torch.tensor([tokens], device="cuda")).logits[0, -1]
+        return out.double().cpu().numpy()
 
-    in_bfloat16 = error(model)
-    # Our activations are float32. With those of PyTorch in float32 too, only the order of sums
-    # is left; in bfloat16 it rounds each of them to 8 bits.
-    in_float32 = error(model.float())
-    print(f"relative error: {in_bfloat16:.2e} of bfloat16, {in_float32:.2e} of float32 activations")
-    assert in_float32 < 1e-4
-    assert in_bfloat16 < 1e-2
+    def error(these, those):
+        return np.linalg.norm(these - those) / np.linalg.norm(those)
+
+    rounded = logits(model)  # bfloat16 weights, activations rounded to bfloat16 all the way
+    exact = logits(model.float())  # the same bfloat16 weights, activations in float32 as ours
+    print(
+        f"relative error {error(came, exact):.1e}; of transformers' own bfloat16 activations "
+        f"{error(rounded, exact):.1e}, and between the two {error(came, rounded):.1e}"
+    )
+    assert error(came, exact) < 1e-4
+    # Rounding every activation to 8 bits costs transformers about 2e-2 of its own float32 logits
+    # in a random model of this depth. What separates us from that run is that rounding alone.
+    assert error(came, rounded) < 1.1 * error(rounded, exact)

@@ -271,13 +271,11 @@ class Graph:
         return node
 
     def _dependencies(self, deps: Node | Iterable[Node]) -> Sequence[int]:
-        if type(deps) is Node:
+        if isinstance(deps, Node):
             if deps.graph_handle is not self.handle or deps.ptr not in self._nodes:
                 self._check(deps, "deps")
             return (deps.ptr,)
-        if not deps:
-            return ()
-        nodes = tuple(deps)  # type: ignore[arg-type]
+        nodes = tuple(deps)
         for node in nodes:
             self._check(node, "deps")
         return [node.ptr for node in nodes]
@@ -311,8 +309,7 @@ class Graph:
             launch_completion: let it start once all blocks of the first have started.
 
         Raises:
-            CudaError: when the edge would close a cycle or is there already; the graph is what
-                it was.
+            CudaError: when the edge is there already. A cycle is found by :meth:`instantiate`.
         """
         self._check(from_node, "from_node")
         self._check(to_node, "to_node")
@@ -491,7 +488,7 @@ class Graph:
             use_node_priority: let nodes run at their own priority instead of the stream's.
 
         Raises:
-            CudaError: when CUDA refuses; nothing was made.
+            CudaError: when CUDA refuses, a graph with a cycle for example; nothing was made.
         """
         flags = InstantiateFlags.NONE
         if auto_free_on_launch:

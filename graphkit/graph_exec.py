@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from graphkit.arrays import describe
 from graphkit.errors import GraphUpdateError, refuse_closed
 from graphkit.kernel import Kernel, check_shared_mem
 from graphkit.lifetime import Handle, keep_until_done
@@ -339,16 +340,22 @@ class GraphExec:
                 f"node: expected a 1-D memcpy node, came {held.width} bytes x {held.height} x "
                 f"{held.depth}; update() changes it"
             )
+        for value, argument, wanted in (
+            (dst, "dst", (MemcpyKind.HOST_TO_DEVICE, MemcpyKind.DEVICE_TO_DEVICE)),
+            (src, "src", (MemcpyKind.DEVICE_TO_HOST, MemcpyKind.DEVICE_TO_DEVICE)),
+        ):
+            if value is None or isinstance(value, int) or held.kind is MemcpyKind.DEFAULT:
+                continue
+            if describe(value, argument).on_host is (held.kind in wanted):
+                raise TypeError(
+                    f"{argument}: expected {'device' if held.kind in wanted else 'host'} memory, "
+                    f"since the node copies {held.kind.name.lower()}, came {type(value).__name__}"
+                )
         new = memcpy_params(
             held.dst if dst is None else dst,
             held.src if src is None else src,
             held.width if nbytes is None else nbytes,
         )
-        if MemcpyKind.DEFAULT not in (new.kind, held.kind) and new.kind != held.kind:
-            raise TypeError(
-                f"dst, src: expected {held.kind.name.lower()} as the node copies, came "
-                f"{new.kind.name.lower()}"
-            )
         new = new._replace(kind=held.kind)
         with self._lock:
             self.runtime.graph_exec_memcpy_node_set_params(self.ptr, node.ptr, new)

@@ -282,9 +282,7 @@ def _pointer_writer(parameter: Parameter, words: memoryview) -> Callable[[object
 _FORMATS = {"?", "b", "B", "h", "H", "i", "I", "q", "Q", "f", "d"}
 
 
-def _scalar_writer(
-    parameter: Parameter, view: memoryview, cell: memoryview | None
-) -> Callable[[object], None]:
+def _scalar_writer(parameter: Parameter, view: memoryview, cell: Any) -> Callable[[object], None]:
     dtype, name = parameter.dtype, parameter.name
     assert dtype is not None
     plain = {"f": (int, float), "b": (bool,)}.get(dtype.kind, (int,))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
-import graphkit as gk
 import pytest
+
+import graphkit as gk
 from graphkit.runtime.protocol import Runtime
 
 pytest_plugins = ["plugins.evidence"]
@@ -29,6 +30,8 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """
     chosen = gk.use(request.config.getoption("--runtime"))
     yield chosen
+    # pytest holds the values of the other fixtures until later; handles among them die here.
+    request.node.funcargs.clear()
     chosen.device_synchronize()
     if gk.live_handles():
         gc.collect()  # an exception that a test looked at keeps its frames until then

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import graphkit as gk
 import numpy as np
+
+import graphkit as gk
 
 _ADD_SCALAR = r"""
 extern "C" __global__ void add_scalar(const float* x, float* y, float a, int n) {

@@ -6,7 +6,7 @@ plain names and dropped the rest. Which one is installed is decided here, once, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from cuda.bindings import driver, runtime
@@ -68,34 +68,39 @@ def node_list(handles: Sequence[int]) -> list[Any] | None:
     return [_Node(handle) for handle in handles]
 
 
-def _edge_arguments(edges: Sequence[Edge]) -> tuple[list[Any], list[Any], list[Any] | None, int]:
-    froms, tos, annotated = [], [], False
-    for edge in edges:
-        froms.append(_Node(edge.from_node))
-        tos.append(_Node(edge.to_node))
-        annotated = annotated or any(edge.data)
-    if not annotated:
-        return froms, tos, None, len(froms)
-    data = []
-    for edge in edges:
-        entry = runtime.cudaGraphEdgeData()
-        entry.from_port, entry.to_port, entry.type = edge.data
-        data.append(entry)
-    return froms, tos, data, len(froms)
+def _edge_calls(
+    edges: Sequence[Edge],
+) -> Iterator[tuple[list[Any], list[Any], list[Any] | None, int]]:
+    """Yield the arguments of one call for each kind of edge data.
+
+    One call for all was tried on the device (driver 580, cuda-bindings 13.3.1): every edge got
+    the data of the first.
+    """
+    for data in dict.fromkeys(edge.data for edge in edges):
+        same = [edge for edge in edges if edge.data == data]
+        annotations = None
+        if any(data):
+            entry = runtime.cudaGraphEdgeData()
+            entry.from_port, entry.to_port, entry.type = data
+            annotations = [entry] * len(same)
+        froms = [_Node(edge.from_node) for edge in same]
+        yield froms, [_Node(edge.to_node) for edge in same], annotations, len(same)
 
 
 def connect(graph: int, edges: Sequence[Edge]) -> None:
-    """cudaGraphAddDependencies with edge data."""
-    (status,) = _add_dependencies(graph, *_edge_arguments(edges))
-    if status:
-        refuse("cudaGraphAddDependencies", status)
+    """cudaGraphAddDependencies with edge data; a call for each kind of it."""
+    for arguments in _edge_calls(edges):
+        (status,) = _add_dependencies(graph, *arguments)
+        if status:
+            refuse("cudaGraphAddDependencies", status)
 
 
 def disconnect(graph: int, edges: Sequence[Edge]) -> None:
-    """cudaGraphRemoveDependencies with edge data."""
-    (status,) = _remove_dependencies(graph, *_edge_arguments(edges))
-    if status:
-        refuse("cudaGraphRemoveDependencies", status)
+    """cudaGraphRemoveDependencies with edge data; a call for each kind of it."""
+    for arguments in _edge_calls(edges):
+        (status,) = _remove_dependencies(graph, *arguments)
+        if status:
+            refuse("cudaGraphRemoveDependencies", status)
 
 
 def edges_of(graph: int) -> list[Edge]:

@@ -419,7 +419,7 @@ def train(
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
     (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
-    generation = {"do_sample": False, "max_length": context}
+    generation = {"do_sample": False}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
     length = 300 if device == "cuda" else 8

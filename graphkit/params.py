@@ -56,7 +56,11 @@ _SCALARS: dict[str, Any] = {
     "half": np.float16,
     "__nv_bfloat16": BFLOAT16,
     "nv_bfloat16": BFLOAT16,
+    "intptr_t": np.int64,
+    "uintptr_t": np.uint64,
     "cudaGraphConditionalHandle": np.uint64,
+    "cudaSurfaceObject_t": np.uint64,
+    "cudaTextureObject_t": np.uint64,
 }
 
 POINTER = np.dtype(np.uint64)
@@ -90,10 +94,14 @@ class Parameter:
 
 # --- the CUDA C signature ------------------------------------------------------------------------
 
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+# Literals first: what looks like a comment in one is none.
+_COMMENT = re.compile(r"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])')|//[^\n]*|/\*.*?\*/""", re.DOTALL)
 _QUALIFIER = re.compile(
-    r"\b(?:__restrict__|__restrict|restrict|__grid_constant__|volatile|struct|enum|register)\b"
+    r"\[\[.*?\]\]|\b(?:__restrict__|__restrict|restrict|__grid_constant__|volatile|struct|enum|"
+    r"register)\b|\b(?:cuda::)?std::"
 )
+# The words that C spells integers with, in any order.
+_INTEGER_WORDS = {"signed", "unsigned", "char", "short", "int", "long"}
 
 
 def parse_signature(
@@ -113,7 +121,7 @@ def parse_signature(
     Raises:
         ValueError: when there is no such kernel, or a type's size cannot be known.
     """
-    text = _COMMENT.sub(" ", code)
+    text = _COMMENT.sub(lambda match: match[1] or " ", code)
     if name is not None:
         text = _parameter_list(text, name)
     where = name or "signature"
@@ -124,7 +132,7 @@ def parse_signature(
     end = 0
     for index, declaration in enumerate(declared):
         parameter = _parse_parameter(declaration, index, where, types or {})
-        align = 8 if parameter.pointer else _alignment(parameter.dtype)
+        align = 8 if parameter.dtype is None or parameter.pointer else _alignment(parameter.dtype)
         offset = -(-end // align) * align
         end = offset + parameter.size
         parameters.append(
@@ -170,22 +178,22 @@ def _split(text: str) -> list[str]:
 def _parse_parameter(
     declaration: str, index: int, where: str, types: Mapping[str, Any]
 ) -> Parameter:
-    text = _QUALIFIER.sub(" ", declaration).partition("[")[0]
-    before, star, after = text.partition("*")
-    pointer = bool(star) or "[" in declaration
-    const = pointer and "const" in before.split()
+    text = _QUALIFIER.sub(" ", declaration).partition("=")[0]
+    text, bracket, _ = re.sub("[()]", " ", text).partition("[")
+    before, *after = text.split("*")
+    pointer = bool(after) or bool(bracket)
+    # Const is what the parameter itself points at: with `const T**` that is a pointer, not const.
+    const = pointer and "const" in (after[-2] if len(after) > 1 else before).split()
     words = [word for word in before.split() if word != "const"]
-    names = [word for word in after.replace("*", " ").split() if word != "const"]
-    if not star and len(words) > 1 and " ".join(words) not in _SCALARS:
+    names = [word for word in after[-1].split() if word != "const"] if after else []
+    if not after and len(words) > 1 and words[-1] not in _INTEGER_WORDS:
         names = [words.pop()]
     name = names[-1] if names else f"arg{index}"
-    type_name = " ".join(words)
-    if type_name.endswith(" int") and type_name != "unsigned int":
-        type_name = type_name.removesuffix(" int")
+    type_name = _spelling(words)
     declared = types.get(type_name, _SCALARS.get(type_name))
     if pointer:
         # A pointer to pointers, to void or to a struct: what it points at stays unchecked.
-        opaque = declared is None or "*" in after
+        opaque = declared is None or len(after) > 1
         return Parameter(name, 0, 8, None if opaque else np.dtype(declared), True, const)
     if declared is None:
         raise ValueError(
@@ -196,8 +204,22 @@ def _parse_parameter(
     return Parameter(name, 0, dtype.itemsize, dtype, False)
 
 
-def _alignment(dtype: np.dtype[Any] | None) -> int:
-    return 8 if dtype is None else dtype.alignment
+def _spelling(words: list[str]) -> str:
+    """Return one spelling of a type: `long unsigned int` is `unsigned long`."""
+    if len(words) < 2 or not _INTEGER_WORDS.issuperset(words):
+        return " ".join(words)
+    sign = ["unsigned"] if "unsigned" in words else []
+    size = [word for word in words if word not in ("signed", "unsigned", "int")]
+    return " ".join(sign + size) if size else " ".join([*sign, "int"])
+
+
+def _alignment(dtype: np.dtype[Any]) -> int:
+    """Return the alignment that C gives the type; a packed NumPy struct says 1."""
+    if dtype.subdtype is not None:
+        return _alignment(dtype.subdtype[0])
+    if dtype.fields is None:
+        return dtype.alignment
+    return max((_alignment(field[0]) for field in dtype.fields.values()), default=1)
 
 
 def opaque_parameters(runtime: Runtime, function: int) -> tuple[Parameter, ...]:
@@ -265,10 +287,13 @@ def _pointer_writer(parameter: Parameter, words: memoryview) -> Callable[[object
             if address and (value.dtype is expected or value.dtype == expected or not expected):
                 words[0] = address + value.offset
                 return
-        if kind is int:
-            words[0] = value
-        elif isinstance(value, np.integer):
-            words[0] = int(value)
+        if kind is int or isinstance(value, np.integer):
+            try:
+                words[0] = int(value)
+            except ValueError:
+                raise ValueError(
+                    f"{name}: expected an address of 0 to 2**64 - 1, came {value!r}"
+                ) from None
         else:
             address, dtype = pointer_and_dtype(value, name)
             if expected is not None and dtype != expected:
@@ -305,7 +330,8 @@ def _scalar_writer(parameter: Parameter, view: memoryview, cell: Any) -> Callabl
             raise TypeError(f"{name}: expected a {dtype} scalar, came {item.dtype} {value!r}")
         if not sized and not np.can_cast(item.dtype, dtype, "same_kind"):
             raise TypeError(f"{name}: expected a {dtype} scalar, came {kind.__name__} {value!r}")
-        view[:] = item.astype(dtype).tobytes()
+        with np.errstate(over="ignore"):  # past the range lies infinity, as in C
+            view[:] = item.astype(dtype).tobytes()
 
     return write
 
@@ -395,7 +421,9 @@ class ArgumentBlock:
         code = {"l": "q", "L": "Q"}.get(parameter.dtype.char, parameter.dtype.char)
         if code in _FORMATS:
             numbers = view.cast(code)  # type: ignore[call-overload]
-            return numbers, _scalar_writer(parameter, view, numbers)
+            write = _scalar_writer(parameter, view, numbers)
+            # Anything that is true or false would pass into a bool unchecked.
+            return (_CheckedCell(write) if code == "?" else numbers), write
         write = _scalar_writer(parameter, view, None)
         return _CheckedCell(write), write
 
@@ -471,8 +499,8 @@ class ArgumentBlock:
         if isinstance(key, str):
             if key in self.names:
                 return self.names[key]
-        elif isinstance(key, (int, np.integer)) and -len(self.names) <= key < len(self.names):
-            return int(key) % len(self.names)
+        elif isinstance(key, (int, np.integer)) and 0 <= key < len(self.names):
+            return int(key)
         raise TypeError(
             f"args: expected a parameter of {list(self.names)} or its position, came {key!r}"
         )

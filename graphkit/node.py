@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphkit.arrays import ArrayInfo, describe, device_pointer
 from graphkit.lifetime import Handle
@@ -178,6 +180,9 @@ def memcpy_params(dst: object, src: object, nbytes: int | None = None) -> Memcpy
     if target.dtype != source.dtype:
         raise TypeError(f"src: expected dtype {target.dtype} as dst has, came {source.dtype}")
     axes = _merge_axes(target, source)
+    for info, argument, at in ((target, "dst", 1), (source, "src", 2)):
+        if any(axis[at] <= 0 for axis in axes):
+            raise ValueError(f"{argument}: expected positive strides, came {info.strides}")
     itemsize = target.dtype.itemsize
     width, inner = itemsize, len(axes)
     if axes and axes[-1][1:] == (itemsize, itemsize):
@@ -190,6 +195,11 @@ def memcpy_params(dst: object, src: object, nbytes: int | None = None) -> Memcpy
         raise ValueError(
             "dst: expected slices a whole number of rows apart, came "
             f"{dst_slice} and {src_slice} bytes with rows of {dst_pitch} and {src_pitch}"
+        )
+    if depth > 1 and min(dst_slice // dst_pitch, src_slice // src_pitch) < height:
+        raise ValueError(
+            f"dst, src: expected slices that do not overlap, came strides {target.strides} and "
+            f"{source.strides} in shape {target.shape}"
         )
     return MemcpyNodeParams(
         target.ptr,
@@ -235,12 +245,15 @@ def _kind(dst: ArrayInfo, src: ArrayInfo) -> MemcpyKind:
 
 
 def _merge_axes(dst: ArrayInfo, src: ArrayInfo) -> list[tuple[int, int, int]]:
-    """Return (extent, dst stride, src stride) of the fewest axes that say the same."""
+    """Return (extent, dst stride, src stride) of the fewest axes that say the same.
+
+    The widest stride comes first: which element is copied when makes no difference.
+    """
+    axes = zip(dst.shape, dst.strides, src.strides, strict=True)
+    steps = sorted((axis for axis in axes if axis[0] != 1), key=lambda axis: axis[1:], reverse=True)
     merged: list[tuple[int, int, int]] = []
-    for axis in zip(dst.shape, dst.strides, src.strides, strict=True):
+    for axis in steps:
         extent, dst_step, src_step = axis
-        if extent == 1:
-            continue
         if merged and merged[-1][1:] == (extent * dst_step, extent * src_step):
             merged[-1] = (merged[-1][0] * extent, dst_step, src_step)
         else:
@@ -270,7 +283,7 @@ def memset_params(dst: object, value: object, nbytes: int | None = None) -> Mems
     info = device_pointer(dst, "dst")
     if not info.nbytes:
         raise ValueError("dst: expected at least one element to fill, came none")
-    raw = np.asarray(value).astype(info.dtype).tobytes()
+    raw = _element(value, info.dtype).tobytes()
     size = info.dtype.itemsize
     if size not in (1, 2, 4):
         if size % 4 or raw != raw[:4] * (size // 4):
@@ -279,10 +292,29 @@ def memset_params(dst: object, value: object, nbytes: int | None = None) -> Mems
             )
         raw, size = raw[:4], 4
     pattern = int.from_bytes(raw, "little")
+    itemsize = info.dtype.itemsize
     axes = _merge_axes(info, info)
-    if not axes or info.contiguous:
+    if not axes or axes[-1][1] != itemsize:
+        axes.append((1, itemsize, itemsize))  # rows of one element
+    if len(axes) == 1:
         return MemsetNodeParams(info.ptr, info.nbytes, pattern, size, info.nbytes // size, 1)
-    if len(axes) != 2 or axes[1][1] != info.dtype.itemsize:
-        raise ValueError(f"dst: expected rows without gaps in at most 2 dimensions, came {axes}")
-    (height, pitch, _), (extent, step, _) = axes
-    return MemsetNodeParams(info.ptr, pitch, pattern, size, extent * step // size, height)
+    if len(axes) > 2 or axes[0][1] <= 0:
+        raise ValueError(
+            "dst: expected rows without gaps in at most 2 dimensions, came strides "
+            f"{info.strides} in shape {info.shape}"
+        )
+    (height, pitch, _), (extent, _, _) = axes
+    return MemsetNodeParams(info.ptr, pitch, pattern, size, extent * itemsize // size, height)
+
+
+def _element(value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return one element of ``dtype``; refuse a value that it cannot hold."""
+    item = np.asarray(value)
+    if item.shape != () or item.dtype.kind not in "biufcV":
+        raise TypeError(f"value: expected a scalar for {dtype}, came {value!r}")
+    with np.errstate(all="ignore"):
+        element = item.astype(dtype)
+    # Floats may round; an integer is itself or not there.
+    if dtype.kind in "iub" and element != item:
+        raise ValueError(f"value: expected one that {dtype} can hold, came {value!r}")
+    return element

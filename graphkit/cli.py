@@ -81,7 +81,7 @@ def _choose_runtime(choice: RuntimeChoice) -> Any:
         except RuntimeUnavailableError as error:
             if choice is RuntimeChoice.CUDA:
                 raise
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
             typer.echo(f"SIMULATOR: no CUDA device here, NumPy runs the kernels ({reason})")
             return gk.use("sim")
         typer.echo(f"device: {runtime.get_device_name(runtime.get_device())}")

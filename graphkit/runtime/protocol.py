@@ -282,7 +282,7 @@ class TwinLaunch(Protocol):
 
 
 class KernelSource(NamedTuple):
-    """What :meth:`Runtime.function_load` needs; CUDA compiles ``code``, the simulator runs ``twin``.
+    """What :meth:`Runtime.function_load` needs: ``code`` for CUDA, ``twin`` for the simulator.
 
     ``layout`` holds (offset, size) of each parameter, as cuFuncGetParamInfo would report them.
     """
@@ -400,7 +400,7 @@ class Runtime(Protocol):
 
     # functions
     def function_load(self, source: KernelSource) -> LoadedFunction:
-        """Load a kernel: CuPy's RawKernel (NVRTC, then cuModuleLoadData) or the twin.
+        """Load a kernel: CuPy compiles and loads the code (NVRTC, cuModuleLoadData), or the twin.
 
         The one method that is more than a call: two runtimes share no image format.
         """
@@ -491,13 +491,9 @@ class Runtime(Protocol):
     def graph_exec_host_node_set_params(
         self, exec_: int, node: int, params: HostNodeParams
     ) -> None: ...
-    def graph_exec_event_record_node_set_event(
-        self, exec_: int, node: int, event: int
-    ) -> None: ...
+    def graph_exec_event_record_node_set_event(self, exec_: int, node: int, event: int) -> None: ...
     def graph_exec_event_wait_node_set_event(self, exec_: int, node: int, event: int) -> None: ...
-    def graph_exec_child_graph_node_set_params(
-        self, exec_: int, node: int, child: int
-    ) -> None: ...
+    def graph_exec_child_graph_node_set_params(self, exec_: int, node: int, child: int) -> None: ...
     def graph_node_set_enabled(self, exec_: int, node: int, enabled: bool) -> None: ...
     def graph_node_get_enabled(self, exec_: int, node: int) -> bool: ...
 

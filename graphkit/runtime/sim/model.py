@@ -1,0 +1,240 @@
+"""What the simulator keeps of graphs: nodes, edges, executable copies, and the rules of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphkit.runtime.protocol import (
+    Dim3,
+    EdgeData,
+    ExecUpdateStatus,
+    HostNodeParams,
+    InstantiateFlags,
+    LaunchAttributeID,
+    MemcpyNodeParams,
+    MemsetNodeParams,
+    NodeType,
+)
+from graphkit.runtime.sim.functions import ArgumentBlock, SimFunction
+from graphkit.runtime.sim.refusal import Code, Refused
+from graphkit.runtime.sim.work import Work
+
+
+@dataclass(frozen=True)
+class KernelValues:
+    """A kernel node's parameters, with the bytes of its arguments copied."""
+
+    function: SimFunction
+    grid: Dim3
+    block: Dim3
+    shared_mem: int
+    arguments: tuple[bytes, ...]
+    by_extra: bool
+
+
+Values = KernelValues | MemcpyNodeParams | MemsetNodeParams | HostNodeParams | int | None
+
+
+@dataclass(eq=False)
+class SimNode:
+    """One node of a graph. ``values`` is an event handle for event nodes."""
+
+    handle: int
+    type: NodeType
+    graph: SimGraph
+    values: Values
+    child: SimGraph | None = None
+    attributes: dict[LaunchAttributeID, tuple[int, ...]] = field(default_factory=dict)
+    handed_out: list[ArgumentBlock] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """Say what it is, for an error message."""
+        if isinstance(self.values, KernelValues):
+            return f"kernel node {self.values.function.name!r} ({self.handle:#x})"
+        return f"{self.type.name.lower()} node ({self.handle:#x})"
+
+
+@dataclass(eq=False)
+class SimGraph:
+    """A graph: nodes and edges in the order in which they were added."""
+
+    handle: int
+    nodes: dict[int, SimNode] = field(default_factory=dict)
+    edges: dict[tuple[SimNode, SimNode], EdgeData] = field(default_factory=dict)
+    origin: dict[int, int] = field(default_factory=dict)
+    borrowed: bool = False
+
+    def predecessors(self) -> dict[SimNode, list[SimNode]]:
+        """Return the direct predecessors of every node."""
+        found: dict[SimNode, list[SimNode]] = {node: [] for node in self.nodes.values()}
+        for before, after in self.edges:
+            found[after].append(before)
+        return found
+
+    def order(self) -> list[SimNode]:
+        """Return the nodes so that every one follows its predecessors.
+
+        Raises:
+            Refused: 1 when there is a cycle.
+        """
+        before = self.predecessors()
+        waiting = {node: len(nodes) for node, nodes in before.items()}
+        followers: dict[SimNode, list[SimNode]] = {node: [] for node in before}
+        for start, end in self.edges:
+            followers[start].append(end)
+        ready = [node for node, count in waiting.items() if not count]
+        ordered = []
+        while ready:
+            node = ready.pop()
+            ordered.append(node)
+            for follower in followers[node]:
+                waiting[follower] -= 1
+                if not waiting[follower]:
+                    ready.append(follower)
+        if len(ordered) != len(self.nodes):
+            raise Refused(Code.INVALID_VALUE, "the graph has a cycle")
+        return ordered
+
+    def all_nodes(self) -> Iterator[SimNode]:
+        """Yield the nodes, those of child graphs included."""
+        for node in self.nodes.values():
+            yield node
+            if node.child is not None:
+                yield from node.child.all_nodes()
+
+
+@dataclass(eq=False)
+class ExecNode:
+    """What an executable graph holds for one node."""
+
+    source: SimNode
+    values: Values
+    attributes: dict[LaunchAttributeID, tuple[int, ...]]
+    enabled: bool = True
+    children: ExecGraph | None = None
+
+
+@dataclass(eq=False)
+class ExecGraph:
+    """A snapshot of a graph: later changes of the graph do not reach it.
+
+    ``nodes`` is in an order that respects the edges, ``inserted`` in that of insertion.
+    """
+
+    nodes: list[ExecNode]
+    inserted: list[ExecNode]
+    before: dict[SimNode, list[SimNode]]
+    edges: list[tuple[int, int, EdgeData]]
+
+    @classmethod
+    def of(cls, graph: SimGraph) -> ExecGraph:
+        """Snapshot a graph."""
+        held = {
+            node: ExecNode(
+                node,
+                node.values,
+                dict(node.attributes),
+                children=None if node.child is None else cls.of(node.child),
+            )
+            for node in graph.nodes.values()
+        }
+        ordered = [held[node] for node in graph.order()]
+        return cls(ordered, list(held.values()), graph.predecessors(), _edges_by_place(graph))
+
+    def take(self, graph: SimGraph) -> None:
+        """Take over the parameters of a graph that :func:`compare` found to fit."""
+        for held, node in zip(self.inserted, graph.nodes.values(), strict=True):
+            held.values = node.values
+            if held.children is not None and node.child is not None:
+                held.children.take(node.child)
+
+    def find(self, node: SimNode) -> ExecNode | None:
+        """Return what is held for a node of the source graph or of a child graph in it."""
+        for held in self.nodes:
+            if held.source is node:
+                return held
+            if held.children is not None and (inner := held.children.find(node)) is not None:
+                return inner
+        return None
+
+
+@dataclass(eq=False)
+class SimExec:
+    """An executable graph."""
+
+    handle: int
+    source: SimGraph
+    flags: InstantiateFlags
+    graph: ExecGraph
+    last: tuple[Work, ...] = ()
+
+
+_DEVICE_LAUNCHABLE = {NodeType.KERNEL, NodeType.MEMCPY, NodeType.MEMSET, NodeType.GRAPH}
+
+
+def check_device_launch(graph: SimGraph) -> None:
+    """Refuse a graph that cannot be launched from the device."""
+    for node in graph.all_nodes():
+        if node.type not in _DEVICE_LAUNCHABLE:
+            raise Refused(Code.INVALID_VALUE, f"{node.describe()} cannot be launched on the device")
+
+
+def copy_changes(old: Values, new: Values) -> str | None:
+    """Say what of a memcpy or memset an executable graph cannot change; None when it can."""
+    if isinstance(old, MemcpyNodeParams) and isinstance(new, MemcpyNodeParams):
+        if old.kind != new.kind:
+            return f"a memcpy of kind {old.kind.name} cannot become {new.kind.name}"
+        if (old.height, old.depth) != (1, 1) and old[6:9] != new[6:9]:
+            return "a memcpy of more than one dimension cannot change its extents"
+        if (old.height, old.depth) == (1, 1) and (new.height, new.depth) != (1, 1):
+            return "a 1-D memcpy cannot become one of more dimensions"
+    if isinstance(old, MemsetNodeParams) and isinstance(new, MemsetNodeParams):
+        if (old.height > 1 or new.height > 1) and old[3:] != new[3:]:
+            return "a 2-D memset cannot change its extents"
+        if old.element_size != new.element_size:
+            return "a memset cannot change its element size"
+    return None
+
+
+def compare(held: ExecGraph, new: SimGraph) -> tuple[ExecUpdateStatus, SimNode | None]:
+    """Say whether an exec can take the parameters of a graph, and which node is in the way."""
+    nodes = list(new.nodes.values())
+    if len(held.inserted) != len(nodes):
+        return ExecUpdateStatus.TOPOLOGY_CHANGED, None
+    pairs = list(zip(held.inserted, nodes, strict=True))
+    for old, node in pairs:
+        if old.source.type is not node.type:
+            return ExecUpdateStatus.NODE_TYPE_CHANGED, node
+    if held.edges != _edges_by_place(new):
+        return ExecUpdateStatus.TOPOLOGY_CHANGED, None
+    cluster = LaunchAttributeID.CLUSTER_DIMENSION
+    for old, node in pairs:
+        if old.children is not None and node.child is not None:
+            status, inner = compare(old.children, node.child)
+            if status is not ExecUpdateStatus.SUCCESS:
+                return status, inner or node
+        if copy_changes(old.values, node.values):
+            return ExecUpdateStatus.PARAMETERS_CHANGED, node
+        if old.attributes.get(cluster) != node.attributes.get(cluster):
+            return ExecUpdateStatus.ATTRIBUTES_CHANGED, node
+    return ExecUpdateStatus.SUCCESS, None
+
+
+def _edges_by_place(graph: SimGraph) -> list[tuple[int, int, EdgeData]]:
+    place = {node: index for index, node in enumerate(graph.nodes.values())}
+    return sorted((place[a], place[b], data) for (a, b), data in graph.edges.items())
+
+
+def ancestors_of(graph: SimGraph, nodes: Iterable[SimNode]) -> set[SimNode]:
+    """Return ``nodes`` and everything they depend on."""
+    before = graph.predecessors()
+    found: set[SimNode] = set()
+    stack: list[Any] = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(before[node])
+    return found

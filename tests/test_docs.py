@@ -51,6 +51,14 @@ WITH_CODE = [page for page in PAGES if any(block.language == "python" for block 
 def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page):
     """Run a page's blocks in order, in one namespace; a ``text`` block is the output before it."""
     namespace = {"__name__": "page"}
+    try:
+        run(page, namespace)
+    finally:
+        # A twin's globals are this namespace, and a runtime keeps the twins it has loaded.
+        namespace.clear()
+
+
+def run(page: Path, namespace: dict[str, object]) -> None:
     printed = None
     for block in blocks(page):
         if block.language == "python":

@@ -278,7 +278,7 @@ def test_without_cupy_a_launch_goes_through_the_bindings(monkeypatch, cudart):
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
     runtime = use("cuda")
     runtime.graph_launch(5, 6)
-    runtime.graph_launcher(7, 8)()
+    runtime.graph_launcher(SimpleNamespace(value=7), 8)()
     assert seen == [(5, 6), (7, 8)]
 
 
@@ -294,7 +294,8 @@ def test_an_exception_of_cupy_becomes_a_cuda_error(monkeypatch, cudart):
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cupy_cuda))
     monkeypatch.setitem(sys.modules, "cupy.cuda", cupy_cuda)
     runtime = use("cuda")
-    for launch in (runtime.graph_launcher(5, 6), lambda: runtime.graph_launch(5, 6)):
+    launcher = runtime.graph_launcher(SimpleNamespace(value=5), 6)
+    for launch in (launcher, lambda: runtime.graph_launch(5, 6)):
         with pytest.raises(CudaError) as e:
             launch()
         assert (e.value.call, e.value.code) == ("cudaGraphLaunch", 400)
@@ -436,7 +437,10 @@ def test_edges_carry_data_only_where_there_is_some(monkeypatch):
     monkeypatch.setattr(cuda_bindings, "_add_dependencies", lambda *a: calls.append(a) or (0,))
     cuda_bindings.connect(1, [Edge(2, 3), Edge(3, 4)])
     cuda_bindings.connect(1, [Edge(2, 3), Edge(3, 4, EdgeData(1, 0, 1))])
-    (_, froms, tos, data, count), (_, _, _, annotated, _) = calls
+    (_, froms, tos, data, count), plain, annotated = calls
     assert ([int(n) for n in froms], [int(n) for n in tos], count) == ([2, 3], [3, 4], 2)
     assert data is None
-    assert [(d.from_port, d.to_port, d.type) for d in annotated] == [(0, 0, 0), (1, 0, 1)]
+    # A call for each kind of edge data: one call for both gave every edge the first one's.
+    assert (int(plain[1][0]), plain[3]) == (2, None)
+    assert int(annotated[1][0]) == 3
+    assert [(d.from_port, d.to_port, d.type) for d in annotated[3]] == [(1, 0, 1)]

@@ -1,14 +1,16 @@
 """A Llama's decode: the checkpoint, its kernel launches, and the three ways to launch them.
 
-from graphkit.kernels.llama import Checkpoint, Decoder
+Everything that changes from token to token lies in device memory, so the host only launches::
 
-decoder = Decoder(Checkpoint.load("model"), max_len=512)
-decode = decoder.build("capture")
-decoder.start(b"def ")
-for _ in range(64):
-    decode.launch()
-decode.stream.synchronize()
-print(bytes(decoder.tokens.get()[0, :65].tolist()))
+    from graphkit.kernels.llama import Checkpoint, Decoder
+
+    decoder = Decoder(Checkpoint.load("model"), max_len=512)
+    decode = decoder.build("capture")
+    decoder.start(b"def ")
+    for _ in range(64):
+        decode.launch()
+    decode.stream.synchronize()
+    print(bytes(decoder.tokens.get()[0, :65].tolist()))
 """
 
 from .checkpoint import Checkpoint, CheckpointError, Llama3Scaling, LlamaConfig

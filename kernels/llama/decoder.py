@@ -219,7 +219,7 @@ class Decoder:
         tokens = np.zeros((self.batch, self.max_len), np.int32)
         for row, prompt in enumerate(prompts):
             check_prompt(prompt, self.max_len, self.config.vocab_size)
-            tokens[row, : len(prompt)] = prompt
+            tokens[row, : len(prompt)] = list(prompt)  # NumPy would parse bytes as a number
         self._prompts = tuple(tuple(prompt) for prompt in prompts)
         self.tokens.set(tokens)
         self.prompt_len.set([len(prompt) for prompt in prompts])

@@ -347,3 +347,15 @@ def test_the_whole_context_can_be_filled(runtime, tmp_path):
     *_, summary = generate(byte_model(tmp_path / "model"), "x" * 60, 4)
     assert summary.same_tokens
     assert len(summary.text.encode()) >= 4
+
+
+def test_the_example_of_the_package(runtime, tmp_path, capsys, monkeypatch):
+    from graphkit.kernels import llama
+
+    byte_model(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    example = "\n".join(
+        line.removeprefix("    ") for line in llama.__doc__.splitlines() if line.startswith("    ")
+    )
+    exec(example.replace("max_len=512", "max_len=64").replace("range(64)", "range(12)"), {})
+    assert capsys.readouterr().out.startswith("b'def ")

@@ -91,7 +91,8 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         if exc is not None:
             self._graph.owners.clear()
             if value:  # a body that raised leaves a valid, partial graph
-                runtime.graph_destroy(value)
+                self._graph.handle.fill(value, runtime.graph_destroy)
+                self._graph.close()  # not at once: another capture may be live
             if failure is not None:
                 exc.add_note(f"The stream capture around this failed as well:\n{failure}")
             return

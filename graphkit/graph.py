@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, check_shared_mem, launch_attributes
@@ -58,6 +59,8 @@ class Graph:
         self.owners: list[object] = [self._kernels]
         self._nodes: dict[int, Node] = {}
         self._children: dict[int, Graph] = {}
+        # They must forget the nodes that are destroyed here.
+        self._execs: WeakSet[GraphExec] = WeakSet()
         self._clusters: dict[int, tuple[int, ...]] | None = None
 
     @classmethod
@@ -261,8 +264,15 @@ class Graph:
         Execs made before keep it. What it pointed at stays alive as long as the graph.
         """
         self._check(node)
+        child = self._children.pop(node.ptr, None)
+        for exe in self._execs:
+            exe.forget_nodes(lambda known: known is node)
+            if child is not None:
+                exe.forget_nodes(child.contains)
         self.runtime.graph_destroy_node(node.ptr)
-        self._nodes.pop(node.ptr, None)
+        del self._nodes[node.ptr]
+        if child is not None:
+            child.close()
         self._clusters = None
 
     def _keep(self, ptr: int, type_: NodeType, owners: object) -> Node:
@@ -425,12 +435,9 @@ class Graph:
 
     def contains(self, node: Node) -> bool:
         """Return whether a node is in this graph or in a child graph of it."""
-        owner: object = node.graph_handle
-        while isinstance(owner, Handle):
-            if owner is self.handle:
-                return True
-            owner = owner.owner  # a child graph's handle is owned by its parent's
-        return False
+        if node.graph_handle is self.handle:
+            return node.ptr in self._nodes
+        return any(child.contains(node) for child in self._children.values())
 
     def clone(self) -> Graph:
         """Return an independent copy (cudaGraphClone); :meth:`in_clone` finds a node in it."""
@@ -499,13 +506,21 @@ class Graph:
             flags |= InstantiateFlags.DEVICE_LAUNCH
         if use_node_priority:
             flags |= InstantiateFlags.USE_NODE_PRIORITY
-        return GraphExec(self, flags, upload_stream)
+        exe = GraphExec(self, flags, upload_stream)
+        self._execs.add(exe)
+        return exe
 
     def close(self) -> None:
         """Destroy the graph (cudaGraphDestroy); execs made from it still launch.
 
         Their single nodes can no longer be changed: CUDA needs the graph for that.
         """
+        if self._execs and not self.handle.closed:
+            self.clusters  # noqa: B018 - an update of theirs will want to know
+        for exe in self._execs:
+            exe.forget_nodes(self.contains)
+        for child in self._children.values():
+            child.close()
         self.handle.close()
         self._nodes.clear()
         self._children.clear()

@@ -298,17 +298,22 @@ class GraphExec:
         if kernel is None:
             changed = _KernelSlot(params, slot.block.copy())
             values = self._keyed(changed.block, args)
+            # What the old writers wrote is still in the block.
+            for old, new in zip(slot.block.writers, changed.block.writers, strict=True):
+                if old in slot.owners:
+                    changed.owners[new] = slot.owners[old]
         else:
             params = params._replace(function=kernel.function(self.runtime))
             changed = _KernelSlot(params, ArgumentBlock(kernel.parameters))
             values = self._keyed(changed.block, changed.block.complete(args or ()))
-        for key in values:
-            changed.write[changed.block.index(key)](values[key])
+        for key, value in values.items():
+            write = changed.write[changed.block.index(key)]
+            write(value)
+            changed.owners[write] = value
         with self._lock:
             self.runtime.graph_exec_kernel_node_set_params(self.ptr, node.ptr, changed.params)
-            self._replaced.append((slot.owners, self._owners.get(node)))
-            # The new block's writers are new: what the old ones wrote is still in it.
-            self._owners[node] = (kernel, slot.owners, values)
+            self._replaced.append(slot.owners)
+            self._replace_owner(node, kernel)
             self._adopt(node, changed)
 
     def set_memcpy_node_params(
@@ -379,10 +384,10 @@ class GraphExec:
             held = self.runtime.graph_memset_node_get_params(self._source(node).ptr)
         new = held
         if dst is not None:
-            nbytes = held.width * held.element_size
-            new = memset_params(dst, 0 if value is None else value, nbytes)
             if isinstance(dst, int):
                 new = held._replace(dst=dst)
+            else:
+                new = memset_params(dst, 0 if value is None else value)
             if (new.width, new.height) != (held.width, held.height):
                 raise ValueError(
                     f"dst: expected {held.width} x {held.height} elements as the node fills, came "
@@ -503,7 +508,8 @@ class GraphExec:
             return UpdateReport(result, None, from_node)
         values = read_values(nodes[index])
         kernel = values.name if isinstance(values, KernelNodeValues) else None
-        ours = self._updated_from.nodes
+        source = self._updated_from
+        ours = [] if source.handle.closed else source.nodes
         differences = (
             node_differences(read_values(ours[index]), values) if index < len(ours) else []
         )
@@ -515,12 +521,12 @@ class GraphExec:
         if not isinstance(node, Node):
             raise TypeError(f"node: expected a Node, came {type(node).__name__}")
         self.ptr  # noqa: B018 - refuses a closed exec before anything else is looked at
+        self.graph.ptr  # noqa: B018 - CUDA needs the source graph to find the node in the exec
         if not self.graph.contains(node):
             raise ValueError(
                 f"node: expected a node of the graph this exec was made from, came {node!r} of "
-                "another graph"
+                "another graph, or a removed one"
             )
-        self.graph.ptr  # noqa: B018 - CUDA needs the source graph to find the node in the exec
         if node.type not in types:
             expected = " or ".join(item.name.lower() for item in types)
             raise TypeError(f"node: expected a {expected} node, came {node!r}")
@@ -535,8 +541,8 @@ class GraphExec:
         if owner is not None:
             self._replaced.append(self._owners.get(key))
             self._owners[key] = owner
-            if len(self._replaced) > _REPLACED_LIMIT:
-                self._let_go()
+        if len(self._replaced) > _REPLACED_LIMIT:
+            self._let_go()
 
     def _forget(self, *, inside: bool = False) -> None:
         """Drop what is known of the nodes' values, or only of those inside of child graphs."""
@@ -548,6 +554,13 @@ class GraphExec:
                 entry = known.pop(node)
                 self._replaced.append(getattr(entry, "owners", None))
 
+    def forget_nodes(self, gone: Callable[[Node], bool]) -> None:
+        """Drop what is known of nodes that the graph destroys. For :class:`Graph` to call."""
+        with self._lock:
+            for known in (self._slots, self._copies, self._fills):
+                for node in [node for node in known if gone(node)]:
+                    self._replaced.append(getattr(known.pop(node), "owners", None))
+
     def _let_go(self) -> None:
         """Hand replaced operands over to the events that say when launches are done with them."""
         replaced, self._replaced = self._replaced, []
@@ -555,13 +568,12 @@ class GraphExec:
             self._keep(replaced)
 
     def _keep(self, owners: object) -> None:
-        streams = []
+        streams: list[int | None] = []
         for handle, stream in self._streams.items():
             try:
                 streams.append(handle if type(stream) is int else stream_handle(stream))
-            except ValueError:
-                # Its owner closed the stream, so no event can be recorded on it any more.
-                self.runtime.device_synchronize()
+            except ValueError:  # its owner closed it
+                streams.append(None)
         keep_until_done(self.runtime, streams, owners)
 
     def close(self) -> None:

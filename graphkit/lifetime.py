@@ -122,8 +122,14 @@ def end_capture(runtime: Runtime, capture_id: int) -> None:
             return
         due = list(_queue)
         _queue.clear()
+    failure: BaseException | None = None
     for finish in due:
-        finish()
+        try:
+            finish()
+        except BaseException as error:  # the rest is destroyed all the same
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) -> None:
@@ -139,19 +145,29 @@ def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) ->
             kept.extend(owners)
 
 
-def keep_until_done(runtime: Runtime, streams: Iterable[int], owners: object) -> None:
+def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: object) -> None:
     """Keep ``owners`` alive until the work that is on ``streams`` now is done.
 
     Records one event a stream (cudaEventRecord); nobody waits. While a capture is live this
     is put off, since an event recorded then could become a part of the capture.
+
+    Args:
+        runtime: the runtime of the streams.
+        streams: their handles; None is a stream that its owner closed. No event can tell when its
+            work is done, so the whole device is waited for (cudaDeviceSynchronize).
+        owners: what to keep.
     """
     handles = list(streams)
     with _lock:
         if _captures:
             _queue.append(lambda: keep_until_done(runtime, handles, owners))
             return
+    if None in handles:
+        runtime.device_synchronize()
+        return
     events = []
     for stream in handles:
+        assert stream is not None
         event = runtime.event_create_with_flags(EventFlags.DISABLE_TIMING)
         events.append(Handle(runtime, "event", event, runtime.event_destroy))
         runtime.event_record(event, stream)

@@ -1,0 +1,368 @@
+"""Arrays: our own small one, and everybody else's described the same way."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from types import ModuleType, SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import graphkit as gk
+from graphkit.arrays import device_pointer, is_array, pointer_and_dtype
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def numbers(shape, dtype=np.float32):
+    return np.arange(np.prod(shape), dtype=np.float64).astype(dtype).reshape(shape)
+
+
+# --- our own -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.float16, BF16, np.int8, np.uint64, np.bool_, np.complex64]
+)
+def test_values_go_to_the_device_and_come_back(runtime, dtype):
+    values = numbers((3, 5), dtype)
+    array = gk.asarray(values)
+    assert (array.shape, array.dtype, array.nbytes) == ((3, 5), values.dtype, values.nbytes)
+    assert np.array_equal(array.get(), values)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 3, 4), (0,), (3, 0, 2)])
+def test_any_shape(runtime, shape):
+    array = gk.asarray(numbers(shape))
+    assert array.shape == array.get().shape == shape
+    assert array.size == np.prod(shape, dtype=int)
+    assert np.array_equal(array.get(), numbers(shape))
+
+
+def test_asarray_converts(runtime):
+    assert gk.asarray([1, 2, 3], np.float32).get().tolist() == [1.0, 2.0, 3.0]
+    assert gk.asarray(5).shape == ()
+    assert gk.asarray([[1, 2]]).dtype == np.int64
+
+
+def test_zeros_are_zero_and_an_int_is_a_shape(runtime):
+    array = gk.zeros(np.int64(5), np.int32)
+    assert array.shape == (5,)
+    assert not array.get().any()
+
+
+def test_get_is_a_copy(runtime):
+    array = gk.zeros(3)
+    array.get()[:] = 1
+    assert not array.get().any()
+
+
+def test_set_converts_to_the_dtype_but_not_to_the_shape(runtime):
+    array = gk.zeros((2, 3), np.int32)
+    array.set([[1, 2, 3], [4, 5, 6]])
+    for wrong in (0, [1, 2, 3], np.zeros((3, 2))):
+        with pytest.raises(ValueError, match=r"values: expected shape \(2, 3\), came"):
+            array.set(wrong)
+    assert array.get().tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("shape", [-1, (2, -3)])
+def test_negative_extents_are_refused(runtime, shape):
+    with pytest.raises(ValueError, match="shape: expected extents of 0 or more"):
+        gk.empty(shape)
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(runtime):
+    before = gk.live_handles()
+    with pytest.raises(gk.CudaError) as caught:
+        gk.empty(1 << 50, np.uint8)
+    assert (caught.value.name, caught.value.call) == ("cudaErrorMemoryAllocation", "cudaMalloc")
+    assert gk.live_handles() == before
+    assert runtime.get_last_error() == 0
+    assert gk.asarray([1, 2]).get().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        np.s_[1],
+        np.s_[-1],
+        np.s_[1:3],
+        np.s_[:, 2],
+        np.s_[..., 1],
+        np.s_[1, ..., 2],
+        np.s_[::2, 1:, ::3],
+        np.s_[1, 2, 3],
+        np.s_[2:2],
+        np.s_[np.int64(1)],
+        np.s_[:],
+    ],
+)
+def test_views_are_those_of_numpy(runtime, index):
+    values = numbers((4, 5, 6))
+    view = gk.asarray(values)[index]
+    assert view.shape == values[index].shape
+    if view.size > 1:
+        assert view.strides == values[index].strides
+    assert np.array_equal(view.get(), values[index])
+
+
+def test_views_of_views(runtime):
+    values = numbers((4, 5, 6))
+    view = gk.asarray(values)[1:, ::2][1][..., 3]
+    assert np.array_equal(view.get(), values[1:, ::2][1][..., 3])
+
+
+def test_setting_a_view_leaves_the_gaps_alone(runtime):
+    values = numbers((4, 6))
+    array = gk.asarray(values)
+    array[1:3, ::2].set(np.full((2, 3), -1))
+    array[3, 5].set(-2)
+    values[1:3, ::2], values[3, 5] = -1, -2
+    assert np.array_equal(array.get(), values)
+
+
+@pytest.mark.parametrize(
+    "index", [np.s_[::-1], [0, 1], np.array([0]), None, "a", 1.0, True is None]
+)
+def test_indices_that_give_no_view(runtime, index):
+    with pytest.raises(ValueError, match="index: expected"):
+        gk.zeros((2, 2))[None if index is False else index]
+
+
+@pytest.mark.parametrize("index", [2, -3, (0, 0, 0)])
+def test_indices_out_of_range(runtime, index):
+    with pytest.raises(IndexError):
+        gk.zeros((2, 2))[index]
+
+
+def test_a_view_keeps_the_memory(runtime):
+    view = gk.asarray(numbers((4, 4)))[2]
+    assert gk.live_handles() == {"device memory": 1}
+    assert view.get().tolist() == [8, 9, 10, 11]
+    del view
+    assert gk.live_handles() == {}
+
+
+def test_a_freed_array_and_its_views_are_refused(runtime):
+    array = gk.zeros((2, 4))
+    view = array[1]
+    assert "freed" not in repr(array)
+    array.free()
+    array.free()
+    for use in (
+        lambda: array.ptr,
+        array.get,
+        lambda: array.set(np.zeros((2, 4))),
+        view.get,
+        lambda: view.ptr,
+        lambda: array.__cuda_array_interface__,
+        lambda: gk.describe(view),
+    ):
+        with pytest.raises(ValueError, match="came a freed DeviceArray"):
+            use()
+    assert "freed" in repr(view)
+    assert gk.live_handles() == {}
+
+
+def test_empty_arrays_are_not_freed_arrays(runtime):
+    one, other = gk.empty(0), gk.empty(0)
+    assert one.ptr
+    assert one.ptr != other.ptr
+    one.free()
+    with pytest.raises(ValueError, match="freed"):
+        one.get()
+
+
+def test_len(runtime):
+    assert len(gk.zeros((3, 2))) == 3
+    with pytest.raises(TypeError):
+        len(gk.zeros(()))
+
+
+def test_the_interface_for_other_libraries(runtime):
+    array = gk.zeros((4, 6), np.int16)
+    interface = array[1:, ::2].__cuda_array_interface__
+    assert interface["shape"] == (3, 3)
+    assert interface["strides"] == (12, 4)
+    assert interface["typestr"] == "<i2"
+    assert interface["data"] == (array.ptr + 12, False)
+    # NumPy has no name for bfloat16; two opaque bytes are what CuPy and PyTorch can reinterpret.
+    assert gk.zeros(2, BF16).__cuda_array_interface__["typestr"] == "<V2"
+
+
+def test_pinned_memory_lives_as_long_as_any_view(runtime):
+    array = gk.empty_pinned((2, 3), np.int32)
+    assert (array.shape, array.dtype) == ((2, 3), np.int32)
+    array[:] = 7
+    view = array[1, ::2]
+    del array
+    gc.collect()
+    assert gk.live_handles() == {"pinned memory": 1}
+    assert view.tolist() == [7, 7]
+    del view
+    assert gk.live_handles() == {}
+
+
+@pytest.mark.parametrize("shape", [0, (), (2, 0)])
+def test_pinned_memory_of_any_shape(runtime, shape):
+    assert gk.empty_pinned(shape, BF16).shape == np.empty(shape).shape
+
+
+def test_a_copy_between_pinned_and_device_memory_in_stream_order(runtime, stream):
+    host, back = gk.empty_pinned(8, np.int32), gk.empty_pinned(8, np.int32)
+    host[:] = np.arange(8)
+    array = gk.zeros(8, np.int32)
+    size = array.nbytes
+    kinds = gk.MemcpyKind
+    runtime.memcpy_async(array.ptr, host.ctypes.data, size, kinds.HOST_TO_DEVICE, stream.ptr)
+    runtime.memcpy_async(back.ctypes.data, array.ptr, size, kinds.DEVICE_TO_HOST, stream.ptr)
+    stream.synchronize()
+    assert back.tolist() == list(range(8))
+
+
+# --- everybody else's ----------------------------------------------------------------------------
+
+
+class ByInterface:
+    """An array that another library keeps on the device."""
+
+    def __init__(self, array, **changes):
+        self.array = array
+        self.changes = changes
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.array.__cuda_array_interface__ | self.changes
+
+
+class ByDlpack:
+    """The same, offered through DLPack."""
+
+    def __init__(self, array, device=(1, 0)):
+        self.array = array
+        self.device = device
+        self.asked = None
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None):
+        self.asked = stream
+        return self.array.__dlpack__()
+
+
+def test_describe_our_own(runtime):
+    array = gk.zeros((4, 6), np.int16)
+    info = gk.describe(array[1:])
+    assert info[:5] == (array.ptr + 12, (3, 6), np.dtype(np.int16), (12, 2), 36)
+    assert not info.on_host
+    assert info.contiguous
+    assert not gk.describe(array[:, ::2]).contiguous
+
+
+def test_describe_numpy():
+    values = numbers((4, 6))
+    info = gk.describe(values[:, 1:])
+    assert (info.ptr, info.strides, info.on_host) == (values.ctypes.data + 4, (24, 4), True)
+    assert gk.describe(values).owner is values
+
+
+def test_describe_a_subclass_of_numpy():
+    assert gk.describe(np.ma.masked_array([1.0, 2.0])).on_host
+
+
+def test_describe_by_interface(runtime):
+    array = gk.asarray(numbers((4, 6)))
+    other = ByInterface(array)
+    info = gk.describe(other)
+    assert info[:5] == gk.describe(array)[:5]
+    assert info.owner is other
+    assert gk.describe(ByInterface(array, strides=None)).contiguous
+
+
+def test_describe_by_dlpack():
+    values = numbers((4, 6), np.int16)
+    info = gk.describe(ByDlpack(values[1:, ::2]))
+    assert info[:5] == (values.ctypes.data + 12, (3, 3), np.dtype(np.int16), (12, 4), 18)
+    assert info.on_host
+
+
+def test_dlpack_of_the_device_is_not_asked_to_synchronize():
+    array = ByDlpack(numbers(4), device=(2, 0))
+    assert not gk.describe(array).on_host
+    assert array.asked == -1
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float16, np.float64, np.complex64])
+def test_dlpack_names_dtypes(dtype):
+    assert gk.describe(ByDlpack(numbers(4, dtype))).dtype == dtype
+
+
+def test_dlpack_of_another_kind_of_device_is_refused():
+    with pytest.raises(TypeError, match="expected CUDA memory, came DLPack device type 10"):
+        gk.describe(ByDlpack(numbers(4), device=(10, 0)))
+
+
+def test_describing_leaves_no_reference():
+    array = ByDlpack(numbers(4))
+    seen = weakref.ref(array)
+    gk.describe(array)
+    del array
+    assert seen() is None
+
+
+def test_describe_pytorch_by_its_attributes(monkeypatch):
+    class Tensor:
+        shape = (2, 3)
+        dtype = "torch.bfloat16"
+        device = SimpleNamespace(type="cuda")
+
+        def data_ptr(self):
+            return 4096
+
+        def stride(self):
+            return (3, 1)
+
+    module = ModuleType("torch")
+    module.Tensor = Tensor
+    monkeypatch.setitem(sys.modules, "torch", module)
+    tensor = Tensor()
+    assert gk.describe(tensor) == (4096, (2, 3), BF16, (6, 2), 12, False, tensor)
+    tensor.device = SimpleNamespace(type="cpu")
+    assert gk.describe(tensor).on_host
+
+
+def test_describe_cupy_by_its_attributes(monkeypatch):
+    array = numbers((2, 3))
+
+    class ndarray:  # noqa: N801 - CuPy's name
+        shape, dtype, strides, nbytes = array.shape, array.dtype, array.strides, array.nbytes
+        data = SimpleNamespace(ptr=4096)
+
+    ndarray.__module__ = "cupy"
+    module = ModuleType("cupy")
+    module.ndarray = ndarray
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    value = ndarray()
+    assert gk.describe(value) == (4096, (2, 3), np.float32, (12, 4), 24, False, value)
+    for _ in range(2):  # the second time by the short way
+        assert pointer_and_dtype(value, "x") == (4096, np.float32)
+
+
+@pytest.mark.parametrize("value", [None, 5, [1.0], "x", b"bytes", object()])
+def test_what_is_no_array(value):
+    assert not is_array(value)
+    with pytest.raises(TypeError, match=f"x: expected an array, came {type(value).__name__}"):
+        gk.describe(value, "x")
+
+
+def test_an_array_on_the_host_is_no_device_array(runtime):
+    for host in (np.zeros(3), gk.empty_pinned(3)):
+        assert is_array(host)
+        with pytest.raises(TypeError, match=r"x: expected an array in device memory.*asarray"):
+            device_pointer(host, "x")
+    assert device_pointer(gk.zeros(3)).nbytes == 12

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 
 
 def make(*arguments, cwd=ROOT):
-    # A make that runs this suite hands its own flags down; these runs are not its children.
-    environment = {key: os.environ[key] for key in os.environ if not key.startswith("MAKE")}
+    # A make that runs this suite hands its flags and variables down; these runs have their own.
+    environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     return subprocess.run(
         ["make", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )

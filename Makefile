@@ -84,9 +84,9 @@ $(VENV)/bin/python:
 # pip runs once, and again when pyproject.toml has changed.
 $(VENV)/ready-%: pyproject.toml | $(VENV)/bin/python
 	@extras=$$($(PY) -c "$$DRIVER_EXTRA") && \
-	    extras=$$(echo "$$extras,$(EXTRAS_$*)" | sed 's/^,//; s/,$$//') && \
-	    echo "installing graphkit[$$extras] into $(VENV)" && \
-	    $(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$$extras]"
+	    extras=$$(echo "$$extras,$(EXTRAS_$*)" | sed 's/^,//; s/,$$//; s/..*/[&]/') && \
+	    echo "installing graphkit$$extras into $(VENV)" && \
+	    $(PY) -m pip install --quiet --disable-pip-version-check --editable ".$$extras"
 	@touch "$@"
 
 installed:

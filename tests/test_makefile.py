@@ -44,6 +44,33 @@ def test_without_an_environment_of_its_own_it_installs_nothing():
     assert "GRAPHKIT_REQUIRE_GPU=1 some-python -P -m pytest --runtime=cuda" in planned
 
 
+@pytest.mark.parametrize(
+    ("target", "driver", "installed"),
+    [
+        ("demo", "", "."),
+        ("demo", "cu12", ".[cu12]"),
+        ("lint", "", ".[test,dev,metrics,hf]"),
+        ("lint", "cu13", ".[cu13,test,dev,metrics,hf]"),
+    ],
+)
+def test_it_installs_once_and_what_the_target_and_the_driver_ask_for(
+    target, driver, installed, tmp_path
+):
+    calls = tmp_path / "calls"
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # It answers the question for the driver, and notes every other call instead of making it.
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1" = -c ]; then echo {driver}; else echo "$@" >>{calls}; fi\n'
+    )
+    python.chmod(0o755)
+    for _ in range(2):
+        run = make(target, f"VENV={tmp_path / 'venv'}")
+        assert run.returncode == 0, run.stderr
+    installs = [line for line in calls.read_text().splitlines() if "pip install" in line]
+    assert [line.split()[-1] for line in installs] == [installed]
+
+
 def test_an_old_python_is_refused_by_name(tmp_path):
     old = tmp_path / "python3.10"
     old.write_text("#!/bin/sh\nexit 1\n")

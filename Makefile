@@ -67,7 +67,7 @@ types: $(call READY_FOR,dev) ## mypy, strict
 
 bench: $(call READY_FOR,bench) ## every benchmark, on the device; results go to bench/results
 	@for script in $$(grep -l '"__main__"' bench/*.py); do \
-	    echo "$$script"; $(PY) -P "$$script" || exit 1; done
+	    echo "$$script"; $(PY) "$$script" || exit 1; done
 
 docs: $(call READY_FOR,use) ## write the generated pages of docs/ anew
 	$(PY) -P docs/generate.py

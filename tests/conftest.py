@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -20,6 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="sim",
         help="where tests with the `runtime` fixture run",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--runtime") == "cuda":
+        # Where it is installed, PyTorch must come first: imported behind CuPy and NVRTC it cannot
+        # parse its own operators' schemas any more (PyTorch 2.11, CuPy 14.2).
+        with suppress(ImportError):
+            import torch  # noqa: F401
 
 
 @pytest.fixture

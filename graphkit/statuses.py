@@ -1,6 +1,6 @@
 """Every CUDA status: what happened, the usual cause, the fix.
 
-The names and numbers are those of ``cudaError_t`` up to CUDA 13.3; the rest is written for people
+The names and numbers are those of ``cudaError_t`` up to CUDA 13.5; the rest is written for people
 who use CUDA graphs from Python. The driver API counts the same way: its 700 is this 700.
 """
 
@@ -396,6 +396,12 @@ STATUSES: dict[int, Status] = {
         "a bad access to a peer's memory over NVLink, or a hardware error",
         _RESTART,
     ),
+    227: Status(
+        "cudaErrorInsufficientLoaderVersion",
+        "the fat binary needs a newer loader than this one",
+        "it was compiled by a newer toolkit than the CUDA libraries at hand",
+        "compile with the toolkit of those libraries, or update them; a plain cubin needs no loader",
+    ),
     300: Status(
         "cudaErrorInvalidSource",
         "the device code given as source is not valid",
@@ -776,6 +782,12 @@ STATUSES: dict[int, Status] = {
         "capturing into an existing graph again failed and was given up",
         "the captured work has another topology than the graph's",
         "capture a new graph and instantiate it",
+    ),
+    919: Status(
+        "cudaErrorFabricNotReady",
+        "the NVLink fabric between the devices is still being set up",
+        "the machine, or its fabric manager, has only just started",
+        "try again a little later; CUDA_FABRIC_INIT_TIMEOUT_MS sets how long CUDA itself waits",
     ),
     999: Status(
         "cudaErrorUnknown",

@@ -8,8 +8,9 @@ import pytest
 from graphkit import errors
 from graphkit.statuses import STATUSES, Status
 
-# The CUDA whose statuses the table lists completely.
-TABLE_VERSION = (13, 3)
+# The CUDA whose statuses the table lists completely, and those that came after CUDA 12.9.
+TABLE_VERSION = (13, 5)
+LATER = {10, 227, 917, 918, 919}
 
 
 def bindings_statuses() -> dict[int, str]:
@@ -24,18 +25,20 @@ def bindings_version() -> tuple[int, int]:
 
 
 def test_every_status_of_the_bindings_is_explained():
-    if bindings_version() > TABLE_VERSION:
-        pytest.skip(f"cuda-bindings is newer than the table, which lists CUDA {TABLE_VERSION}")
     names = {code: status.name for code, status in STATUSES.items()}
-    missing = {code: name for code, name in bindings_statuses().items() if names.get(code) != name}
-    assert missing == {}
+    different = {
+        code: name for code, name in bindings_statuses().items() if names.get(code) != name
+    }
+    if bindings_version() > TABLE_VERSION:  # they may know more, but nothing else
+        different = {code: name for code, name in different.items() if code in names}
+    assert different == {}
 
 
 def test_no_status_is_invented():
-    if bindings_version() < TABLE_VERSION:
-        pytest.skip(f"cuda-bindings is older than the table, which lists CUDA {TABLE_VERSION}")
-    invented = {code: status.name for code, status in STATUSES.items()}.items()
-    assert set(invented) - set(bindings_statuses().items()) == set()
+    invented = set(STATUSES) - set(bindings_statuses())
+    assert invented <= LATER
+    if bindings_version() >= TABLE_VERSION:
+        assert invented == set()
 
 
 def test_the_table_is_in_order():

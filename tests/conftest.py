@@ -37,7 +37,16 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
 
     When the test is over, graphkit must own no handle any more.
     """
-    chosen = gk.use(request.config.getoption("--runtime"))
+    yield from _held(request, gk.use(request.config.getoption("--runtime")))
+
+
+@pytest.fixture
+def sim(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """A fresh simulator, also where the rest of the run is on a device."""
+    yield from _held(request, gk.use("sim"))
+
+
+def _held(request: pytest.FixtureRequest, chosen: Runtime) -> Iterator[Runtime]:
     yield chosen
     # pytest holds the values of the other fixtures until later; handles among them die here.
     request.node.funcargs.clear()

@@ -400,7 +400,7 @@ STATUSES: dict[int, Status] = {
         "cudaErrorInsufficientLoaderVersion",
         "the fat binary needs a newer loader than this one",
         "it was compiled by a newer toolkit than the CUDA libraries at hand",
-        "compile with the toolkit of those libraries, or update them; a plain cubin needs no loader",
+        "compile with the toolkit of those libraries, or update them; a cubin needs no loader",
     ),
     300: Status(
         "cudaErrorInvalidSource",

@@ -285,7 +285,11 @@ class Graph:
             if deps.graph_handle is not self.handle or deps.ptr not in self._nodes:
                 self._check(deps, "deps")
             return (deps.ptr,)
-        nodes = tuple(deps)
+        try:
+            nodes = tuple(deps)
+        except TypeError:
+            kind = type(deps).__name__
+            raise TypeError(f"deps: expected a Node or several, came {kind}") from None
         for node in nodes:
             self._check(node, "deps")
         return [node.ptr for node in nodes]

@@ -500,3 +500,83 @@ def test_launches_of_two_threads_all_happen(runtime):
     for thread in threads:
         thread.join()
     assert [int(counter.get()[0]) for counter in counters] == [100, 100]
+
+
+def test_what_a_reconfigured_node_points_at_stays(graph, y, stream):
+    exe = graph.instantiate()
+    node = graph.nodes[0]
+    exe.set_kernel_node_params(node, grid=1, args={"x": gk.asarray(np.full(N, 5, np.float32))})
+    for grid in range(1, 100):
+        exe.set_kernel_node_params(node, grid=grid)
+        run(exe, stream)
+    gk.asarray(np.full(N, -1, np.float32))  # would take the memory, were it free
+    run(exe, stream)
+    assert np.array_equal(y.get(), np.full(N, 6))
+
+
+def test_a_node_that_was_changed_cannot_change_once_it_is_gone(graph, x, y, stream):
+    exe = graph.instantiate()
+    first = graph.nodes[0]
+    second = graph.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 7.0, N), deps=first)
+    other = graph.instantiate()
+    for one in (exe, other):
+        one.set_kernel_node_params(first, args={"a": 2.0})
+    graph.remove_node(first)
+    for one in (exe, other):
+        with pytest.raises(ValueError, match="or a removed one"):
+            one.set_kernel_node_params(first, args={"a": 3.0})
+    other.set_kernel_node_params(second, args={"a": 4.0})
+    run(exe, stream)
+    assert np.array_equal(y.get(), x.get() + 2)
+    graph.close()
+    with pytest.raises(ValueError, match="expected a live graph"):
+        other.set_kernel_node_params(second, args={"a": 5.0})
+    run(other, stream)
+    assert np.array_equal(y.get(), x.get() + 4)
+
+
+def test_an_exec_is_updated_after_its_graph_is_closed(graph, x, y, stream):
+    exe = graph.instantiate()
+    graph.close()
+    other = gk.Graph()
+    other.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 2.0, N))
+    assert exe.update(other)
+    other.close()
+    last = gk.Graph()
+    last.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 3.0, N))
+    assert exe.update(last)
+    run(exe, stream)
+    assert np.array_equal(y.get(), x.get() + 3)
+    copy = gk.Graph()
+    copy.add_memcpy_node(y, x)
+    assert exe.update(copy).result is gk.ExecUpdateStatus.NODE_TYPE_CHANGED
+
+
+def test_an_address_takes_the_place_of_a_memset_array(runtime, stream):
+    a, b = gk.zeros(N, np.int32), gk.zeros(N, np.int32)
+    graph = gk.Graph()
+    node = graph.add_memset_node(a, 1)
+    exe = graph.instantiate()
+    exe.set_memset_node_params(node, dst=b.ptr, value=100_000)
+    run(exe, stream)
+    assert b.get().tolist() == [100_000] * N
+    assert not a.get().any()
+
+
+def test_updating_with_another_cluster_is_refused(runtime, stream):
+    seen = gk.zeros(4, np.int32)
+
+    def make(cluster):
+        graph = gk.Graph()
+        graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=cluster)
+        return graph
+
+    first = make(2)
+    exe = first.instantiate()
+    report = exe.update(make(4))
+    assert report.result is gk.ExecUpdateStatus.ATTRIBUTES_CHANGED
+    assert report.kernel == "blocks"
+    assert [item.what for item in report.differences] == ["attributes"]
+    assert exe.update(make(2))
+    run(exe, stream)
+    assert seen.get().tolist() == [4032] * 4

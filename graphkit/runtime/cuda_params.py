@@ -21,7 +21,6 @@ from graphkit.runtime.protocol import (
 
 __all__ = [
     "KernelBlock",
-    "driver_kernel_params",
     "host_struct",
     "launch_attribute",
     "launch_config",
@@ -32,14 +31,16 @@ __all__ = [
     "write_attribute",
 ]
 
-# struct cudaKernelNodeParams { void *func; dim3 gridDim, blockDim; unsigned sharedMemBytes;
-#                               void **kernelParams; void **extra; }
-_KERNEL_NODE_PARAMS: Final = struct.Struct("@P7I4xPP")
+# struct CUDA_KERNEL_NODE_PARAMS_v2 { CUfunction func; unsigned gridDimX, Y, Z, blockDimX, Y, Z,
+#   sharedMemBytes; void **kernelParams, **extra; CUkernel kern; CUcontext ctx; }
+# The runtime API's struct is its beginning, but a runtime older than 13.3 refuses a CUfunction in
+# it with status 400; the driver takes one in every version.
+_KERNEL_NODE_PARAMS: Final = struct.Struct("@P7I4xPPPP")
 _pack: Final = _KERNEL_NODE_PARAMS.pack_into
 
 
 class KernelBlock:
-    """One cudaKernelNodeParams and a way to write all of it at once.
+    """One CUDA_KERNEL_NODE_PARAMS and a way to write all of it at once.
 
     The setters of cuda.bindings take 0.8 us for these ten fields and a new struct 0.45 us more; one
     pack into the struct's memory takes 0.15 us. CUDA reads a block during a call only, but the
@@ -49,7 +50,7 @@ class KernelBlock:
     __slots__ = ("_memory", "params")
 
     def __init__(self) -> None:
-        self.params: Any = runtime.cudaKernelNodeParams()
+        self.params: Any = driver.CUDA_KERNEL_NODE_PARAMS()
         # The struct owns this memory; the view lives as long as the block, which holds both.
         memory = (ctypes.c_ubyte * _KERNEL_NODE_PARAMS.size).from_address(self.params.getPtr())
         self._memory = memoryview(memory).cast("B")
@@ -57,20 +58,23 @@ class KernelBlock:
     def fill(self, params: KernelNodeParams) -> Any:
         """Write ``params`` and return the struct."""
         function, (gx, gy, gz), (bx, by, bz), shared_mem, kernel_params, extra = params
-        _pack(self._memory, 0, function, gx, gy, gz, bx, by, bz, shared_mem, kernel_params, extra)
+        _pack(
+            self._memory,
+            0,
+            function,
+            gx,
+            gy,
+            gz,
+            bx,
+            by,
+            bz,
+            shared_mem,
+            kernel_params,
+            extra,
+            0,
+            0,
+        )
         return self.params
-
-
-def driver_kernel_params(params: KernelNodeParams) -> Any:
-    """Return CUDA_KERNEL_NODE_PARAMS."""
-    block = driver.CUDA_KERNEL_NODE_PARAMS()
-    block.func = driver.CUfunction(params.function)
-    block.gridDimX, block.gridDimY, block.gridDimZ = params.grid
-    block.blockDimX, block.blockDimY, block.blockDimZ = params.block
-    block.sharedMemBytes = params.shared_mem
-    block.kernelParams = params.kernel_params
-    block.extra = params.extra
-    return block
 
 
 def memcpy_struct(params: MemcpyNodeParams) -> Any:

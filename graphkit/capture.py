@@ -14,6 +14,8 @@ from graphkit.stream import Stream, stream_handle
 
 __all__ = ["capture"]
 
+_WRONG_THREAD = 908  # cudaErrorStreamCaptureWrongThread
+
 Mode = Literal["thread_local", "global", "relaxed"]
 
 
@@ -78,25 +80,25 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         assert self._graph is not None
         runtime = self._runtime
         failure: CaptureError | None = None
-        value = 0
+        value, over = 0, True
         try:
             value = runtime.stream_end_capture(self._stream)
         except CudaError as error:
             failure = CaptureError(error.call, error.code, error.detail)
             failure.__cause__ = error
-            # CUDA keeps the code until it is read, and somebody else's check would find it.
-            runtime.get_last_error()
+            # Only the thread that began it can end it: until it does, the capture lives on.
+            over = error.code != _WRONG_THREAD
         finally:
-            end_capture(runtime, self._id)
-        if exc is not None:
+            if over:
+                end_capture(runtime, self._id)
+        if value:
+            self._graph.handle.fill(value, runtime.graph_destroy)
+        if over and (exc is not None or failure is not None):
+            # A body that raised leaves a valid, partial graph. It is closed, not destroyed at
+            # once: another capture may be live.
+            self._graph.close()
             self._graph.owners.clear()
-            if value:  # a body that raised leaves a valid, partial graph
-                self._graph.handle.fill(value, runtime.graph_destroy)
-                self._graph.close()  # not at once: another capture may be live
-            if failure is not None:
-                exc.add_note(f"The stream capture around this failed as well:\n{failure}")
-            return
         if failure is not None:
-            self._graph.owners.clear()
-            raise failure
-        self._graph.handle.fill(value, runtime.graph_destroy)
+            if exc is None:
+                raise failure
+            exc.add_note(f"The stream capture around this failed as well:\n{failure}")

@@ -206,7 +206,8 @@ class Kernel:
 
     def _remember(self, runtime: Runtime, function: LoadedFunction) -> None:
         self._loaded[id(runtime)] = (runtime, function)
-        _known[id(runtime), function.handle] = self
+        # The first to know a function names its arguments: wrapping it anew takes nothing away.
+        _known.setdefault((id(runtime), function.handle), self)
 
     def _check_layout(self, runtime: Runtime, handle: int) -> None:
         found = [(item.offset, item.size) for item in opaque_parameters(runtime, handle)]

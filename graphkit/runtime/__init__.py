@@ -51,12 +51,11 @@ def _why_not_importable(error: ImportError) -> str:
     supported = driver_version()
     if supported is None:
         extra = "cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"
-        driver = " No NVIDIA driver was found either."
+        driver = ". No NVIDIA driver was found either."
     else:
         # An extra newer than the driver would install, and then find the driver too old.
         extra = "cuda-graphkit[cu13]" if supported >= 13000 else "cuda-graphkit[cu12]"
-        driver = f" (the driver supports CUDA {supported // 1000}.{supported % 1000 // 10})"
-        driver += "."
+        driver = f" (the driver supports CUDA {supported // 1000}.{supported % 1000 // 10})."
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "cuda":
         return f"cuda-bindings is not installed: install {extra}{driver}"
     return f"cuda-bindings cannot be imported ({error}): reinstall {extra}{driver}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -87,23 +88,51 @@ class UpdateReport:
 class _KernelSlot:
     """What an exec holds for one of its kernel nodes: CUDA has no getter for it."""
 
-    __slots__ = ("block", "cells", "commit", "owners", "params", "view", "write")
+    __slots__ = ("block", "cells", "commit", "owners", "params", "place", "view", "write")
 
     def __init__(self, params: KernelNodeParams, block: ArgumentBlock) -> None:
         self.params = params._replace(kernel_params=block.kernel_params, extra=block.extra)
         self.block = block
         self.view = block.view
         self.commit: Callable[[], Any] = _unbound
-        # Both names and positions lead to a writer, and the writer to the value it wrote last.
-        self.write: dict[object, Callable[[object], None]] = dict(enumerate(block.writers))
-        self.write.update(zip(block.names, block.writers, strict=True))
-        self.cells: dict[object, Any] = dict(enumerate(block.cells))
-        self.cells.update(zip(block.names, block.cells, strict=True))
-        self.owners: dict[Callable[[object], None], object] = {}
+        # By name and by position: what checks and writes a value, where a plain number may be
+        # stored at once, and the place of its owner.
+        keys = [*block.names, *range(len(block.parameters))]
+        self.write: dict[object, Callable[[object], None]] = dict(
+            zip(keys, block.writers * 2, strict=True)
+        )
+        self.cells: dict[object, Any] = dict(zip(keys, block.cells * 2, strict=True))
+        self.place: dict[object, int] = {key: block.index(key) for key in keys}
+        self.owners: list[object] = [None] * len(block.parameters)
 
 
 def _unbound() -> NoReturn:
     raise AssertionError("a kernel slot is bound when it is opened")
+
+
+class _Turn(list[None]):
+    """A lock for calls of a microsecond: whoever pops its one element has the turn.
+
+    list.pop and list.append are atomic. On the hot paths they are written out, and then cost a
+    fifth of a threading.Lock; a thread that finds the list empty lets others run and tries again.
+    """
+
+    def wait(self) -> None:
+        """Take the turn as soon as another thread gives it back."""
+        while True:
+            time.sleep(0)
+            with suppress(IndexError):
+                self.pop()
+                return
+
+    def __enter__(self) -> None:
+        try:
+            self.pop()
+        except IndexError:
+            self.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.append(None)
 
 
 class GraphExec:
@@ -126,7 +155,7 @@ class GraphExec:
         value = self.runtime.graph_instantiate_with_params(graph.ptr, flags, stream)
         destroy = self.runtime.graph_exec_destroy
         self._handle = Handle(self.runtime, "executable graph", value, destroy)
-        self._lock = Lock()
+        self._turn = _Turn([None])
         # The stream of the last launch and the call bound to it, read and replaced as one.
         self._bound: tuple[object, Callable[[], Any]] = (None, _unbound)
         self._streams: dict[int, object] = {}
@@ -167,8 +196,15 @@ class GraphExec:
         bound = self._bound
         if bound[0] is not stream:
             bound = self._bind(stream)
-        with self._lock:
+        turn = self._turn
+        try:
+            turn.pop()
+        except IndexError:
+            turn.wait()
+        try:
             bound[1]()
+        finally:
+            turn.append(None)
 
     def launcher(self, stream: object) -> Callable[[], None]:
         """Return a callable that launches on ``stream`` (cudaGraphLaunch): the hot loop.
@@ -185,7 +221,7 @@ class GraphExec:
         handle = stream_handle(stream)
         self.ptr  # noqa: B018 - refuses a closed exec
         bound = stream, self.runtime.graph_launcher(self._handle, handle)
-        with self._lock:
+        with self._turn:
             self._streams[handle] = stream
             self._bound = bound
         return bound
@@ -228,8 +264,12 @@ class GraphExec:
         ):
             self._reconfigure(node, slot, args, grid, block, shared_mem, kernel)
             return
-        cells, view, arrays = slot.cells, slot.view, None
-        with self._lock:
+        cells, view, turn, arrays = slot.cells, slot.view, self._turn, False
+        try:
+            turn.pop()
+        except IndexError:
+            turn.wait()
+        try:
             before = view.tobytes()
             try:
                 for key, value in args.items():
@@ -238,7 +278,7 @@ class GraphExec:
                         cells[key][0] = value
                     else:
                         slot.write[key](value)
-                        arrays = args
+                        arrays = True
                 slot.commit()
             except BaseException:
                 view[:] = before
@@ -247,18 +287,17 @@ class GraphExec:
                     slot.write[slot.block.index(key)](value)
                 view[:] = before
                 raise
-            if arrays is not None:
-                self._replace_arrays(slot, arrays)
-
-    def _replace_arrays(self, slot: _KernelSlot, args: Mapping[Any, object]) -> None:
-        """Keep what the arguments point at now, and what they replace until launches are done."""
-        owners, replaced = slot.owners, self._replaced
-        for key, value in args.items():
-            writer = slot.write[key]
-            replaced.append(owners.get(writer))
-            owners[writer] = value
-        if len(replaced) > _REPLACED_LIMIT:
-            self._let_go()
+            if arrays:
+                # The new ones are kept, and the old ones until the launches in flight are done.
+                owners, replaced = slot.owners, self._replaced
+                for key in args:
+                    place = slot.place[key]
+                    replaced.append(owners[place])
+                    owners[place] = args[key]
+                if len(replaced) > _REPLACED_LIMIT:
+                    self._let_go()
+        finally:
+            turn.append(None)
 
     def _keyed(self, block: ArgumentBlock, args: Args | None) -> dict[Any, object]:
         if args is None:
@@ -298,19 +337,16 @@ class GraphExec:
         if kernel is None:
             changed = _KernelSlot(params, slot.block.copy())
             values = self._keyed(changed.block, args)
-            # What the old writers wrote is still in the block.
-            for old, new in zip(slot.block.writers, changed.block.writers, strict=True):
-                if old in slot.owners:
-                    changed.owners[new] = slot.owners[old]
+            changed.owners[:] = slot.owners
         else:
             params = params._replace(function=kernel.function(self.runtime))
             changed = _KernelSlot(params, ArgumentBlock(kernel.parameters))
             values = self._keyed(changed.block, changed.block.complete(args or ()))
         for key, value in values.items():
-            write = changed.write[changed.block.index(key)]
-            write(value)
-            changed.owners[write] = value
-        with self._lock:
+            place = changed.block.index(key)
+            changed.write[place](value)
+            changed.owners[place] = value
+        with self._turn:
             self.runtime.graph_exec_kernel_node_set_params(self.ptr, node.ptr, changed.params)
             self._replaced.append(slot.owners)
             self._replace_owner(node, kernel)
@@ -362,7 +398,7 @@ class GraphExec:
             held.width if nbytes is None else nbytes,
         )
         new = new._replace(kind=held.kind)
-        with self._lock:
+        with self._turn:
             self.runtime.graph_exec_memcpy_node_set_params(self.ptr, node.ptr, new)
             self._copies[node] = new
             self._replace_owner((node, "dst"), dst)
@@ -397,7 +433,7 @@ class GraphExec:
                 new = new._replace(value=held.value)
         if value is not None and (dst is None or isinstance(dst, int)):
             new = new._replace(value=_pattern(value, held.element_size))
-        with self._lock:
+        with self._turn:
             self.runtime.graph_exec_memset_node_set_params(self.ptr, node.ptr, new)
             self._fills[node] = new
             self._replace_owner((node, "dst"), dst)
@@ -406,7 +442,7 @@ class GraphExec:
         """Let a host node call another function (cudaGraphExecHostNodeSetParams)."""
         self._check(node, NodeType.HOST)
         callback = HostCallback(fn)
-        with self._lock:
+        with self._turn:
             self.runtime.graph_exec_host_node_set_params(self.ptr, node.ptr, callback.params)
             self._replace_owner(node, callback)
         return callback
@@ -414,14 +450,14 @@ class GraphExec:
     def set_event_record_node_event(self, node: Node, event: Event) -> None:
         """Let a node record another event (cudaGraphExecEventRecordNodeSetEvent)."""
         self._check(node, NodeType.EVENT_RECORD)
-        with self._lock:
+        with self._turn:
             self.runtime.graph_exec_event_record_node_set_event(self.ptr, node.ptr, event.ptr)
             self._replace_owner(node, event)
 
     def set_event_wait_node_event(self, node: Node, event: Event) -> None:
         """Let a node wait for another event (cudaGraphExecEventWaitNodeSetEvent)."""
         self._check(node, NodeType.EVENT_WAIT)
-        with self._lock:
+        with self._turn:
             self.runtime.graph_exec_event_wait_node_set_event(self.ptr, node.ptr, event.ptr)
             self._replace_owner(node, event)
 
@@ -431,7 +467,7 @@ class GraphExec:
         The topology must be that of the graph it holds.
         """
         self._check(node, NodeType.GRAPH)
-        with self._lock:
+        with self._turn:
             self.runtime.graph_exec_child_graph_node_set_params(self.ptr, node.ptr, child.ptr)
             self._replace_owner(node, (child, child.owners))
             # The nodes inside were rewritten: what was known of them no longer holds.
@@ -444,7 +480,7 @@ class GraphExec:
         costs about a third of an enabled one.
         """
         self._check(node, NodeType.KERNEL, NodeType.MEMCPY, NodeType.MEMSET)
-        with self._lock:
+        with self._turn:
             self.runtime.graph_node_set_enabled(self.ptr, node.ptr, bool(enabled))
 
     def node_enabled(self, node: Node) -> bool:
@@ -473,7 +509,7 @@ class GraphExec:
             GraphUpdateError: on refusal, with ``strict``; the report is its ``report``.
         """
         exec_ = self.ptr
-        with self._lock:
+        with self._turn:
             report = self._cluster_refusal(graph)
             if report is None:
                 info = self.runtime.graph_exec_update(exec_, graph.ptr)
@@ -556,7 +592,7 @@ class GraphExec:
 
     def forget_nodes(self, gone: Callable[[Node], bool]) -> None:
         """Drop what is known of nodes that the graph destroys. For :class:`Graph` to call."""
-        with self._lock:
+        with self._turn:
             for known in (self._slots, self._copies, self._fills):
                 for node in [node for node in known if gone(node)]:
                     self._replaced.append(getattr(known.pop(node), "owners", None))
@@ -583,7 +619,7 @@ class GraphExec:
         """
         if self._handle.closed:
             return
-        with self._lock:
+        with self._turn:
             owners = (self._owners, self._replaced, list(self._slots.values()))
             if self._streams:
                 self._keep(owners)

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -202,6 +202,10 @@ class DeviceArray:
     def free(self) -> None:
         """Give the memory back now (cudaFree); later uses of it and its views are refused."""
         self.memory.close()
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        # NumPy would take it for a sequence of sequences, and go through it element by element.
+        raise TypeError("expected values on the host, came a DeviceArray; its get() copies them")
 
     def __len__(self) -> int:
         if not self.shape:

@@ -2,33 +2,41 @@
 
 Destroying a graph, an event or memory while a stream captures can invalidate that capture, even
 from a finalizer on the same thread. So nothing here is destroyed while a capture made through
-graphkit is live: the destruction waits in a queue and runs when the last such capture ends.
+graphkit is live: the destruction waits in a queue and runs when the last such capture ends. What
+ends inside of a host function waits too, for the next call outside: CUDA allows no call in there,
+and the garbage collector may run anywhere.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from threading import RLock
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import RLock, local
 
+from graphkit.errors import CudaError
 from graphkit.runtime.protocol import CaptureStatus, EventFlags, Runtime
 
 __all__ = [
     "Handle",
     "begin_capture",
     "end_capture",
+    "host_function",
     "keep_for_capture",
     "keep_until_done",
     "live_handles",
     "release_done",
 ]
 
+_NOT_PERMITTED = 800  # cudaErrorNotPermitted
+
 # Reentrant because a finalizer may run at any bytecode, also inside these functions.
 _lock = RLock()
 _live: Counter[str] = Counter()
 _queue: deque[Callable[[], None]] = deque()
 _captures: dict[tuple[int, int], list[object]] = {}
+_thread = local()  # has `host_function` while this thread runs one for CUDA
 # What launches in flight may still use, with the events that tell when they are done.
 _waiting: list[tuple[list[Handle], object]] = []
 
@@ -83,15 +91,25 @@ class Handle:
             return
 
         def finish() -> None:
+            try:
+                destroy(value)
+            except BaseException as error:
+                if isinstance(error, CudaError) and error.code == _NOT_PERMITTED:
+                    _queue.append(finish)  # a host function that began where we do not see it
+                    return
+                with _lock:
+                    _live[kind] -= 1
+                raise
             with _lock:
-                _live[self_kind] -= 1
-            destroy(value)
+                _live[kind] -= 1
 
-        self_kind = self.kind
+        kind = self.kind
         with _lock:
-            if _captures:
+            if _put_off():
                 _queue.append(finish)
                 return
+        if _queue:
+            _drain()
         finish()
 
     def __del__(self) -> None:
@@ -99,6 +117,38 @@ class Handle:
         if sys.is_finalizing():
             return
         self.close()
+
+
+def _put_off() -> bool:
+    """Return whether nothing may be destroyed now."""
+    return bool(_captures) or hasattr(_thread, "host_function")
+
+
+def _drain() -> None:
+    """Run what was put off, unless it must wait on; raise the first error when all are done."""
+    with _lock:
+        if _put_off():
+            return
+        due = list(_queue)
+        _queue.clear()
+    failure: BaseException | None = None
+    for finish in due:
+        try:
+            finish()
+        except BaseException as error:  # the rest is destroyed all the same
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def host_function() -> Iterator[None]:
+    """Put off every destruction of this thread while it runs a host function for CUDA."""
+    _thread.host_function = True
+    try:
+        yield
+    finally:
+        del _thread.host_function
 
 
 def live_handles() -> dict[str, int]:
@@ -118,18 +168,7 @@ def end_capture(runtime: Runtime, capture_id: int) -> None:
     """Forget a capture and, when it was the last, run the queued destructions."""
     with _lock:
         _captures.pop((id(runtime), capture_id), None)
-        if _captures:
-            return
-        due = list(_queue)
-        _queue.clear()
-    failure: BaseException | None = None
-    for finish in due:
-        try:
-            finish()
-        except BaseException as error:  # the rest is destroyed all the same
-            failure = failure or error
-    if failure is not None:
-        raise failure
+    _drain()
 
 
 def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) -> None:
@@ -159,7 +198,7 @@ def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: obj
     """
     handles = list(streams)
     with _lock:
-        if _captures:
+        if _put_off():
             _queue.append(lambda: keep_until_done(runtime, handles, owners))
             return
     if None in handles:
@@ -178,8 +217,9 @@ def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: obj
 
 def release_done() -> None:
     """Let go of what launches have finished with (cudaEventQuery); wait for nothing."""
+    _drain()
     with _lock:
-        if _captures or not _waiting:
+        if _put_off() or not _waiting:
             return
         due = list(_waiting)
         _waiting.clear()

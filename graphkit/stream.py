@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graphkit.errors import refuse_closed
-from graphkit.lifetime import Handle, keep_for_capture
+from graphkit.lifetime import Handle, host_function, keep_for_capture
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
     CaptureStatus,
@@ -29,26 +29,35 @@ class HostCallback:
     goes on. The function must not make CUDA calls.
     """
 
-    __slots__ = ("_thunk", "error", "fn")
+    __slots__ = ("_errors", "_thunk", "fn")
 
     def __init__(self, fn: Callable[[], Any]) -> None:
         if not callable(fn):
             raise TypeError(f"fn: expected a callable without arguments, came {type(fn).__name__}")
         self.fn = fn
-        self.error: BaseException | None = None
+        # The thunk must not refer to this object: the cycle would outlive its graph.
+        self._errors: list[BaseException] = []
+        errors = self._errors
 
         def thunk(_user_data: int | None) -> None:
             try:
-                fn()
+                with host_function():
+                    fn()
             except BaseException as error:
-                self.error = error
+                errors[:] = [error]
 
         self._thunk = _HOST_FUNCTION(thunk)
 
     @property
+    def error(self) -> BaseException | None:
+        """What the function raised when it ran last, of all that it raised."""
+        return self._errors[0] if self._errors else None
+
+    @property
     def params(self) -> HostNodeParams:
         """The C function's address, as cudaHostNodeParams wants it."""
-        return HostNodeParams(ctypes.cast(self._thunk, ctypes.c_void_p).value or 0, 0)
+        # Not ctypes.cast: it would let the thunk refer to itself.
+        return HostNodeParams(ctypes.c_void_p.from_buffer(self._thunk).value or 0, 0)
 
 
 class Event:

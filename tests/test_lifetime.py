@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 import weakref
 
@@ -130,6 +132,69 @@ def test_destructions_of_another_thread_wait_too():
     assert destroyed == []
     end_capture(None, 1)
     assert destroyed == [5]
+
+
+def test_destructions_inside_of_a_host_function_wait():
+    destroyed, during = [], []
+    item = handle(destroyed)
+
+    def call():
+        item.close()
+        during.extend(destroyed)
+
+    callback = gk.HostCallback(call)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(callback.params.fn)(None)
+    assert during == []
+    assert live() == 0
+    assert destroyed == [5]
+
+
+def test_a_destruction_that_is_not_permitted_now_is_done_later():
+    destroyed = []
+
+    def destroy(value):
+        if not destroyed:
+            destroyed.append("refused")
+            raise gk.CudaError("cudaFree", 800)
+        destroyed.append(value)
+
+    Handle(None, "thing", 5, destroy).close()
+    assert destroyed == ["refused"]
+    assert live() == 0
+    assert destroyed == ["refused", 5]
+
+
+def test_a_host_function_ends_with_the_last_reference(runtime, stream):
+    def use():
+        host = gk.empty_pinned(1, np.int32)
+        graph = gk.Graph()
+        graph.add_host_node(lambda: host.fill(1))
+
+    gc.disable()
+    try:
+        use()
+        assert gk.live_handles() == {"stream": 1}
+    finally:
+        gc.enable()
+
+
+def test_garbage_is_collected_inside_of_a_host_function(runtime, stream):
+    class Cycle:
+        def __init__(self):
+            self.array, self.me = gk.zeros(4), self
+
+    def collect():
+        found.append(gc.collect())
+
+    found = []
+    graph = gk.Graph()
+    graph.add_host_node(collect)
+    exe = graph.instantiate()
+    Cycle()
+    exe.launch(stream)
+    stream.synchronize()
+    assert found[0] >= 1
+    assert "device memory" not in gk.live_handles()
 
 
 def test_everything_made_is_counted(runtime):

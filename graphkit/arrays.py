@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from graphkit.lifetime import Handle
+from graphkit.lifetime import Handle, capture_is_live
 from graphkit.runtime import current
 from graphkit.runtime.protocol import MemcpyKind, Runtime
 
@@ -163,8 +163,13 @@ class DeviceArray:
         return view
 
     def get(self) -> NDArray[Any]:
-        """Wait for the device, then return a copy of the array on the host (cudaMemcpy)."""
-        self.runtime.device_synchronize()
+        """Wait for the device, then return a copy of the array on the host (cudaMemcpy).
+
+        Raises:
+            ValueError: when the memory was freed, or while any thread captures: waiting for the
+                device (cudaDeviceSynchronize) would kill the capture. Copy in stream order then.
+        """
+        self._wait("get")
         span = self._fetch_span()
         return self._strided(span).copy()
 
@@ -173,18 +178,35 @@ class DeviceArray:
 
         Args:
             values: an array-like of exactly this shape; it is converted to this dtype.
+
+        Raises:
+            ValueError: when the shape is another; else as :meth:`get`.
         """
         host = np.asarray(values, dtype=self.dtype)
         if host.shape != self.shape:
             raise ValueError(f"values: expected shape {self.shape}, came {host.shape}")
         if not self.nbytes:
             return
-        self.runtime.device_synchronize()
+        self._wait("set")
         gaps = self.strides != _contiguous_strides(self.shape, self.dtype.itemsize)
         # What lies between the elements of a view belongs to others: read it, write it back.
         span = self._fetch_span() if gaps else np.empty(self.nbytes, np.uint8)
         self._strided(span)[...] = host
+        self._store(span)
+
+    def _wait(self, method: str) -> None:
+        if capture_is_live():
+            raise ValueError(
+                f"{method}: expected no live capture, came one that waiting for the device would "
+                "kill; copy in stream order, or wait for the end of the capture"
+            )
+        self.runtime.device_synchronize()
+
+    def _store(self, span: NDArray[Any]) -> None:
         self.runtime.memcpy(self.ptr, span.ctypes.data, span.nbytes, MemcpyKind.HOST_TO_DEVICE)
+        # From pageable memory cudaMemcpy returns when the bytes are staged, and a stream that does
+        # not wait for the legacy one would still find the old ones.
+        self.runtime.stream_synchronize(0)
 
     def _fetch_span(self) -> NDArray[np.uint8]:
         address = self.ptr
@@ -232,7 +254,7 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceAr
 def zeros(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
     """Return a :class:`DeviceArray` of zeros (cudaMalloc, cudaMemset)."""
     array = DeviceArray(shape, dtype)
-    array.set(np.zeros(array.shape, array.dtype))
+    _initialize(array, np.zeros(array.shape, array.dtype))
     return array
 
 
@@ -245,8 +267,14 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
     """
     host = np.asarray(values, dtype=dtype)
     array = DeviceArray(host.shape, host.dtype)
-    array.set(host)
+    _initialize(array, np.ascontiguousarray(host))
     return array
+
+
+def _initialize(array: DeviceArray, values: NDArray[Any]) -> None:
+    """Fill an array that no work can know yet, so that there is none to wait for."""
+    if array.nbytes:
+        array._store(values)
 
 
 def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:

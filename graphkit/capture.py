@@ -14,8 +14,6 @@ from graphkit.stream import Stream, stream_handle
 
 __all__ = ["capture"]
 
-_WRONG_THREAD = 908  # cudaErrorStreamCaptureWrongThread
-
 Mode = Literal["thread_local", "global", "relaxed"]
 
 
@@ -80,20 +78,17 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         assert self._graph is not None
         runtime = self._runtime
         failure: CaptureError | None = None
-        value, over = 0, True
+        value = 0
         try:
             value = runtime.stream_end_capture(self._stream)
         except CudaError as error:
             failure = CaptureError(error.call, error.code, error.detail)
             failure.__cause__ = error
-            # Only the thread that began it can end it: until it does, the capture lives on.
-            over = error.code != _WRONG_THREAD
         finally:
-            if over:
-                end_capture(runtime, self._id)
+            end_capture(runtime, self._id)
         if value:
             self._graph.handle.fill(value, runtime.graph_destroy)
-        if over and (exc is not None or failure is not None):
+        if exc is not None or failure is not None:
             # A body that raised leaves a valid, partial graph. It is closed, not destroyed at
             # once: another capture may be live.
             self._graph.close()

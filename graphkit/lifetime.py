@@ -21,6 +21,7 @@ from graphkit.runtime.protocol import CaptureStatus, EventFlags, Runtime
 __all__ = [
     "Handle",
     "begin_capture",
+    "capture_is_live",
     "end_capture",
     "host_function",
     "keep_for_capture",
@@ -156,6 +157,11 @@ def live_handles() -> dict[str, int]:
     release_done()
     with _lock:
         return {kind: count for kind, count in sorted(_live.items()) if count}
+
+
+def capture_is_live() -> bool:
+    """Return whether any thread captures through graphkit now."""
+    return bool(_captures)
 
 
 def begin_capture(runtime: Runtime, capture_id: int, owners: list[object]) -> None:

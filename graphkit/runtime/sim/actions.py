@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphkit.errors import NotSimulated
 from graphkit.runtime.protocol import HostNodeParams, MemcpyNodeParams, MemsetNodeParams
@@ -21,8 +22,16 @@ Action = Callable[[Work], None]
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def copy_action(memory: MemoryTable, params: MemcpyNodeParams, who: str) -> Action:
-    """Copy rows of bytes; what a pitch leaves out is not touched."""
+def copy_action(
+    memory: MemoryTable,
+    params: MemcpyNodeParams,
+    who: str,
+    staged: NDArray[np.uint8] | None = None,
+) -> Action:
+    """Copy rows of bytes; what a pitch leaves out is not touched.
+
+    With ``staged``, the source is that copy of what was at ``params.src``.
+    """
 
     def run(work: Work) -> None:
         width = params.width
@@ -30,9 +39,12 @@ def copy_action(memory: MemoryTable, params: MemcpyNodeParams, who: str) -> Acti
             for row in range(params.height):
                 src = params.src + (slice_ * params.src_height + row) * params.src_pitch
                 dst = params.dst + (slice_ * params.dst_height + row) * params.dst_pitch
-                source = memory.any_view(src, width, who)
                 target = memory.any_view(dst, width, who)
-                work.accesses.append((src, src + width, False))
+                if staged is None:
+                    source = memory.any_view(src, width, who)
+                    work.accesses.append((src, src + width, False))
+                else:
+                    source = staged[src - params.src : src - params.src + width]
                 work.accesses.append((dst, dst + width, True))
                 target[:] = source
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from graphkit.errors import refuse_closed
 from graphkit.runtime.protocol import (
+    CaptureStatus,
     Edge,
     EdgeData,
     ExecUpdateResultInfo,
@@ -29,6 +30,7 @@ from graphkit.runtime.sim.actions import (
     host_action,
     kernel_action,
 )
+from graphkit.runtime.sim.extents import check_copy, check_fill
 from graphkit.runtime.sim.functions import ArgumentBlock, check_dimensions, read_arguments
 from graphkit.runtime.sim.model import (
     ExecGraph,
@@ -43,7 +45,7 @@ from graphkit.runtime.sim.model import (
     copy_changes,
 )
 from graphkit.runtime.sim.refusal import Code, Refused
-from graphkit.runtime.sim.state import cuda_call
+from graphkit.runtime.sim.state import SimEvent, cuda_call
 from graphkit.runtime.sim.stream_calls import StreamCalls
 from graphkit.runtime.sim.work import Submission, Work
 
@@ -166,7 +168,7 @@ class GraphCalls(StreamCalls):
     def _check_memcpy(self, params: MemcpyNodeParams) -> None:
         if min(params.width, params.height, params.depth) < 1:
             raise Refused(Code.INVALID_VALUE, "a copy of nothing")
-        self.check_copy(params)
+        check_copy(self.state.memory, params)
 
     @cuda_call("cudaGraphAddMemsetNode")
     def graph_add_memset_node(
@@ -180,6 +182,7 @@ class GraphCalls(StreamCalls):
             raise Refused(Code.INVALID_VALUE, f"{params}")
         if params.dst % params.element_size:
             raise Refused(Code.INVALID_VALUE, f"{params.dst:#x} is not aligned to its elements")
+        check_fill(self.state.memory, params)
 
     @cuda_call("cudaGraphAddHostNode")
     def graph_add_host_node(
@@ -208,10 +211,9 @@ class GraphCalls(StreamCalls):
         found = self.state.graph(child)
         if found is self.state.graph(graph):
             raise Refused(Code.INVALID_VALUE, "a graph cannot be its own child")
-        for handle in dependencies:
-            self.state.node(handle)
-        copy = self._clone(found, borrowed=True)
-        return self._add_node(graph, dependencies, NodeType.GRAPH, None, copy)
+        node = self._add_node(graph, dependencies, NodeType.GRAPH)
+        self.state.node(node).child = self._clone(found, borrowed=True)
+        return node
 
     @cuda_call("cudaGraphDestroyNode")
     def graph_destroy_node(self, node: int) -> None:
@@ -225,10 +227,9 @@ class GraphCalls(StreamCalls):
     @cuda_call("cudaGraphAddDependencies")
     def graph_add_dependencies(self, graph: int, edges: Sequence[Edge]) -> None:
         owner = self.state.graph(graph)
-        new: dict[tuple[SimNode, SimNode], EdgeData] = {}
-        for edge in edges:
+        for edge in edges:  # one after the other: CUDA keeps what it added before a bad one
             pair = self._pair(owner, edge)
-            if pair in owner.edges or pair in new:
+            if pair in owner.edges:
                 raise Refused(Code.INVALID_VALUE, "the edge is there already")
             data = EdgeData(*edge.data)
             kernels = all(node.type is NodeType.KERNEL for node in pair)
@@ -238,8 +239,7 @@ class GraphCalls(StreamCalls):
                 raise Refused(Code.INVALID_VALUE, f"{data}")
             if (data.type == 1) is not (data.from_port != 0):
                 raise Refused(Code.INVALID_VALUE, f"{data}: port and type do not fit")
-            new[pair] = data
-        owner.edges.update(new)
+            owner.edges[pair] = data
 
     def _pair(self, owner: SimGraph, edge: Edge) -> tuple[SimNode, SimNode]:
         before, after = self.state.node(edge.from_node), self.state.node(edge.to_node)
@@ -314,7 +314,8 @@ class GraphCalls(StreamCalls):
             extents = zip(values.grid, attribute.value, strict=True)
             if any(c < 1 or n % c for n, c in extents):
                 raise Refused(
-                    Code.INVALID_VALUE, f"cluster {attribute.value} in a grid of {values.grid}"
+                    Code.INVALID_CLUSTER_SIZE,
+                    f"cluster {attribute.value} in a grid of {values.grid}",
                 )
         found.attributes[attribute.id] = attribute.value
 
@@ -389,7 +390,10 @@ class GraphCalls(StreamCalls):
     @cuda_call("cudaGraphUpload")
     def graph_upload(self, exec_: int, stream: int) -> None:
         self.state.exec(exec_)
-        self.state.refuse_capturing(self.state.stream(stream), "cudaGraphUpload")
+        on = self.state.stream(stream)
+        if on.capture is not None:
+            on.capture.status = CaptureStatus.INVALIDATED
+            raise Refused(Code.CAPTURE_UNSUPPORTED, "an upload on a stream that captures")
 
     @cuda_call("cudaGraphLaunch")
     def graph_launch(self, exec_: int, stream: int) -> None:
@@ -397,18 +401,34 @@ class GraphCalls(StreamCalls):
         if on.capture is not None:
             self._capture(on, NodeType.GRAPH, None, None, self._clone(found.source, borrowed=True))
             return
-        if on.handle == 0:
-            self.state.refuse_implicit("cudaGraphLaunch")
+        self.state.refuse_implicit(on, "cudaGraphLaunch")
+        # First everything that may be refused: a launch happens as a whole or not at all.
+        actions: list[Action | SimEvent | None] = []
+        self._prepare(found.graph, actions)
         queue = self.state.queue
-        queue.reserve(len(found.graph.nodes) + 1)
+        queue.reserve(2 * len(actions) + 1)
         # Launches of one exec never overlap, whatever streams they are on.
         before = tuple(dict.fromkeys((*self._before(on), *found.last)))
-        end = self._submit_graph(found.graph, before, Submission())
+        end = self._submit_graph(found.graph, iter(actions), before, Submission())
         on.last = found.last = (end,)
         queue.settle(end)
 
+    def _prepare(self, graph: ExecGraph, actions: list[Action | SimEvent | None]) -> None:
+        """List what each node will do, children in their places; an event stands for itself."""
+        for held in graph.nodes:
+            if held.children is not None:
+                self._prepare(held.children, actions)
+            elif isinstance(held.values, int):
+                actions.append(self.state.event(held.values))
+            else:
+                actions.append(self._action(held) if held.enabled else None)
+
     def _submit_graph(
-        self, graph: ExecGraph, before: tuple[Work, ...], submission: Submission
+        self,
+        graph: ExecGraph,
+        actions: Iterator[Action | SimEvent | None],
+        before: tuple[Work, ...],
+        submission: Submission,
     ) -> Work:
         queue = self.state.queue
         works: dict[SimNode, Work] = {}
@@ -416,22 +436,20 @@ class GraphCalls(StreamCalls):
             node = held.source
             deps = tuple(works[other] for other in graph.before[node]) or before
             if held.children is not None:
-                works[node] = self._submit_graph(held.children, deps, submission)
+                works[node] = self._submit_graph(held.children, actions, deps, submission)
                 continue
-            if node.type is NodeType.EVENT_WAIT:
-                deps += tuple(work for work in self._event_of(held).work if not work.done)
-            action = self._action(held) if held.enabled else None
-            works[node] = queue.submit(deps, action, node.describe, submission)
-            if node.type is NodeType.EVENT_RECORD:
-                event = self._event_of(held)
-                event.work, event.capture, event.nodes = (works[node],), None, ()
+            action = next(actions)
+            if not isinstance(action, SimEvent):
+                works[node] = queue.submit(deps, action, node.describe, submission)
+            elif node.type is NodeType.EVENT_WAIT:
+                works[node] = queue.submit((*deps, *action.work), None, node.describe, submission)
+            else:
+                works[node] = queue.submit(deps, None, node.describe, submission)
+                action.work, action.capture, action.nodes = (works[node],), None, ()
+                action.recorded = True
         return queue.submit(
             tuple(works.values()) or before, None, lambda: "the end of a graph", submission
         )
-
-    def _event_of(self, held: ExecNode) -> Any:
-        assert isinstance(held.values, int)
-        return self.state.event(held.values)
 
     def _action(self, held: ExecNode) -> Action | None:
         values, memory = held.values, self.state.memory
@@ -449,9 +467,9 @@ class GraphCalls(StreamCalls):
     @cuda_call("cuGraphExecUpdate_v2")
     def graph_exec_update(self, exec_: int, graph: int) -> ExecUpdateResultInfo:
         found, new = self.state.exec(exec_), self.state.graph(graph)
-        status, node = compare(found.graph, new)
+        status, *nodes = compare(found.graph, new)
         if status is not ExecUpdateStatus.SUCCESS:
-            return ExecUpdateResultInfo(status, 0 if node is None else node.handle, 0)
+            return ExecUpdateResultInfo(status, *(n.handle if n else 0 for n in nodes))
         found.graph.take(new)
         return ExecUpdateResultInfo(status, 0, 0)
 
@@ -487,7 +505,7 @@ class GraphCalls(StreamCalls):
         self._change(held, params)
 
     def _change(self, held: ExecNode, values: Values) -> None:
-        reason = copy_changes(held.source.values, values)
+        reason = copy_changes(held.values, values)
         if reason:
             raise Refused(Code.INVALID_VALUE, reason)
         held.values = values
@@ -513,7 +531,7 @@ class GraphCalls(StreamCalls):
         held = self._held(exec_, node, NodeType.GRAPH)
         new = self.state.graph(child)
         assert held.children is not None
-        status, _ = compare(held.children, new)
+        status, *_ = compare(held.children, new)
         if status is not ExecUpdateStatus.SUCCESS:
             raise Refused(Code.GRAPH_EXEC_UPDATE_FAILURE, f"{status.name.lower()}")
         held.children.take(new)

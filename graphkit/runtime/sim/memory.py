@@ -28,7 +28,7 @@ def host_bytes(address: int, nbytes: int) -> NDArray[np.uint8]:
 class Allocation:
     """One block of simulated device memory or of pinned host memory."""
 
-    __slots__ = ("address", "bytes", "freed", "nbytes", "storage", "type")
+    __slots__ = ("address", "bytes", "freed", "freeing", "nbytes", "storage", "type")
 
     def __init__(self, nbytes: int, kind: MemoryType) -> None:
         self.storage: NDArray[np.uint8] = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
@@ -38,6 +38,7 @@ class Allocation:
         self.nbytes = nbytes
         self.type = kind
         self.freed = False
+        self.freeing = False  # cudaFreeAsync was called and has not run yet
 
     def describe(self) -> str:
         """Say what this is, for an error message."""
@@ -95,7 +96,12 @@ class MemoryTable:
             Refused: 1 when there is none of that kind.
         """
         allocation = self._by_address.get(address)
-        if allocation is None or allocation.type is not kind or allocation.freed:
+        if (
+            allocation is None
+            or allocation.type is not kind
+            or allocation.freed
+            or allocation.freeing
+        ):
             raise Refused(
                 Code.INVALID_VALUE,
                 f"0x{address:x} is not the start of a live allocation: {self.describe(address)}",

@@ -120,13 +120,15 @@ class ExecNode:
 class ExecGraph:
     """A snapshot of a graph: later changes of the graph do not reach it.
 
-    ``nodes`` is in an order that respects the edges, ``inserted`` in that of insertion.
+    ``nodes`` is in an order that respects the edges, ``inserted`` in that of insertion, and
+    ``by_source`` knows the nodes of child graphs, too.
     """
 
     nodes: list[ExecNode]
     inserted: list[ExecNode]
     before: dict[SimNode, list[SimNode]]
-    edges: list[tuple[int, int, EdgeData]]
+    edges: dict[tuple[int, int], EdgeData]
+    by_source: dict[SimNode, ExecNode]
 
     @classmethod
     def of(cls, graph: SimGraph) -> ExecGraph:
@@ -141,7 +143,13 @@ class ExecGraph:
             for node in graph.nodes.values()
         }
         ordered = [held[node] for node in graph.order()]
-        return cls(ordered, list(held.values()), graph.predecessors(), _edges_by_place(graph))
+        by_source = dict(held)
+        for node in held.values():
+            if node.children is not None:
+                by_source.update(node.children.by_source)
+        return cls(
+            ordered, list(held.values()), graph.predecessors(), _edges_by_place(graph), by_source
+        )
 
     def take(self, graph: SimGraph) -> None:
         """Take over the parameters of a graph that :func:`compare` found to fit."""
@@ -152,12 +160,7 @@ class ExecGraph:
 
     def find(self, node: SimNode) -> ExecNode | None:
         """Return what is held for a node of the source graph or of a child graph in it."""
-        for held in self.nodes:
-            if held.source is node:
-                return held
-            if held.children is not None and (inner := held.children.find(node)) is not None:
-                return inner
-        return None
+        return self.by_source.get(node)
 
 
 @dataclass(eq=False)
@@ -186,45 +189,66 @@ def copy_changes(old: Values, new: Values) -> str | None:
     if isinstance(old, MemcpyNodeParams) and isinstance(new, MemcpyNodeParams):
         if old.kind != new.kind:
             return f"a memcpy of kind {old.kind.name} cannot become {new.kind.name}"
-        if (old.height, old.depth) != (1, 1) and old[6:9] != new[6:9]:
-            return "a memcpy of more than one dimension cannot change its extents"
-        if (old.height, old.depth) == (1, 1) and (new.height, new.depth) != (1, 1):
-            return "a 1-D memcpy cannot become one of more dimensions"
-    if isinstance(old, MemsetNodeParams) and isinstance(new, MemsetNodeParams):
-        if (old.height > 1 or new.height > 1) and old[3:] != new[3:]:
-            return "a 2-D memset cannot change its extents"
-        if old.element_size != new.element_size:
-            return "a memset cannot change its element size"
+        if old != new and not (old.height == old.depth == new.height == new.depth == 1):
+            return "a memcpy of more than one dimension cannot change, nor can one become so"
+    if (
+        isinstance(old, MemsetNodeParams)
+        and isinstance(new, MemsetNodeParams)
+        and max(old.height, new.height) > 1
+        and old[3:] != new[3:]
+    ):
+        return "a 2-D memset cannot change its extents or element size"
     return None
 
 
-def compare(held: ExecGraph, new: SimGraph) -> tuple[ExecUpdateStatus, SimNode | None]:
-    """Say whether an exec can take the parameters of a graph, and which node is in the way."""
+Difference = tuple[ExecUpdateStatus, SimNode | None, SimNode | None]
+
+
+def compare(held: ExecGraph, new: SimGraph) -> Difference:
+    """Say whether an exec can take the parameters of a graph, and which nodes are in the way.
+
+    Nodes are paired by insertion. Of several differences CUDA names the one nearest to the end.
+    """
+    success = ExecUpdateStatus.SUCCESS, None, None
     nodes = list(new.nodes.values())
     if len(held.inserted) != len(nodes):
-        return ExecUpdateStatus.TOPOLOGY_CHANGED, None
+        return ExecUpdateStatus.TOPOLOGY_CHANGED, None, None
     pairs = list(zip(held.inserted, nodes, strict=True))
-    for old, node in pairs:
+    for old, node in reversed(pairs):
         if old.source.type is not node.type:
-            return ExecUpdateStatus.NODE_TYPE_CHANGED, node
-    if held.edges != _edges_by_place(new):
-        return ExecUpdateStatus.TOPOLOGY_CHANGED, None
-    cluster = LaunchAttributeID.CLUSTER_DIMENSION
+            return ExecUpdateStatus.NODE_TYPE_CHANGED, node, None
+    difference = _compare_edges(held.edges, new, nodes)
+    if difference is not None:
+        return difference
     for old, node in pairs:
         if old.children is not None and node.child is not None:
-            status, inner = compare(old.children, node.child)
-            if status is not ExecUpdateStatus.SUCCESS:
-                return status, inner or node
+            inner = compare(old.children, node.child)
+            if inner[0] is not ExecUpdateStatus.SUCCESS:
+                return inner
         if copy_changes(old.values, node.values):
-            return ExecUpdateStatus.PARAMETERS_CHANGED, node
-        if old.attributes.get(cluster) != node.attributes.get(cluster):
-            return ExecUpdateStatus.ATTRIBUTES_CHANGED, node
-    return ExecUpdateStatus.SUCCESS, None
+            return ExecUpdateStatus.PARAMETERS_CHANGED, node, None
+    return success
 
 
-def _edges_by_place(graph: SimGraph) -> list[tuple[int, int, EdgeData]]:
+def _compare_edges(
+    old: dict[tuple[int, int], EdgeData], new: SimGraph, nodes: list[SimNode]
+) -> Difference | None:
+    topology, edges = ExecUpdateStatus.TOPOLOGY_CHANGED, _edges_by_place(new)
+    if old == edges:
+        return None
+    sinks, old_sinks = (set(range(len(nodes))) - {a for a, _ in e} for e in (edges, old))
+    if sinks != old_sinks:
+        return topology, nodes[max(sinks ^ old_sinks)], None
+    different = (old.keys() ^ edges.keys()) or {e for e in old if old[e] != edges[e]}
+    start, end = max(different, key=lambda edge: edge[1])
+    if old.keys() != edges.keys():
+        return topology, nodes[end], None
+    return topology, nodes[end], nodes[start]
+
+
+def _edges_by_place(graph: SimGraph) -> dict[tuple[int, int], EdgeData]:
     place = {node: index for index, node in enumerate(graph.nodes.values())}
-    return sorted((place[a], place[b], data) for (a, b), data in graph.edges.items())
+    return {(place[a], place[b]): data for (a, b), data in graph.edges.items()}
 
 
 def ancestors_of(graph: SimGraph, nodes: Iterable[SimNode]) -> set[SimNode]:

@@ -32,6 +32,7 @@ class Code(IntEnum):
     CAPTURED_EVENT = 907
     CAPTURE_WRONG_THREAD = 908
     GRAPH_EXEC_UPDATE_FAILURE = 910
+    INVALID_CLUSTER_SIZE = 912
 
 
 class Refused(Exception):  # noqa: N818 - an outcome on its way to the call's own CudaError

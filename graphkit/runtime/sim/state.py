@@ -45,6 +45,7 @@ class SimStream:
     priority: int
     last: tuple[Work, ...] = ()
     capture: Capture | None = None
+    asked: tuple[Work, ...] = ()  # what the last query was about
 
     @property
     def blocking(self) -> bool:
@@ -58,9 +59,11 @@ class SimEvent:
 
     handle: int
     flags: EventFlags
+    recorded: bool = False
     work: tuple[Work, ...] = ()
     capture: Capture | None = None
     nodes: tuple[SimNode, ...] = ()
+    asked: tuple[Work, ...] = ()  # what the last query was about
 
 
 # Every kind of handle has its own range, so that one cannot be taken for another.
@@ -140,27 +143,37 @@ class State:
                 or (capture.mode is CaptureMode.GLOBAL and mode is CaptureMode.GLOBAL)
             )
         ]
-        for capture in hit:
+        self._invalidate(hit, what)
+
+    def refuse_any_capture(self, what: str) -> None:
+        """Refuse a wait for the whole device while any stream captures, in whatever mode."""
+        self._invalidate([c for c in self.captures if c.status is CaptureStatus.ACTIVE], what)
+
+    def _invalidate(self, captures: list[Capture], what: str) -> None:
+        for capture in captures:
             capture.status = CaptureStatus.INVALIDATED
-        if hit:
+        if captures:
             raise Refused(
                 Code.CAPTURE_UNSUPPORTED,
-                f"{what} while a capture in mode {hit[0].mode.name} is live",
+                f"{what} while a capture in mode {captures[0].mode.name} is live",
             )
 
-    def refuse_capturing(self, stream: SimStream, what: str) -> None:
-        """Refuse what a stream cannot do while it captures, and invalidate the capture."""
+    def refuse_wait(self, stream: SimStream, what: str) -> None:
+        """Refuse to wait for or ask a stream, as a capture forbids it; invalidate the capture."""
         if stream.capture is not None:
             stream.capture.status = CaptureStatus.INVALIDATED
             raise Refused(Code.CAPTURE_UNSUPPORTED, f"{what} of a stream that captures")
-        if stream.handle == 0:
-            self.refuse_implicit(what)
+        self.refuse_implicit(stream, what)
+        self.refuse_if_unsafe(what)
 
-    def refuse_implicit(self, what: str) -> None:
-        """Refuse the legacy stream while a blocking stream captures, and invalidate the capture."""
+    def refuse_implicit(self, stream: SimStream, what: str, *, kill: bool = True) -> None:
+        """Refuse the legacy stream while a blocking stream captures; ``kill`` the capture, too."""
+        if stream.handle != 0:
+            return
         for other in self.streams.values():
             if other.blocking and other.capture is not None:
-                other.capture.status = CaptureStatus.INVALIDATED
+                if kill:
+                    other.capture.status = CaptureStatus.INVALIDATED
                 raise Refused(
                     Code.CAPTURE_IMPLICIT,
                     f"{what} on the legacy stream while a blocking stream captures",

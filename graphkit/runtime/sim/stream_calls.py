@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from graphkit.errors import NotSimulated
 from graphkit.runtime.protocol import (
@@ -24,18 +24,13 @@ from graphkit.runtime.protocol import (
     StreamFlags,
 )
 from graphkit.runtime.sim.actions import copy_action, fill_action, host_action, kernel_action
+from graphkit.runtime.sim.extents import check_copy, check_fill, source_bytes
 from graphkit.runtime.sim.functions import check_dimensions, read_arguments
+from graphkit.runtime.sim.memory import host_bytes
 from graphkit.runtime.sim.model import KernelValues, SimGraph, SimNode, Values, ancestors_of
 from graphkit.runtime.sim.refusal import Code, Refused
 from graphkit.runtime.sim.state import Calls, Capture, SimEvent, SimStream, cuda_call
 from graphkit.runtime.sim.work import Submission, Work
-
-_HOST_KINDS = {
-    MemcpyKind.HOST_TO_HOST: (True, True),
-    MemcpyKind.HOST_TO_DEVICE: (False, True),
-    MemcpyKind.DEVICE_TO_HOST: (True, False),
-    MemcpyKind.DEVICE_TO_DEVICE: (False, False),
-}
 
 
 class StreamCalls(Calls):
@@ -54,13 +49,17 @@ class StreamCalls(Calls):
         return self._allocate(nbytes, MemoryType.HOST)
 
     def _allocate(self, nbytes: int, kind: MemoryType) -> int:
-        if nbytes <= 0:
+        if nbytes < 0:
             raise Refused(Code.INVALID_VALUE, f"{nbytes} bytes")
+        if nbytes == 0:
+            return 0
         return self.state.memory.allocate(nbytes, kind).address
 
     @cuda_call("cudaFree")
     def free(self, address: int) -> None:
         self.state.refuse_if_unsafe("cudaFree")
+        if not address:
+            return
         allocation = self.state.memory.exact(address, MemoryType.DEVICE)
         self.state.queue.finish_all()
         self.state.memory.free(allocation)
@@ -68,6 +67,8 @@ class StreamCalls(Calls):
     @cuda_call("cudaFreeHost")
     def free_host(self, address: int) -> None:
         self.state.refuse_if_unsafe("cudaFreeHost")
+        if not address:
+            return
         allocation = self.state.memory.exact(address, MemoryType.HOST)
         self.state.queue.finish_all()
         self.state.memory.free(allocation)
@@ -84,15 +85,16 @@ class StreamCalls(Calls):
         if found.capture is not None:
             raise NotSimulated("the simulator captures no memory free nodes")
         allocation = self.state.memory.exact(address, MemoryType.DEVICE)
+        allocation.freeing = True
         memory = self.state.memory
         self._submit(found, lambda _: memory.free(allocation), lambda: "cudaFreeAsync")
 
     @cuda_call("cudaMemcpy")
     def memcpy(self, dst: int, src: int, nbytes: int, kind: MemcpyKind) -> None:
-        self.state.refuse_implicit("cudaMemcpy")
-        self.state.refuse_if_unsafe("cudaMemcpy")
         legacy = self.state.stream(0)
-        self._copy(legacy, MemcpyNodeParams(dst, 0, 0, src, 0, 0, nbytes, 1, 1, kind))
+        self.state.refuse_implicit(legacy, "cudaMemcpy")
+        params = MemcpyNodeParams(dst, 0, 0, src, 0, 0, nbytes, 1, 1, kind)
+        self._copy(legacy, params, stage=False)
         self.state.queue.finish(legacy.last)
 
     @cuda_call("cudaMemcpyAsync")
@@ -104,32 +106,23 @@ class StreamCalls(Calls):
     def memcpy_3d_async(self, params: MemcpyNodeParams, stream: int) -> None:
         self._copy(self.state.stream(stream), params)
 
-    def _copy(self, stream: SimStream, params: MemcpyNodeParams) -> None:
-        self.check_copy(params)
+    def _copy(self, stream: SimStream, params: MemcpyNodeParams, *, stage: bool = True) -> None:
+        if params.width:
+            check_copy(self.state.memory, params)
         if self._capture(stream, NodeType.MEMCPY, params) is None and params.width:
-            action = copy_action(self.state.memory, params, "cudaMemcpyAsync")
+            memory = self.state.memory
+            # CUDA lets go of pageable sources before cudaMemcpyAsync returns: they may change.
+            pageable = stage and memory.find(params.src) is None
+            staged = host_bytes(params.src, source_bytes(params)).copy() if pageable else None
+            action = copy_action(memory, params, "cudaMemcpyAsync", staged)
             self._submit(stream, action, lambda: "a memcpy")
-
-    def check_copy(self, params: MemcpyNodeParams) -> None:
-        """Refuse addresses that do not fit the kind of a copy."""
-        if params.kind is MemcpyKind.DEFAULT:
-            return
-        for address, on_host in zip(
-            (params.dst, params.src), _HOST_KINDS[params.kind], strict=True
-        ):
-            found = self.state.memory.live_at(address)
-            device = found is not None and found.type is MemoryType.DEVICE
-            if device is on_host:
-                raise Refused(
-                    Code.INVALID_VALUE,
-                    f"{address:#x} in a copy of kind {params.kind.name}: "
-                    f"{self.state.memory.describe(address)}",
-                )
 
     @cuda_call("cudaMemsetAsync")
     def memset_async(self, address: int, value: int, nbytes: int, stream: int) -> None:
         params = MemsetNodeParams(address, 0, value & 0xFF, 1, nbytes, 1)
         found = self.state.stream(stream)
+        if nbytes:
+            check_fill(self.state.memory, params)
         if self._capture(found, NodeType.MEMSET, params) is None and nbytes:
             action = fill_action(self.state.memory, params, "cudaMemsetAsync")
             self._submit(found, action, lambda: "a memset")
@@ -162,26 +155,34 @@ class StreamCalls(Calls):
         found = self.state.stream(stream)
         if found.handle == 0:
             raise Refused(Code.INVALID_RESOURCE_HANDLE, "the legacy stream cannot be destroyed")
-        if found.capture is not None:
-            found.capture.status = CaptureStatus.INVALIDATED
+        if found.capture is not None and found.capture.origin is found:
+            self._leave(found.capture)
+            self._drop(found.capture)
         del self.state.streams[stream]
 
     @cuda_call("cudaStreamSynchronize")
     def stream_synchronize(self, stream: int) -> None:
         found = self.state.stream(stream)
-        self.state.refuse_capturing(found, "cudaStreamSynchronize")
-        self.state.queue.finish(self._before(found))
+        self.state.refuse_wait(found, "cudaStreamSynchronize")
+        self.state.queue.finish(self._waited_for(found))
 
     @cuda_call("cudaStreamQuery")
     def stream_query(self, stream: int) -> bool:
         found = self.state.stream(stream)
-        self.state.refuse_capturing(found, "cudaStreamQuery")
-        return self._query(self._before(found))
+        self.state.refuse_wait(found, "cudaStreamQuery")
+        return self._query(found, self._waited_for(found))
 
-    def _query(self, works: Sequence[Work]) -> bool:
+    def _waited_for(self, stream: SimStream) -> tuple[Work, ...]:
+        """Return the work that a host which waits for a stream waits for."""
+        return stream.last if stream.handle else self._before(stream)
+
+    def _query(self, asked: SimStream | SimEvent, works: tuple[Work, ...]) -> bool:
         queue = self.state.queue
         if not all(work.done for work in works):
-            queue.advance(works)
+            # The first question finds the device busy; a program that goes on asking sees the end.
+            if asked.asked == works:
+                queue.advance(works)
+            asked.asked = works
         done = all(work.done for work in works)
         if done:
             queue.observe(works)
@@ -190,7 +191,7 @@ class StreamCalls(Calls):
 
     @cuda_call("cudaDeviceSynchronize")
     def device_synchronize(self) -> None:
-        self.state.refuse_if_unsafe("cudaDeviceSynchronize")
+        self.state.refuse_any_capture("cudaDeviceSynchronize")
         self.state.queue.finish_all()
 
     @cuda_call("cudaStreamGetPriority")
@@ -210,17 +211,20 @@ class StreamCalls(Calls):
     @cuda_call("cuLaunchKernelEx")
     def launch_kernel_ex(self, config: LaunchConfig, function: int, kernel_params: int) -> None:
         loaded = self.state.function(function)
-        check_dimensions(loaded, config.grid, config.block, config.shared_mem, Code.INVALID_VALUE)
+        found = self.state.stream(config.stream)
+        try:
+            check_dimensions(
+                loaded, config.grid, config.block, config.shared_mem, Code.INVALID_VALUE
+            )
+            arguments = read_arguments(loaded, kernel_params, 0)
+        except Refused:
+            if found.capture is not None:
+                found.capture.status = CaptureStatus.INVALIDATED
+            raise
         values = KernelValues(
-            loaded,
-            config.grid,
-            config.block,
-            config.shared_mem,
-            read_arguments(loaded, kernel_params, 0),
-            False,
+            loaded, config.grid, config.block, config.shared_mem, arguments, False
         )
         attributes = {item.id: item.value for item in config.attributes}
-        found = self.state.stream(config.stream)
         node = self._capture(found, NodeType.KERNEL, values, attributes)
         if node is None:
             name = loaded.name
@@ -230,7 +234,10 @@ class StreamCalls(Calls):
     # --- work on a stream
 
     def _before(self, stream: SimStream) -> tuple[Work, ...]:
-        """Return what new work on a stream comes after."""
+        """Return what new work on a stream comes after.
+
+        Work that is done is among it: it orders accesses that the host has not waited for.
+        """
         works = list(stream.last)
         if stream.handle == 0:
             for other in self.state.streams.values():
@@ -238,15 +245,12 @@ class StreamCalls(Calls):
                     works.extend(other.last)
         elif stream.blocking:
             works.extend(self.state.streams[0].last)
-        return tuple(dict.fromkeys(work for work in works if not work.done)) or tuple(
-            stream.last[-1:]
-        )
+        return tuple(dict.fromkeys(works))
 
     def _submit(
         self, stream: SimStream, action: Callable[[Work], None], describe: Callable[[], str]
     ) -> None:
-        if stream.handle == 0:
-            self.state.refuse_implicit("work")
+        self.state.refuse_implicit(stream, "work")
         queue = self.state.queue
         work = queue.submit(self._before(stream), action, describe, Submission())
         stream.last = (work,)
@@ -297,7 +301,9 @@ class StreamCalls(Calls):
     @cuda_call("cudaEventRecord")
     def event_record(self, event: int, stream: int) -> None:
         found, on = self.state.event(event), self.state.stream(stream)
+        self.state.refuse_implicit(on, "cudaEventRecord")
         capture = on.capture
+        found.recorded = True
         if capture is not None:
             if capture.status is CaptureStatus.INVALIDATED:
                 raise Refused(Code.CAPTURE_INVALIDATED, "an earlier error ended this capture")
@@ -309,45 +315,57 @@ class StreamCalls(Calls):
     def _refuse_captured(self, event: SimEvent, what: str) -> None:
         if event.capture is None:
             return
-        if event.capture in self.state.captures:
-            event.capture.status = CaptureStatus.INVALIDATED
+        if event.capture not in self.state.captures:
+            raise Refused(Code.INVALID_VALUE, f"{what} of an event recorded in an ended capture")
+        event.capture.status = CaptureStatus.INVALIDATED
         raise Refused(Code.CAPTURED_EVENT, f"{what} of an event that was recorded in a capture")
 
     @cuda_call("cudaEventQuery")
     def event_query(self, event: int) -> bool:
         found = self.state.event(event)
         self._refuse_captured(found, "cudaEventQuery")
-        return self._query(found.work)
+        self.state.refuse_if_unsafe("cudaEventQuery")
+        return self._query(found, found.work)
 
     @cuda_call("cudaEventSynchronize")
     def event_synchronize(self, event: int) -> None:
         found = self.state.event(event)
         self._refuse_captured(found, "cudaEventSynchronize")
+        self.state.refuse_if_unsafe("cudaEventSynchronize")
         self.state.queue.finish(found.work)
 
     @cuda_call("cudaEventElapsedTime")
     def event_elapsed_time(self, start: int, end: int) -> float:
         for handle in (start, end):
-            if self.state.event(handle).flags & EventFlags.DISABLE_TIMING:
+            found = self.state.event(handle)
+            if found.flags & EventFlags.DISABLE_TIMING:
                 raise Refused(Code.INVALID_RESOURCE_HANDLE, "the event was made without timing")
+            if not found.recorded:
+                raise Refused(Code.INVALID_RESOURCE_HANDLE, "the event was never recorded")
         raise NotSimulated("the simulator never reports a time: measure on a device")
 
     @cuda_call("cudaStreamWaitEvent")
     def stream_wait_event(self, stream: int, event: int) -> None:
         on, found = self.state.stream(stream), self.state.event(event)
+        self.state.refuse_implicit(on, "cudaStreamWaitEvent")
         theirs, ours = found.capture, on.capture
+        if ours is not None and ours.status is CaptureStatus.INVALIDATED:
+            raise Refused(Code.CAPTURE_INVALIDATED, "an earlier error ended this capture")
         if theirs is not None and theirs in self.state.captures:
             self._join(on, found, theirs)
             return
+        if not found.recorded:
+            return
         if ours is not None:
             ours.status = CaptureStatus.INVALIDATED
+        if theirs is not None:
+            raise Refused(Code.INVALID_VALUE, "the event was recorded in a capture that has ended")
+        if ours is not None:
             raise Refused(
                 Code.CAPTURE_ISOLATION,
                 "a capturing stream cannot wait for an event recorded outside of its capture",
             )
-        if theirs is not None:
-            raise Refused(Code.CAPTURED_EVENT, "the event belongs to a capture that has ended")
-        before = (*self._before(on), *(work for work in found.work if not work.done))
+        before = (*self._before(on), *found.work)
         if before:
             queue = self.state.queue
             work = queue.submit(before, None, lambda: "a wait for an event", Submission())
@@ -394,6 +412,8 @@ class StreamCalls(Calls):
             capture.status = CaptureStatus.INVALIDATED
             raise Refused(Code.CAPTURE_UNMATCHED, "the capture was begun on another stream")
         if capture.mode is not CaptureMode.RELAXED and capture.thread != threading.get_ident():
+            self._leave(capture)
+            self._drop(capture)
             raise Refused(Code.CAPTURE_WRONG_THREAD, "the capture was begun on another thread")
         self._leave(capture)
         failure = None
@@ -403,11 +423,15 @@ class StreamCalls(Calls):
             kinds = ", ".join(node.describe() for node in open_ends)
             failure = Refused(Code.CAPTURE_UNJOINED, f"not joined: {kinds}")
         if failure is not None:
-            for handle in capture.graph.nodes:
-                del self.state.nodes[handle]
-            del self.state.graphs[capture.graph.handle]
+            self._drop(capture)
             raise failure
         return capture.graph.handle
+
+    def _drop(self, capture: Capture) -> None:
+        """Destroy the graph of a capture that failed."""
+        for handle in capture.graph.nodes:
+            del self.state.nodes[handle]
+        del self.state.graphs[capture.graph.handle]
 
     def _unjoined(self, capture: Capture, origin: SimStream) -> list[SimNode]:
         joined = ancestors_of(capture.graph, capture.frontier[origin])
@@ -428,13 +452,13 @@ class StreamCalls(Calls):
     @cuda_call("cudaStreamIsCapturing")
     def stream_is_capturing(self, stream: int) -> CaptureStatus:
         on = self.state.stream(stream)
-        if on.handle == 0:
-            self.state.refuse_implicit("cudaStreamIsCapturing")
+        self.state.refuse_implicit(on, "cudaStreamIsCapturing", kill=False)
         return CaptureStatus.NONE if on.capture is None else on.capture.status
 
     @cuda_call("cudaStreamGetCaptureInfo")
     def stream_get_capture_info(self, stream: int) -> CaptureInfo:
         on = self.state.stream(stream)
+        self.state.refuse_implicit(on, "cudaStreamGetCaptureInfo", kill=False)
         capture = on.capture
         if capture is None:
             return CaptureInfo(CaptureStatus.NONE, 0, 0, ())

@@ -8,6 +8,7 @@
 """
 
 from graphkit.arrays import ArrayInfo, DeviceArray, asarray, describe, empty, empty_pinned, zeros
+from graphkit.c_signature import Parameter
 from graphkit.capture import capture
 from graphkit.errors import (
     CaptureError,
@@ -22,8 +23,7 @@ from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec, UpdateReport
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.lifetime import live_handles
-from graphkit.node import Argument, GraphEdge, KernelNodeValues, Node
-from graphkit.params import Difference, Parameter
+from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
 from graphkit.runtime import current, probe, use
 from graphkit.runtime.protocol import (
     CaptureStatus,

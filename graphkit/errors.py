@@ -5,12 +5,9 @@ Misuse that Python can see before any CUDA call is a plain ``TypeError`` or ``Va
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 from graphkit.statuses import STATUSES, Status
-
-if TYPE_CHECKING:
-    from graphkit.graph_exec import UpdateReport
 
 __all__ = [
     "CaptureError",
@@ -72,7 +69,7 @@ class GraphUpdateError(CudaError):
         report: the :class:`graphkit.UpdateReport` of the refusal.
     """
 
-    def __init__(self, call: str, code: int, report: UpdateReport) -> None:
+    def __init__(self, call: str, code: int, report: Any) -> None:
         super().__init__(call, code, str(report))
         self.report = report
 

@@ -7,7 +7,8 @@ from typing import Any
 from weakref import WeakSet
 
 from graphkit.graph_exec import GraphExec
-from graphkit.kernel import Kernel, check_shared_mem, launch_attributes
+from graphkit.kernel import Kernel
+from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import Handle
 from graphkit.node import (
     GraphEdge,
@@ -17,7 +18,7 @@ from graphkit.node import (
     memcpy_params,
     memset_params,
 )
-from graphkit.params import Args, dim3
+from graphkit.params import Args
 from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (

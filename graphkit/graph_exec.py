@@ -13,16 +13,18 @@ import numpy as np
 
 from graphkit.arrays import describe
 from graphkit.errors import GraphUpdateError, refuse_closed
-from graphkit.kernel import Kernel, check_shared_mem
+from graphkit.kernel import Kernel
+from graphkit.launch_config import check_shared_mem, dim3
 from graphkit.lifetime import Handle, keep_until_done
 from graphkit.node import (
+    Difference,
     KernelNodeValues,
     Node,
     memcpy_params,
     memset_params,
     node_differences,
 )
-from graphkit.params import Args, ArgumentBlock, Difference, dim3
+from graphkit.params import Args, ArgumentBlock
 from graphkit.readback import read_kernel_block, read_values
 from graphkit.runtime.protocol import (
     ExecUpdateStatus,

@@ -11,14 +11,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from graphkit.c_signature import Parameter, opaque_parameters, parse_signature
+from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import keep_for_capture
-from graphkit.params import Args, ArgumentBlock, Parameter, dim3, opaque_parameters, parse_signature
+from graphkit.params import Args, ArgumentBlock
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
     Dim3,
     KernelSource,
-    LaunchAttribute,
-    LaunchAttributeID,
     LaunchConfig,
     LoadedFunction,
     Runtime,
@@ -26,7 +26,7 @@ from graphkit.runtime.protocol import (
 )
 from graphkit.stream import stream_handle
 
-__all__ = ["Kernel", "Launch", "Pointer", "kernel_of", "launch_attributes"]
+__all__ = ["Kernel", "Launch", "Pointer", "kernel_of"]
 
 # CUfunction_attribute (cuda.h).
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
@@ -312,41 +312,3 @@ class Kernel:
 def kernel_of(runtime: Runtime, function: int) -> Kernel | None:
     """Return the Kernel that a CUfunction was loaded for, None for anybody else's function."""
     return _known.get((id(runtime), function))
-
-
-def check_shared_mem(nbytes: object) -> int:
-    """Return dynamic shared memory in bytes, or refuse it."""
-    if not isinstance(nbytes, (int, np.integer)) or isinstance(nbytes, bool):
-        raise TypeError(f"shared_mem: expected bytes as an int, came {type(nbytes).__name__}")
-    if nbytes < 0:
-        raise ValueError(f"shared_mem: expected 0 or more bytes, came {nbytes}")
-    return int(nbytes)
-
-
-def launch_attributes(
-    grid: int | Sequence[int],
-    cluster: int | Sequence[int] | None = None,
-    cooperative: bool = False,
-    priority: int | None = None,
-    programmatic: bool = False,
-) -> tuple[LaunchAttribute, ...]:
-    """Return the launch attributes that differ from CUDA's defaults.
-
-    Raises:
-        ValueError: when the cluster does not divide the grid.
-    """
-    attributes: list[LaunchAttribute] = []
-    if cluster is not None:
-        extents = dim3(cluster, "cluster")
-        blocks = dim3(grid, "grid")
-        if any(n % c for n, c in zip(blocks, extents, strict=True)):
-            raise ValueError(f"cluster: expected extents that divide grid {blocks}, came {extents}")
-        attributes.append(LaunchAttribute(LaunchAttributeID.CLUSTER_DIMENSION, extents))
-    if cooperative:
-        attributes.append(LaunchAttribute(LaunchAttributeID.COOPERATIVE, (1,)))
-    if priority is not None:
-        attributes.append(LaunchAttribute(LaunchAttributeID.PRIORITY, (int(priority),)))
-    if programmatic:
-        serialization = LaunchAttributeID.PROGRAMMATIC_STREAM_SERIALIZATION
-        attributes.append(LaunchAttribute(serialization, (1,)))
-    return tuple(attributes)

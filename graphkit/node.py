@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphkit.arrays import ArrayInfo, describe, device_pointer
 from graphkit.lifetime import Handle
-from graphkit.params import Difference
 from graphkit.runtime.protocol import (
     Dim3,
     EdgeData,
@@ -23,6 +22,7 @@ from graphkit.runtime.protocol import (
 
 __all__ = [
     "Argument",
+    "Difference",
     "GraphEdge",
     "KernelNodeValues",
     "Node",
@@ -115,6 +115,17 @@ class GraphEdge:
     def programmatic(self) -> bool:
         """Whether this is a programmatic edge (PDL)."""
         return self.data.type == 1
+
+
+class Difference(NamedTuple):
+    """One value that differs between two nodes."""
+
+    what: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.old} -> {self.new}"
 
 
 def node_differences(old: NodeValues, new: NodeValues) -> list[Difference]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("statuses", "errors"),
     ("runtime", "lifetime", "arrays"),
-    ("stream", "params", "node"),
+    ("stream", "c_signature", "launch_config", "params", "node"),
     ("kernel",),
     ("readback",),
     ("graph_exec",),

@@ -10,7 +10,9 @@ import pytest
 from sample_kernels import ADD_SCALAR
 
 import graphkit as gk
-from graphkit.params import ArgumentBlock, dim3, parse_signature
+from graphkit.c_signature import parse_signature
+from graphkit.launch_config import dim3
+from graphkit.params import ArgumentBlock
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 VEC = np.dtype([("x", np.float32), ("y", np.float32), ("n", np.int64)])
@@ -460,7 +462,7 @@ def test_extents_that_cuda_does_not_take(value, argument, error):
 
 
 def test_the_driver_agrees_about_the_layout(runtime):
-    from graphkit.params import opaque_parameters
+    from graphkit.c_signature import opaque_parameters
 
     found = opaque_parameters(runtime, ADD_SCALAR.function())
     assert [(item.offset, item.size) for item in found] == [

@@ -7,8 +7,9 @@ import pytest
 from sample_kernels import ADD_SCALAR, BLOCKS
 
 import graphkit as gk
+from graphkit.c_signature import parse_signature
 from graphkit.node import memcpy_params
-from graphkit.params import ArgumentBlock, parse_signature
+from graphkit.params import ArgumentBlock
 from graphkit.readback import read_cluster, read_values
 from graphkit.runtime.protocol import KernelNodeParams, KernelSource, MemcpyKind
 

@@ -1,0 +1,79 @@
+"""The launch configuration of a kernel: grid, block, shared memory and attributes, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from graphkit.runtime.protocol import Dim3, LaunchAttribute, LaunchAttributeID
+
+__all__ = ["check_shared_mem", "dim3", "launch_attributes"]
+
+
+def dim3(value: object, argument: str) -> Dim3:
+    """Return grid or block extents as (x, y, z).
+
+    Raises:
+        TypeError: when it is neither an int nor a sequence of one to three.
+        ValueError: when an extent is below 1, or more than CUDA allows.
+    """
+    if type(value) is int and 0 < value <= 1024:  # the usual case, first
+        return value, 1, 1
+    if isinstance(value, (int, np.integer)):
+        extents: tuple[Any, ...] = (value,)
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        extents = tuple(value)
+    else:
+        raise TypeError(f"{argument}: expected an int or 1 to 3 ints, came {value!r}")
+    if not 1 <= len(extents) <= 3:
+        raise ValueError(f"{argument}: expected 1 to 3 extents, came {value!r}")
+    if not all(isinstance(extent, (int, np.integer)) for extent in extents):
+        raise TypeError(f"{argument}: expected ints, came {value!r}")
+    x, y, z = (*(int(extent) for extent in extents), 1, 1)[:3]
+    # CUDA C Programming Guide, technical specifications: limits since compute capability 3.0.
+    limits = (1024, 1024, 64) if argument == "block" else (2**31 - 1, 65535, 65535)
+    if min(x, y, z) < 1 or x > limits[0] or y > limits[1] or z > limits[2]:
+        raise ValueError(f"{argument}: expected extents of 1 to {limits}, came {value!r}")
+    if argument == "block" and x * y * z > 1024:
+        raise ValueError(f"block: expected at most 1024 threads, came {x * y * z} ({value!r})")
+    return x, y, z
+
+
+def check_shared_mem(nbytes: object) -> int:
+    """Return dynamic shared memory in bytes, or refuse it."""
+    if not isinstance(nbytes, (int, np.integer)) or isinstance(nbytes, bool):
+        raise TypeError(f"shared_mem: expected bytes as an int, came {type(nbytes).__name__}")
+    if nbytes < 0:
+        raise ValueError(f"shared_mem: expected 0 or more bytes, came {nbytes}")
+    return int(nbytes)
+
+
+def launch_attributes(
+    grid: int | Sequence[int],
+    cluster: int | Sequence[int] | None = None,
+    cooperative: bool = False,
+    priority: int | None = None,
+    programmatic: bool = False,
+) -> tuple[LaunchAttribute, ...]:
+    """Return the launch attributes that differ from CUDA's defaults.
+
+    Raises:
+        ValueError: when the cluster does not divide the grid.
+    """
+    attributes: list[LaunchAttribute] = []
+    if cluster is not None:
+        extents = dim3(cluster, "cluster")
+        blocks = dim3(grid, "grid")
+        if any(n % c for n, c in zip(blocks, extents, strict=True)):
+            raise ValueError(f"cluster: expected extents that divide grid {blocks}, came {extents}")
+        attributes.append(LaunchAttribute(LaunchAttributeID.CLUSTER_DIMENSION, extents))
+    if cooperative:
+        attributes.append(LaunchAttribute(LaunchAttributeID.COOPERATIVE, (1,)))
+    if priority is not None:
+        attributes.append(LaunchAttribute(LaunchAttributeID.PRIORITY, (int(priority),)))
+    if programmatic:
+        serialization = LaunchAttributeID.PROGRAMMATIC_STREAM_SERIALIZATION
+        attributes.append(LaunchAttribute(serialization, (1,)))
+    return tuple(attributes)

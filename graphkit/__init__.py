@@ -7,9 +7,10 @@
 >>> exe.launch(stream)
 """
 
-from graphkit.arrays import ArrayInfo, DeviceArray, asarray, describe, empty, empty_pinned, zeros
+from graphkit.arrays import ArrayInfo, describe
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
+from graphkit.device_array import DeviceArray, asarray, empty, empty_pinned, zeros
 from graphkit.errors import (
     CaptureError,
     CudaError,

@@ -1,33 +1,19 @@
-"""Device memory of any framework, described the same way, and a small array of our own."""
+"""Anybody's array, described the same way: address, shape, dtype, strides, bytes, owner."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from graphkit.lifetime import Handle, capture_is_live
-from graphkit.runtime import current
-from graphkit.runtime.protocol import MemcpyKind, Runtime
+from graphkit.device_array import BFLOAT16, DeviceArray, contiguous_strides
 
-__all__ = [
-    "ArrayInfo",
-    "DeviceArray",
-    "asarray",
-    "describe",
-    "device_pointer",
-    "empty",
-    "empty_pinned",
-    "zeros",
-]
-
-BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+__all__ = ["ArrayInfo", "describe", "device_pointer", "is_array", "pointer_and_dtype"]
 
 
 class ArrayInfo(NamedTuple):
@@ -54,248 +40,10 @@ class ArrayInfo(NamedTuple):
     @property
     def contiguous(self) -> bool:
         """Whether the elements lie in C order without gaps."""
-        return self.strides == _contiguous_strides(self.shape, self.dtype.itemsize)
-
-
-def _contiguous_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    strides = []
-    step = itemsize
-    for extent in reversed(shape):
-        strides.append(step)
-        step *= max(extent, 1)
-    return tuple(reversed(strides))
-
-
-class DeviceArray:
-    """An array in device memory (cudaMalloc), the same on both runtimes.
-
-    Enough to hold operands where no array library is at hand, and no more: basic slicing gives
-    views, there is no arithmetic. It offers ``__cuda_array_interface__``, so CuPy, PyTorch and
-    Numba take it without a copy.
-
-    Args:
-        shape: extent of each axis in elements.
-        dtype: NumPy dtype of the elements.
-        runtime: the runtime to use; the current one by default.
-
-    Attributes:
-        strides: distance of two elements of each axis in bytes.
-        memory: the handle of the allocation, shared by all views of it.
-        offset: bytes between the start of the allocation and the first element.
-    """
-
-    __slots__ = ("__weakref__", "dtype", "memory", "offset", "runtime", "shape", "strides")
-
-    def __init__(
-        self,
-        shape: int | Sequence[int],
-        dtype: DTypeLike = np.float32,
-        *,
-        runtime: Runtime | None = None,
-    ) -> None:
-        self.runtime = runtime or current()
-        self.shape = _extents(shape)
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.strides = _contiguous_strides(self.shape, self.dtype.itemsize)
-        self.offset = 0
-        # cudaMalloc(0) gives no address; one byte keeps empty arrays apart from missing ones.
-        address = self.runtime.malloc(max(self.nbytes, 1))
-        self.memory = Handle(self.runtime, "device memory", address, self.runtime.free)
-
-    @property
-    def ptr(self) -> int:
-        """Address of the first element.
-
-        Raises:
-            ValueError: when the memory was freed.
-        """
-        address = self.memory.value
-        if not address:
-            raise ValueError("array: expected live device memory, came a freed DeviceArray")
-        return address + self.offset
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The protocol's version 3; the legacy stream orders what touches it."""
-        typestr = "<V2" if self.dtype == BFLOAT16 else self.dtype.str
-        return {
-            "version": 3,
-            "shape": self.shape,
-            "typestr": typestr,
-            "data": (self.ptr, False),
-            "strides": self.strides,
-            "stream": 1,
-        }
-
-    def __getitem__(self, index: object) -> DeviceArray:
-        """Return a view of the same memory: ints and slices with a positive step.
-
-        Raises:
-            IndexError: when the index does not fit the shape.
-            ValueError: for anything but ints and slices, and for negative steps.
-        """
-        items = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(item, (int, np.integer, slice, type(...))) for item in items):
-            raise ValueError(f"index: expected ints and slices, came {index!r}")
-        # NumPy knows the rules of slicing: let it slice an array of this layout over no memory.
-        # The ellipsis makes the result a view even when it is one element; nothing is read.
-        layout: NDArray[np.uint8] = np.lib.stride_tricks.as_strided(
-            np.empty(1, np.uint8), self.shape, self.strides
-        )
-        part: NDArray[np.uint8] = layout[items if ... in items else (*items, ...)]
-        if min(part.strides, default=0) < 0:
-            raise ValueError(f"index: expected slices with positive steps, came {index!r}")
-        base = layout.__array_interface__["data"][0]
-        view = object.__new__(DeviceArray)
-        view.runtime, view.memory, view.dtype = self.runtime, self.memory, self.dtype
-        view.shape, view.strides = part.shape, part.strides
-        view.offset = self.offset + part.__array_interface__["data"][0] - base
-        return view
-
-    def get(self) -> NDArray[Any]:
-        """Wait for the device, then return a copy of the array on the host (cudaMemcpy).
-
-        Raises:
-            ValueError: when the memory was freed, or while any thread captures: waiting for the
-                device (cudaDeviceSynchronize) would kill the capture. Copy in stream order then.
-        """
-        self._wait("get")
-        span = self._fetch_span()
-        return self._strided(span).copy()
-
-    def set(self, values: object) -> None:
-        """Wait for the device, then overwrite the array from the host (cudaMemcpy).
-
-        Args:
-            values: an array-like of exactly this shape; it is converted to this dtype.
-
-        Raises:
-            ValueError: when the shape is another; else as :meth:`get`.
-        """
-        host = np.asarray(values, dtype=self.dtype)
-        if host.shape != self.shape:
-            raise ValueError(f"values: expected shape {self.shape}, came {host.shape}")
-        if not self.nbytes:
-            return
-        self._wait("set")
-        gaps = self.strides != _contiguous_strides(self.shape, self.dtype.itemsize)
-        # What lies between the elements of a view belongs to others: read it, write it back.
-        span = self._fetch_span() if gaps else np.empty(self.nbytes, np.uint8)
-        self._strided(span)[...] = host
-        self._store(span)
-
-    def _wait(self, method: str) -> None:
-        if capture_is_live():
-            raise ValueError(
-                f"{method}: expected no live capture, came one that waiting for the device would "
-                "kill; copy in stream order, or wait for the end of the capture"
-            )
-        self.runtime.device_synchronize()
-
-    def _store(self, span: NDArray[Any]) -> None:
-        self.runtime.memcpy(self.ptr, span.ctypes.data, span.nbytes, MemcpyKind.HOST_TO_DEVICE)
-        # From pageable memory cudaMemcpy returns when the bytes are staged, and a stream that does
-        # not wait for the legacy one would still find the old ones.
-        self.runtime.stream_synchronize(0)
-
-    def _fetch_span(self) -> NDArray[np.uint8]:
-        address = self.ptr
-        if not self.nbytes:
-            return np.empty(0, np.uint8)
-        steps = zip(self.shape, self.strides, strict=True)
-        nbytes = sum((n - 1) * step for n, step in steps) + self.dtype.itemsize
-        span = np.empty(nbytes, np.uint8)
-        self.runtime.memcpy(span.ctypes.data, address, nbytes, MemcpyKind.DEVICE_TO_HOST)
-        return span
-
-    def _strided(self, span: NDArray[np.uint8]) -> NDArray[Any]:
-        return np.ndarray(self.shape, self.dtype, span.data, 0, self.strides)
-
-    def free(self) -> None:
-        """Give the memory back now (cudaFree); later uses of it and its views are refused."""
-        self.memory.close()
-
-    def __array__(self, *_: object, **__: object) -> NoReturn:
-        # NumPy would take it for a sequence of sequences, and go through it element by element.
-        raise TypeError("expected values on the host, came a DeviceArray; its get() copies them")
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("len() of a DeviceArray without axes")
-        return self.shape[0]
-
-    def __repr__(self) -> str:
-        state = "freed" if self.memory.closed else hex(self.ptr)
-        return f"<DeviceArray {self.shape} {self.dtype} {state}>"
-
-
-def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
-    extents = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-    if any(extent < 0 for extent in extents):
-        raise ValueError(f"shape: expected extents of 0 or more, came {shape}")
-    return tuple(int(extent) for extent in extents)
-
-
-def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
-    """Return an uninitialized :class:`DeviceArray` (cudaMalloc)."""
-    return DeviceArray(shape, dtype)
-
-
-def zeros(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
-    """Return a :class:`DeviceArray` of zeros (cudaMalloc, cudaMemset)."""
-    array = DeviceArray(shape, dtype)
-    _initialize(array, np.zeros(array.shape, array.dtype))
-    return array
-
-
-def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
-    """Return a new :class:`DeviceArray` with a copy of host values (cudaMalloc, cudaMemcpy).
-
-    Args:
-        values: anything NumPy turns into an array.
-        dtype: dtype of the result; that of ``values`` by default.
-    """
-    host = np.asarray(values, dtype=dtype)
-    array = DeviceArray(host.shape, host.dtype)
-    _initialize(array, np.ascontiguousarray(host))
-    return array
-
-
-def _initialize(array: DeviceArray, values: NDArray[Any]) -> None:
-    """Fill an array that no work can know yet, so that there is none to wait for."""
-    if array.nbytes:
-        array._store(values)
-
-
-def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """Return an uninitialized NumPy array in pinned host memory (cudaHostAlloc).
-
-    A graph that copies to or from the host must use such memory: it records the address. The
-    memory lives as long as the array or any view of it.
-    """
-    runtime = current()
-    extents = _extents(shape)
-    kind: np.dtype[Any] = np.dtype(dtype)
-    nbytes = prod(extents) * kind.itemsize
-    address = runtime.host_alloc(max(nbytes, 1))
-    buffer = (ctypes.c_ubyte * max(nbytes, 1)).from_address(address)
-    # NumPy keeps the buffer as the base of every view, and the buffer keeps the handle.
-    buffer.handle = Handle(runtime, "pinned memory", address, runtime.free_host)  # type: ignore[attr-defined]
-    flat: NDArray[Any] = np.ctypeslib.as_array(buffer)[:nbytes].view(kind)
-    return flat.reshape(extents)
-
-
-# --- other people's arrays -----------------------------------------------------------------------
+        expected = contiguous_strides(self.shape, self.dtype.itemsize)
+        # An axis of one element has no next one: whatever its stride says is never used.
+        steps = zip(self.shape, self.strides, expected, strict=True)
+        return all(extent <= 1 or step == wanted for extent, step, wanted in steps)
 
 
 class _DLDevice(ctypes.Structure):
@@ -346,7 +94,7 @@ def _describe_dlpack(array: Any) -> ArrayInfo:
     strides = (
         tuple(tensor.strides[axis] * dtype.itemsize for axis in range(tensor.ndim))
         if tensor.strides
-        else _contiguous_strides(shape, dtype.itemsize)
+        else contiguous_strides(shape, dtype.itemsize)
     )
     ptr = (tensor.data or 0) + tensor.byte_offset
     nbytes = prod(shape) * dtype.itemsize
@@ -358,7 +106,7 @@ def _describe_interface(array: Any) -> ArrayInfo:
     interface = array.__cuda_array_interface__
     shape = tuple(interface["shape"])
     dtype = np.dtype(interface["typestr"])
-    strides = interface.get("strides") or _contiguous_strides(shape, dtype.itemsize)
+    strides = interface.get("strides") or contiguous_strides(shape, dtype.itemsize)
     nbytes = prod(shape) * dtype.itemsize
     return ArrayInfo(interface["data"][0], shape, dtype, tuple(strides), nbytes, False, array)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from graphkit.arrays import BFLOAT16
+from graphkit.device_array import BFLOAT16
 from graphkit.runtime.protocol import Runtime
 
 __all__ = ["Parameter", "opaque_parameters", "parse_signature"]

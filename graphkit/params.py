@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from graphkit.arrays import DeviceArray, device_pointer, is_array, pointer_and_dtype
+from graphkit.arrays import device_pointer, is_array, pointer_and_dtype
 from graphkit.c_signature import Parameter, opaque_parameters
+from graphkit.device_array import DeviceArray
 from graphkit.runtime.protocol import KernelNodeParams, Runtime
 
 __all__ = ["Args", "ArgumentBlock"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphkit.arrays import BFLOAT16
+from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from .launch import KernelLaunch, check, choose, source, threads

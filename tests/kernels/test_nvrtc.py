@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cuda.bindings import nvrtc  # of the extra `test`: a missing compiler is an error, not a skip
 
-from graphkit.arrays import BFLOAT16
+from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel
 
 FOLDER = files("graphkit.kernels")

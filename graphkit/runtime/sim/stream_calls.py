@@ -155,9 +155,10 @@ class StreamCalls(Calls):
         found = self.state.stream(stream)
         if found.handle == 0:
             raise Refused(Code.INVALID_RESOURCE_HANDLE, "the legacy stream cannot be destroyed")
-        if found.capture is not None and found.capture.origin is found:
-            self._leave(found.capture)
-            self._drop(found.capture)
+        capture = found.capture
+        if capture is not None and capture.origin is found:
+            self._leave(capture)
+            self._drop(capture)
         del self.state.streams[stream]
 
     @cuda_call("cudaStreamSynchronize")

@@ -45,7 +45,7 @@ from graphkit.runtime.sim.model import (
     copy_changes,
 )
 from graphkit.runtime.sim.refusal import Code, Refused
-from graphkit.runtime.sim.state import SimEvent, cuda_call
+from graphkit.runtime.sim.state import SimEvent, SimStream, cuda_call
 from graphkit.runtime.sim.stream_calls import StreamCalls
 from graphkit.runtime.sim.work import Submission, Work
 
@@ -390,17 +390,22 @@ class GraphCalls(StreamCalls):
     @cuda_call("cudaGraphUpload")
     def graph_upload(self, exec_: int, stream: int) -> None:
         self.state.exec(exec_)
-        on = self.state.stream(stream)
-        if on.capture is not None:
-            on.capture.status = CaptureStatus.INVALIDATED
-            raise Refused(Code.CAPTURE_UNSUPPORTED, "an upload on a stream that captures")
+        self._refuse_on_capturing(self.state.stream(stream), "an upload")
+
+    def _refuse_on_capturing(self, stream: SimStream, what: str) -> None:
+        """Refuse what no capture can hold, and invalidate the capture."""
+        if stream.capture is not None:
+            stream.capture.status = CaptureStatus.INVALIDATED
+            raise Refused(
+                Code.CAPTURE_UNSUPPORTED,
+                f"{what} of an executable graph on a stream that captures; add the graph as a "
+                "child graph node instead",
+            )
 
     @cuda_call("cudaGraphLaunch")
     def graph_launch(self, exec_: int, stream: int) -> None:
         found, on = self.state.exec(exec_), self.state.stream(stream)
-        if on.capture is not None:
-            self._capture(on, NodeType.GRAPH, None, None, self._clone(found.source, borrowed=True))
-            return
+        self._refuse_on_capturing(on, "a launch")
         self.state.refuse_implicit(on, "cudaGraphLaunch")
         # First everything that may be refused: a launch happens as a whole or not at all.
         actions: list[Action | SimEvent | None] = []

@@ -40,19 +40,18 @@ class StreamCalls(Calls):
 
     @cuda_call("cudaMalloc")
     def malloc(self, nbytes: int) -> int:
-        self.state.refuse_if_unsafe("cudaMalloc")
-        return self._allocate(nbytes, MemoryType.DEVICE)
+        return self._allocate(nbytes, MemoryType.DEVICE, "cudaMalloc")
 
     @cuda_call("cudaHostAlloc")
     def host_alloc(self, nbytes: int) -> int:
-        self.state.refuse_if_unsafe("cudaHostAlloc")
-        return self._allocate(nbytes, MemoryType.HOST)
+        return self._allocate(nbytes, MemoryType.HOST, "cudaHostAlloc")
 
-    def _allocate(self, nbytes: int, kind: MemoryType) -> int:
+    def _allocate(self, nbytes: int, kind: MemoryType, call: str) -> int:
         if nbytes < 0:
             raise Refused(Code.INVALID_VALUE, f"{nbytes} bytes")
         if nbytes == 0:
             return 0
+        self.state.refuse_if_unsafe(call)
         return self.state.memory.allocate(nbytes, kind).address
 
     @cuda_call("cudaFree")
@@ -77,7 +76,7 @@ class StreamCalls(Calls):
     def malloc_async(self, nbytes: int, stream: int) -> int:
         if self.state.stream(stream).capture is not None:
             raise NotSimulated("the simulator captures no memory allocation nodes")
-        return self._allocate(nbytes, MemoryType.DEVICE)
+        return self._allocate(nbytes, MemoryType.DEVICE, "cudaMallocAsync")
 
     @cuda_call("cudaFreeAsync")
     def free_async(self, address: int, stream: int) -> None:
@@ -121,7 +120,7 @@ class StreamCalls(Calls):
     def memset_async(self, address: int, value: int, nbytes: int, stream: int) -> None:
         params = MemsetNodeParams(address, 0, value & 0xFF, 1, nbytes, 1)
         found = self.state.stream(stream)
-        if nbytes:
+        if nbytes and found.capture is None:
             check_fill(self.state.memory, params)
         if self._capture(found, NodeType.MEMSET, params) is None and nbytes:
             action = fill_action(self.state.memory, params, "cudaMemsetAsync")
@@ -263,7 +262,6 @@ class StreamCalls(Calls):
         type_: NodeType,
         values: Values,
         attributes: dict[LaunchAttributeID, tuple[int, ...]] | None = None,
-        child: SimGraph | None = None,
     ) -> SimNode | None:
         """Add a node for work on a stream that captures; None when it does not."""
         capture = stream.capture
@@ -277,7 +275,7 @@ class StreamCalls(Calls):
         if type_ is NodeType.KERNEL and stream.priority:
             attributes.setdefault(LaunchAttributeID.PRIORITY, (stream.priority,))
         graph = capture.graph
-        node = SimNode(self.state.new_handle("node"), type_, graph, values, child, attributes)
+        node = SimNode(self.state.new_handle("node"), type_, graph, values, None, attributes)
         graph.nodes[node.handle] = node
         self.state.nodes[node.handle] = node
         for before in capture.frontier.get(stream, []):

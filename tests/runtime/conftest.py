@@ -31,6 +31,7 @@ from graphkit.runtime.protocol import (
     Runtime,
     StreamFlags,
 )
+from graphkit.runtime.sim import SimOptions, SimRuntime
 
 N = 64  # elements of the arrays in these tests
 
@@ -307,3 +308,17 @@ def made(runtime: Runtime) -> Iterator[Made]:
     maker = Made(runtime)
     yield maker
     maker.close()
+
+
+@pytest.fixture
+def simulate() -> Iterator[Callable[..., Made]]:
+    """Make simulators by their options, whatever runtime the other tests run on."""
+    makers: list[Made] = []
+
+    def make(**options: Any) -> Made:
+        makers.append(Made(SimRuntime(SimOptions(**options))))
+        return makers[-1]
+
+    yield make
+    for maker in makers:
+        maker.close()

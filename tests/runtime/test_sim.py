@@ -282,6 +282,8 @@ def test_what_is_not_simulated(simulate):
             call()
     made.end(stream)
     runtime.free(x)
+    with pytest.raises(NotSimulated, match="per-thread"):
+        runtime.stream_synchronize(2)
 
 
 # --- handles

@@ -34,6 +34,14 @@ def test_the_legacy_stream(runtime, made):
     assert runtime.stream_query(0) is True
 
 
+def test_the_legacy_stream_has_a_handle_too(runtime, made):
+    x, legacy = made.device(0.0), 1  # cudaStreamLegacy
+    made.launch(made.fill(x, 1.0), legacy)
+    runtime.stream_synchronize(legacy)
+    assert runtime.stream_query(legacy) is True
+    assert made.value(x) == 1
+
+
 def test_an_empty_stream_is_done(runtime, made):
     stream = made.stream()
     runtime.stream_synchronize(stream)

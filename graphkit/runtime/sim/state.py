@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
-from graphkit.errors import CudaError
+from graphkit.errors import CudaError, NotSimulated
 from graphkit.runtime.protocol import CaptureMode, CaptureStatus, EventFlags, StreamFlags
 from graphkit.runtime.sim.functions import SimFunction
 from graphkit.runtime.sim.memory import MemoryTable
@@ -66,6 +66,7 @@ class SimEvent:
     asked: tuple[Work, ...] = ()  # what the last query was about
 
 
+_STREAM_LEGACY, _STREAM_PER_THREAD = 1, 2  # the handles that driver_types.h gives them
 # Every kind of handle has its own range, so that one cannot be taken for another.
 _RANGES = {"stream": 1, "event": 2, "graph": 3, "node": 4, "exec": 5, "function": 6}
 
@@ -95,7 +96,11 @@ class State:
         return (_RANGES[kind] << 44) + (self._next[kind] << 4)
 
     def stream(self, handle: int) -> SimStream:
-        """Return a live stream, or refuse with 400."""
+        """Return a live stream, or refuse with 400; cudaStreamLegacy is the stream 0."""
+        if handle == _STREAM_PER_THREAD:
+            raise NotSimulated("the simulator has no per-thread default stream")
+        if handle == _STREAM_LEGACY:
+            handle = 0
         return _look_up(self.streams, handle, "stream", Code.INVALID_RESOURCE_HANDLE)
 
     def event(self, handle: int) -> SimEvent:

@@ -13,16 +13,45 @@ __all__ = ["check_shared_mem", "dim3", "launch_attributes"]
 
 
 def dim3(value: object, argument: str) -> Dim3:
-    """Return grid or block extents as (x, y, z).
+    """Return grid, block or cluster extents as (x, y, z).
+
+    Limits: CUDA C Programming Guide, technical specifications, compute capability 3.0 and later.
+
+    Args:
+        value: an int, or one to three ints.
+        argument: its name in a message; ``"block"`` has limits of its own.
 
     Raises:
         TypeError: when it is neither an int nor a sequence of one to three.
         ValueError: when an extent is below 1, or more than CUDA allows.
     """
-    if type(value) is int and 0 < value <= 1024:  # the usual case, first
-        return value, 1, 1
+    # Told by exact types: an abstract base class asked for each costs more than adding a node.
+    if type(value) is int:
+        x, y, z = value, 1, 1
+    elif type(value) is tuple and len(value) == 3 and _plain(*value):
+        x, y, z = value
+    else:
+        x, y, z = _extents(value, argument)
+    if argument == "block":
+        if not (0 < x <= 1024 and 0 < y <= 1024 and 0 < z <= 64):
+            raise ValueError(f"block: expected extents of 1 to (1024, 1024, 64), came {value!r}")
+        if x * y * z > 1024:
+            raise ValueError(f"block: expected at most 1024 threads, came {x * y * z} ({value!r})")
+    elif not (0 < x < 2**31 and 0 < y < 2**16 and 0 < z < 2**16):
+        raise ValueError(
+            f"{argument}: expected extents of 1 to (2147483647, 65535, 65535), came {value!r}"
+        )
+    return x, y, z
+
+
+def _plain(x: object, y: object, z: object) -> bool:
+    return type(x) is int and type(y) is int and type(z) is int
+
+
+def _extents(value: object, argument: str) -> Dim3:
+    extents: tuple[Any, ...]
     if isinstance(value, (int, np.integer)):
-        extents: tuple[Any, ...] = (value,)
+        extents = (value,)
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         extents = tuple(value)
     else:
@@ -32,12 +61,6 @@ def dim3(value: object, argument: str) -> Dim3:
     if not all(isinstance(extent, (int, np.integer)) for extent in extents):
         raise TypeError(f"{argument}: expected ints, came {value!r}")
     x, y, z = (*(int(extent) for extent in extents), 1, 1)[:3]
-    # CUDA C Programming Guide, technical specifications: limits since compute capability 3.0.
-    limits = (1024, 1024, 64) if argument == "block" else (2**31 - 1, 65535, 65535)
-    if min(x, y, z) < 1 or x > limits[0] or y > limits[1] or z > limits[2]:
-        raise ValueError(f"{argument}: expected extents of 1 to {limits}, came {value!r}")
-    if argument == "block" and x * y * z > 1024:
-        raise ValueError(f"block: expected at most 1024 threads, came {x * y * z} ({value!r})")
     return x, y, z
 
 

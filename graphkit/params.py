@@ -54,9 +54,13 @@ def _scalar_writer(parameter: Parameter, view: memoryview, cell: Any) -> Callabl
     dtype, name = parameter.dtype, parameter.name
     assert dtype is not None
     plain = {"f": (int, float), "b": (bool,)}.get(dtype.kind, (int,))
+    exact = dtype.type
 
     def write(value: object) -> None:
         kind = type(value)
+        if kind is exact and cell is not None:
+            cell[0] = value
+            return
         if cell is not None and kind in plain:
             try:
                 cell[0] = value

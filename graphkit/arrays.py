@@ -137,8 +137,8 @@ def _describe_torch(tensor: Any) -> ArrayInfo:
     return ArrayInfo(tensor.data_ptr(), shape, dtype, strides, nbytes, on_host, tensor)
 
 
-# Asking a protocol costs microseconds, an attribute a tenth of one (docs/benchmarks.md), hence a
-# path per type. Types are found by name, so that nobody's package is imported.
+# Asking a protocol builds a dictionary or a capsule each time, which costs many times what an
+# attribute does, hence a path per type. Types are found by name: nobody's package is imported.
 _DESCRIBE: dict[type, Callable[[Any], ArrayInfo]] = {
     DeviceArray: _describe_own,
     np.ndarray: _describe_numpy,

@@ -71,22 +71,22 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _choose_runtime(choice: RuntimeChoice) -> Any:
+def _choose_runtime(choice: RuntimeChoice, say: Callable[[str], None] = typer.echo) -> Any:
     """Make a runtime the current one; say in the first line when it is the simulator."""
     import graphkit as gk
 
+    why = "as asked for"
     if choice is not RuntimeChoice.SIM:
         try:
             runtime = gk.use("cuda")
         except RuntimeUnavailableError as error:
             if choice is RuntimeChoice.CUDA:
                 raise
-            reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
-            typer.echo(f"SIMULATOR: no CUDA device here, NumPy runs the kernels ({reason})")
-            return gk.use("sim")
-        typer.echo(f"device: {runtime.get_device_name(runtime.get_device())}")
-        return runtime
-    typer.echo("SIMULATOR: as asked for, NumPy runs the kernels")
+            why = f"no CUDA device here ({error.reason})"
+        else:
+            say(f"device: {runtime.get_device_name(runtime.get_device())}")
+            return runtime
+    say(f"SIMULATOR: {why}, NumPy runs the kernels")
     return gk.use("sim")
 
 
@@ -248,11 +248,9 @@ def inspect(
 ) -> None:
     """Show the nodes of a graph and what each waits for."""
     with _clear_errors():
-        if dot:
-            # The output is a file of its own language: a first line in front would spoil it.
-            _quietly(runtime)
-        else:
-            _choose_runtime(runtime)
+        # Graphviz text is a language of its own: what is said there must be a comment in it.
+        say = _say_in_dot if dot else typer.echo
+        _choose_runtime(runtime, say=say)
         graph = _decode_graph() if target is None else _graph_of(_load_function(target))
         if dot:
             typer.echo(graph.dot())
@@ -260,16 +258,8 @@ def inspect(
         _print_nodes(graph)
 
 
-def _quietly(runtime: RuntimeChoice) -> None:
-    import graphkit as gk
-
-    try:
-        gk.use("sim" if runtime is RuntimeChoice.SIM else "cuda")
-    except RuntimeUnavailableError:
-        if runtime is RuntimeChoice.CUDA:
-            raise
-        typer.echo("// SIMULATOR: no CUDA device here")  # a comment in Graphviz's language
-        gk.use("sim")
+def _say_in_dot(line: str) -> None:
+    typer.echo(f"// {line}")
 
 
 def _decode_graph() -> Any:

@@ -27,7 +27,20 @@ class GraphkitError(Exception):
 
 
 class RuntimeUnavailableError(GraphkitError):
-    """No usable runtime: no driver, no device, or a Python package is missing."""
+    """No usable runtime: no driver, no device, or a Python package is missing.
+
+    Attributes:
+        reason: what is missing, in one clause without a full stop.
+        fix: what to do about it.
+    """
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        self.reason = reason
+        self.fix = fix
+        super().__init__(f"{reason}. {fix}" if fix else reason)
+
+    def __reduce__(self) -> tuple[type[RuntimeUnavailableError], tuple[str, str]]:
+        return type(self), (self.reason, self.fix)
 
 
 class CudaError(GraphkitError):

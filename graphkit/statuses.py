@@ -6,9 +6,43 @@ who use CUDA graphs from Python. The driver API counts the same way: its 700 is 
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["STATUSES", "Status"]
+__all__ = ["STATUSES", "Status", "StatusCode"]
+
+
+class StatusCode(IntEnum):
+    """The values of ``cudaError_t`` that graphkit itself asks about or returns."""
+
+    INVALID_VALUE = 1
+    MEMORY_ALLOCATION = 2
+    INITIALIZATION_ERROR = 3
+    INVALID_CONFIGURATION = 9
+    INSUFFICIENT_DRIVER = 35
+    INVALID_DEVICE_FUNCTION = 98
+    NO_DEVICE = 100
+    INVALID_DEVICE = 101
+    DEVICE_UNINITIALIZED = 201
+    OPERATING_SYSTEM = 304
+    INVALID_RESOURCE_HANDLE = 400
+    ILLEGAL_STATE = 401
+    LOSSY_QUERY = 402
+    NOT_READY = 600
+    COOPERATIVE_LAUNCH_TOO_LARGE = 720
+    NOT_PERMITTED = 800
+    NOT_SUPPORTED = 801
+    CAPTURE_UNSUPPORTED = 900
+    CAPTURE_INVALIDATED = 901
+    CAPTURE_MERGE = 902
+    CAPTURE_UNMATCHED = 903
+    CAPTURE_UNJOINED = 904
+    CAPTURE_ISOLATION = 905
+    CAPTURE_IMPLICIT = 906
+    CAPTURED_EVENT = 907
+    CAPTURE_WRONG_THREAD = 908
+    GRAPH_EXEC_UPDATE_FAILURE = 910
+    INVALID_CLUSTER_SIZE = 912
 
 
 class Status(NamedTuple):
@@ -38,9 +72,9 @@ STATUSES: dict[int, Status] = {
         "a handle of something already destroyed, a node of another graph, a grid or block "
         "of zero, a copy of another kind or size than the node was made with, a grid or "
         "shared memory above the limit",
-        "compare the arguments with the line 'here' above; after a change of a node, check "
-        "that it is a node of the graph that was instantiated and that only its changeable "
-        "parameters differ",
+        "check the arguments of the call, those on the line 'here' first where there is one; "
+        "after a change of a node, check that it is a node of the graph that was instantiated "
+        "and that only its changeable parameters differ",
     ),
     2: Status(
         "cudaErrorMemoryAllocation",

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from graphkit import errors
-from graphkit.statuses import STATUSES, Status
+from graphkit.statuses import STATUSES, Status, StatusCode
 
 # The CUDA whose statuses the table lists completely, and those that came after CUDA 12.9.
 TABLE_VERSION = (13, 5)
@@ -123,6 +123,22 @@ def test_a_cuda_error_survives_pickling(kind):
         error.detail,
     )
     assert str(copy) == str(error)
+
+
+def test_an_unavailable_runtime_carries_its_reason_apart_from_the_fix():
+    error = errors.RuntimeUnavailableError("no NVIDIA driver", "Install one")
+    assert (error.reason, error.fix, str(error)) == (
+        "no NVIDIA driver",
+        "Install one",
+        "no NVIDIA driver. Install one",
+    )
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.reason, copy.fix, str(copy)) == (error.reason, error.fix, str(error))
+    assert str(errors.RuntimeUnavailableError("no device")) == "no device"
+
+
+def test_named_codes_are_explained():
+    assert set(StatusCode) <= set(STATUSES)
 
 
 def test_the_tree():

@@ -104,10 +104,10 @@ def test_an_empty_variable_is_no_choice(monkeypatch, cudart):
 
 
 def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match=r"name: expected \"cuda\" or \"sim\", got 'gpu'"):
+    with pytest.raises(ValueError, match=r"name: expected \"cuda\" or \"sim\", came 'gpu'"):
         use("gpu")
     monkeypatch.setenv("GRAPHKIT_RUNTIME", "gpu")
-    with pytest.raises(ValueError, match=r"GRAPHKIT_RUNTIME: expected .* got 'gpu'"):
+    with pytest.raises(ValueError, match=r"GRAPHKIT_RUNTIME: expected .* came 'gpu'"):
         current()
 
 
@@ -116,7 +116,7 @@ def test_options_are_the_simulators():
 
     with pytest.raises(TypeError, match=r"options: .* simulator"):
         use("cuda", options=SimOptions())
-    with pytest.raises(TypeError, match="options: expected SimOptions, got dict"):
+    with pytest.raises(TypeError, match="options: expected SimOptions, came dict"):
         use("sim", options={"order_seed": 1})
 
 
@@ -238,9 +238,9 @@ def test_importing_graphkit_imports_neither_cuda_nor_cupy():
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (13000, "install cuda-graphkit[cu13] (the driver supports CUDA 13.0)"),
-        (12090, "install cuda-graphkit[cu12] (the driver supports CUDA 12.9)"),
-        (None, "install cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"),
+        (13000, "Install cuda-graphkit[cu13] (the driver supports CUDA 13.0)"),
+        (12090, "Install cuda-graphkit[cu12] (the driver supports CUDA 12.9)"),
+        (None, "Install cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"),
     ],
 )
 def test_without_bindings_the_extra_to_install_is_named(version, words):

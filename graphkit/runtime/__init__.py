@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from graphkit.errors import RuntimeUnavailableError
 from graphkit.runtime.probe import Capabilities, Feature
 from graphkit.runtime.probe import probe as _probe
-from graphkit.runtime.protocol import Runtime
+from graphkit.runtime.protocol import Runtime, dotted_version
 
 if TYPE_CHECKING:
     from graphkit.runtime.sim import SimOptions
@@ -35,37 +35,38 @@ def _open_cuda() -> Runtime:
         try:
             from graphkit.runtime.cuda import CudaRuntime
         except ImportError as error:
-            raise RuntimeUnavailableError(
-                f"{_why_not_importable(error)}\n{_TRY_SIMULATOR}"
-            ) from error
+            reason, fix = _why_not_importable(error)
+            raise RuntimeUnavailableError(reason, f"{fix}\n{_TRY_SIMULATOR}") from error
         try:
             _cuda = CudaRuntime()
         except RuntimeUnavailableError as error:
-            raise RuntimeUnavailableError(f"{error}.\n{_TRY_SIMULATOR}") from None
+            fix = f"{error.fix}.\n{_TRY_SIMULATOR}" if error.fix else _TRY_SIMULATOR
+            raise RuntimeUnavailableError(error.reason, fix) from None
     return _cuda
 
 
-def _why_not_importable(error: ImportError) -> str:
+def _why_not_importable(error: ImportError) -> tuple[str, str]:
+    """Return the reason and the fix."""
     from graphkit.runtime.cuda_driver import driver_version
 
     supported = driver_version()
     if supported is None:
         extra = "cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"
-        driver = ". No NVIDIA driver was found either."
+        driver = ". No NVIDIA driver was found either"
     else:
         # An extra newer than the driver would install, and then find the driver too old.
         extra = "cuda-graphkit[cu13]" if supported >= 13000 else "cuda-graphkit[cu12]"
-        driver = f" (the driver supports CUDA {supported // 1000}.{supported % 1000 // 10})."
+        driver = f" (the driver supports CUDA {dotted_version(supported)})"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "cuda":
-        return f"cuda-bindings is not installed: install {extra}{driver}"
-    return f"cuda-bindings cannot be imported ({error}): reinstall {extra}{driver}"
+        return "cuda-bindings is not installed", f"Install {extra}{driver}."
+    return f"cuda-bindings cannot be imported ({error})", f"Reinstall {extra}{driver}."
 
 
 def _open_sim(options: SimOptions | None) -> Runtime:
     from graphkit.runtime.sim import SimOptions, SimRuntime
 
     if options is not None and not isinstance(options, SimOptions):
-        raise TypeError(f"options: expected SimOptions, got {type(options).__name__}")
+        raise TypeError(f"options: expected SimOptions, came {type(options).__name__}")
     return SimRuntime(SimOptions() if options is None else options)
 
 
@@ -89,7 +90,7 @@ def use(name: str, options: SimOptions | None = None) -> Runtime:
     """
     global _current
     if name not in _NAMES:
-        raise ValueError(f'name: expected "cuda" or "sim", got {name!r}')
+        raise ValueError(f'name: expected "cuda" or "sim", came {name!r}')
     if name == "cuda" and options is not None:
         raise TypeError('options: the simulator has options, expected None with name "cuda"')
     with _lock:
@@ -116,7 +117,7 @@ def current() -> Runtime:
         if _current is None:
             name = os.environ.get(ENVIRONMENT_VARIABLE, "").strip().lower() or "cuda"
             if name not in _NAMES:
-                raise ValueError(f'{ENVIRONMENT_VARIABLE}: expected "cuda" or "sim", got {name!r}')
+                raise ValueError(f'{ENVIRONMENT_VARIABLE}: expected "cuda" or "sim", came {name!r}')
             _current = _open_cuda() if name == "cuda" else _open_sim(None)
         return _current
 

@@ -1,9 +1,8 @@
 """CudaRuntime: the seam over cuda.bindings.
 
-The runtime API by default: it accepts a ``CUfunction`` for kernel nodes, and its setter of an
-executable kernel node costs half of the driver's. The driver API where the runtime has no call
-(functions, launches with attributes) or refuses a ``CUfunction`` (reading and changing the kernel
-node of a graph). Their status numbers are the same; an error names the call that was made.
+The runtime API by default. The driver API where the runtime has no call (functions, launches with
+attributes) and for everything about kernel nodes, since a runtime older than 13.3 refuses a
+``CUfunction`` there. Their status numbers are the same; an error names the call that was made.
 
 Only imported when the CUDA runtime is chosen: everything else works without CUDA installed.
 """
@@ -11,11 +10,11 @@ Only imported when the CUDA runtime is chosen: everything else works without CUD
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from graphkit.errors import CudaError, RuntimeUnavailableError, explain, refuse_closed
-from graphkit.runtime import cuda_bindings, cuda_driver, cuda_load, cuda_params
+from graphkit.runtime import cuda_bindings, cuda_driver, cuda_load, cuda_params, cuda_probe
 from graphkit.runtime.cuda_bindings import driver, node_list, refuse
 from graphkit.runtime.cuda_bindings import runtime as cudart
 from graphkit.runtime.cuda_params import KernelBlock
@@ -23,6 +22,7 @@ from graphkit.runtime.protocol import (
     CaptureInfo,
     CaptureMode,
     CaptureStatus,
+    DeviceAttribute,
     Edge,
     EventFlags,
     ExecUpdateResultInfo,
@@ -42,21 +42,16 @@ from graphkit.runtime.protocol import (
     NodeType,
     PointerAttributes,
     StreamFlags,
+    dotted_version,
 )
+from graphkit.statuses import StatusCode
 
 __all__ = ["CudaRuntime"]
 
-_INVALID_VALUE: Final = 1
-_NOT_INITIALIZED: Final = 3
-_INSUFFICIENT_DRIVER: Final = 35
-_NO_DEVICE: Final = 100
-_INVALID_CONTEXT: Final = 201
-_NOT_READY: Final = 600
-
 _HOST_ALLOC_PORTABLE: Final = 1
-_COMPUTE_CAPABILITY_MAJOR: Final = 75
-_COMPUTE_CAPABILITY_MINOR: Final = 76
 _DOT_VERBOSE: Final = 1
+# What calls of the driver API return on a thread that has made no call of the runtime API yet.
+_NO_CONTEXT: Final = (StatusCode.DEVICE_UNINITIALIZED, StatusCode.INITIALIZATION_ERROR)
 
 # Prebound: a module attribute of cuda.bindings costs two dictionary look-ups per call.
 _add_kernel_node: Callable[..., Any] = driver.cuGraphAddKernelNode
@@ -75,39 +70,35 @@ def _borrow_block() -> KernelBlock:
         return KernelBlock()
 
 
-def _version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
-
-
 def _require_device() -> None:
     """Raise RuntimeUnavailableError when there is no driver, too old a driver or no device."""
     status, count = cudart.cudaGetDeviceCount()
     if not status and count:
         return
-    code = int(status) or _NO_DEVICE
+    code = int(status) or StatusCode.NO_DEVICE
     cudart.cudaGetLastError()
     supported = cuda_driver.driver_version()
+    fix = ""
     if supported is None:
+        reason = f"no NVIDIA driver: {cuda_driver.LIBRARY_NAME} cannot be loaded"
+        fix = "Install the driver, or in a container start it with the GPUs (docker run --gpus all)"
+    elif code == StatusCode.INSUFFICIENT_DRIVER:
+        wanted = dotted_version(int(cudart.cudaRuntimeGetVersion()[1]))
         reason = (
-            f"no NVIDIA driver: {cuda_driver.LIBRARY_NAME} cannot be loaded. Install the driver, "
-            "or in a container start it with the GPUs (docker run --gpus all)"
+            f"the NVIDIA driver supports CUDA {dotted_version(supported)}, and the installed "
+            f"cuda-bindings are for CUDA {wanted}"
         )
-    elif code == _INSUFFICIENT_DRIVER:
-        wanted = _version(int(cudart.cudaRuntimeGetVersion()[1]))
-        reason = (
-            f"the NVIDIA driver supports CUDA {_version(supported)}, and the installed "
-            f"cuda-bindings are for CUDA {wanted}. Update the driver, or install "
-            f"cuda-graphkit[cu{supported // 1000}]"
-        )
-    elif code == _NO_DEVICE:
+        fix = f"Update the driver, or install cuda-graphkit[cu{supported // 1000}]"
+    elif code == StatusCode.NO_DEVICE:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        reason = "the NVIDIA driver sees no device; nvidia-smi should list one"
+        reason = "the NVIDIA driver sees no device"
         if hidden is not None:
             reason += f" (CUDA_VISIBLE_DEVICES is {hidden!r})"
+        fix = "nvidia-smi should list one"
     else:
         known = explain(code)
         reason = f"cudaGetDeviceCount returned {code} {known.name}: {known.meaning}"
-    raise RuntimeUnavailableError(reason)
+    raise RuntimeUnavailableError(reason, fix)
 
 
 def _ensure_context() -> None:
@@ -132,7 +123,7 @@ def _driver(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
     """Make a call of the driver API; once more, with a context, if the thread has none."""
     result: tuple[Any, ...] = call(*arguments)
     if result[0]:
-        if int(result[0]) in (_INVALID_CONTEXT, _NOT_INITIALIZED):
+        if int(result[0]) in _NO_CONTEXT:
             _ensure_context()
             result = call(*arguments)
         if result[0]:
@@ -143,7 +134,7 @@ def _driver(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
 def _ctypes_call(name: str, call: Callable[[], int]) -> None:
     """The same for a status that comes from ctypes."""
     status = call()
-    if status in (_INVALID_CONTEXT, _NOT_INITIALIZED):
+    if status in _NO_CONTEXT:
         _ensure_context()
         status = call()
     if status:
@@ -244,6 +235,9 @@ class CudaRuntime:
             refuse("cudaMemGetInfo", status)
         return int(free), int(total)
 
+    def feature_attempts(self) -> Mapping[str, Callable[[], None]]:
+        return cuda_probe.attempts()
+
     def get_last_error(self) -> int:
         (status,) = cudart.cudaGetLastError()
         return int(status)
@@ -335,7 +329,7 @@ class CudaRuntime:
     def stream_query(self, stream: int) -> bool:
         (status,) = cudart.cudaStreamQuery(stream)
         if status:
-            if int(status) != _NOT_READY:
+            if int(status) != StatusCode.NOT_READY:
                 refuse("cudaStreamQuery", status)
             cudart.cudaGetLastError()  # not ready counts as the last error, too
             return False
@@ -382,7 +376,7 @@ class CudaRuntime:
     def event_query(self, event: int) -> bool:
         (status,) = cudart.cudaEventQuery(event)
         if status:
-            if int(status) != _NOT_READY:
+            if int(status) != StatusCode.NOT_READY:
                 refuse("cudaEventQuery", status)
             cudart.cudaGetLastError()
             return False
@@ -441,15 +435,15 @@ class CudaRuntime:
         _ensure_context()
         device = self.get_device()
         capability = (
-            self.device_get_attribute(_COMPUTE_CAPABILITY_MAJOR, device),
-            self.device_get_attribute(_COMPUTE_CAPABILITY_MINOR, device),
+            self.device_get_attribute(DeviceAttribute.COMPUTE_CAPABILITY_MAJOR, device),
+            self.device_get_attribute(DeviceAttribute.COMPUTE_CAPABILITY_MINOR, device),
         )
         return cuda_load.load(source, capability)
 
     def func_get_param_info(self, function: int, index: int) -> tuple[int, int] | None:
         status, offset, size = driver.cuFuncGetParamInfo(function, index)
         if status:
-            if int(status) == _INVALID_VALUE:
+            if int(status) == StatusCode.INVALID_VALUE:
                 return None  # past the last parameter
             _, offset, size = _driver(driver.cuFuncGetParamInfo, function, index)
         return int(offset), int(size)
@@ -733,10 +727,10 @@ class CudaRuntime:
 
     def graph_exec_update(self, exec_: int, graph: int) -> ExecUpdateResultInfo:
         status, info = cuda_driver.exec_update(exec_, graph)
-        if status in (_INVALID_CONTEXT, _NOT_INITIALIZED):
+        if status in _NO_CONTEXT:
             _ensure_context()
             status, info = cuda_driver.exec_update(exec_, graph)
-        if status not in (0, cuda_driver.EXEC_UPDATE_FAILURE):
+        if status not in (0, StatusCode.GRAPH_EXEC_UPDATE_FAILURE):
             refuse("cuGraphExecUpdate", status)
         return info
 
@@ -822,8 +816,8 @@ class CudaRuntime:
     #     fallback.
     #   ctypes.PyDLL: saves the release of Python's lock, and must not: a launch waits when the
     #     stream's queue is full, perhaps for a host node that needs the lock.
-    # functools.partial in place of the closures saves 30 ns and would let CuPy's exception out, or
-    # drop the status. A try block costs nothing until something is raised.
+    # functools.partial in place of the closures is a little faster and would let CuPy's exception
+    # out, or drop the status. A try block costs nothing until something is raised.
 
     def _choose_launch(self) -> Callable[[int, int], Any]:
         """Take CuPy's graphLaunch when CuPy can be imported, else that of cuda.bindings."""
@@ -852,7 +846,6 @@ class CudaRuntime:
     ) -> Callable[[], Any]:
         block = KernelBlock()  # its own: it keeps these values for good
         struct = block.fill(params)
-        # The driver's setter: on an H200 it costs a tenth less than the runtime's.
         call = _exec_kernel_node_set_params
         exec_handle, node_handle = driver.CUgraphExec(exec_), driver.CUgraphNode(node)
 

@@ -13,6 +13,7 @@ from cuda.bindings import driver, runtime
 
 from graphkit.errors import CudaError, GraphkitError
 from graphkit.runtime.protocol import CaptureInfo, CaptureStatus, Edge, EdgeData
+from graphkit.statuses import StatusCode
 
 __all__ = [
     "capture_info",
@@ -24,8 +25,6 @@ __all__ = [
     "refuse",
     "runtime",
 ]
-
-_LOSSY_QUERY = 402
 
 _Node: Any = runtime.cudaGraphNode_t
 
@@ -106,7 +105,7 @@ def disconnect(graph: int, edges: Sequence[Edge]) -> None:
 def edges_of(graph: int) -> list[Edge]:
     """cudaGraphGetEdges with edge data, called once for the number and once for the edges."""
     status, _, _, _, count = _get_edges(graph)
-    if status and int(status) == _LOSSY_QUERY:
+    if status and int(status) == StatusCode.LOSSY_QUERY:
         # The query for the number alone has no room for edge data; ask again with room.
         runtime.cudaGetLastError()
         room = 64

@@ -15,9 +15,7 @@ from typing import Final
 
 from graphkit.runtime.protocol import ExecUpdateResultInfo, ExecUpdateStatus, HostNodeParams
 
-__all__ = ["EXEC_UPDATE_FAILURE", "driver_version", "exec_update", "launch_host_func", "library"]
-
-EXEC_UPDATE_FAILURE: Final = 910  # cudaErrorGraphExecUpdateFailure
+__all__ = ["LIBRARY_NAME", "driver_version", "exec_update", "launch_host_func", "library"]
 
 LIBRARY_NAME: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 

@@ -17,6 +17,8 @@ from graphkit.runtime.protocol import KernelSource, LoadedFunction
 
 __all__ = ["cupy_cuda", "load"]
 
+_INSTALL = "Install cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"
+
 
 def cupy_cuda() -> Any:
     """Import and return ``cupy.cuda``; RuntimeUnavailableError names the extra to install."""
@@ -24,9 +26,8 @@ def cupy_cuda() -> Any:
         import cupy.cuda
     except ImportError as error:
         raise RuntimeUnavailableError(
-            "compiling and loading a kernel needs CuPy, which cannot be imported "
-            f"({error}); install cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the "
-            "driver"
+            f"compiling and loading a kernel needs CuPy, which cannot be imported ({error})",
+            _INSTALL,
         ) from error
     return cupy.cuda
 
@@ -65,8 +66,7 @@ def _cubin(code: str, name: str, options: tuple[str, ...], architecture: str) ->
         raise
     except Exception as error:  # whatever the search for the library ends in
         raise RuntimeUnavailableError(
-            f"CuPy finds no NVRTC to compile with ({error}); install cuda-graphkit[cu13] or "
-            "cuda-graphkit[cu12], whichever fits the driver"
+            f"CuPy finds no NVRTC to compile with ({error})", _INSTALL
         ) from error
     try:
         try:

@@ -42,9 +42,10 @@ _pack: Final = _KERNEL_NODE_PARAMS.pack_into
 class KernelBlock:
     """One CUDA_KERNEL_NODE_PARAMS and a way to write all of it at once.
 
-    The setters of cuda.bindings take 0.8 us for these ten fields and a new struct 0.45 us more; one
-    pack into the struct's memory takes 0.15 us. CUDA reads a block during a call only, but the
-    bindings let other threads run meanwhile, so a block belongs to one call at a time.
+    Ten setters of cuda.bindings and a new struct for each call would cost more than CUDA's own part
+    of it; one pack into the struct's memory is a small part of that. CUDA reads a block during a
+    call only, but the bindings let other threads run meanwhile, so a block belongs to one call at a
+    time.
     """
 
     __slots__ = ("_memory", "params")

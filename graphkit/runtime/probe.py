@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from graphkit.errors import GraphkitError
 from graphkit.runtime.protocol import (
     DependencyType,
+    DeviceAttribute,
     Edge,
     EdgeData,
     ExecUpdateStatus,
@@ -25,12 +26,11 @@ from graphkit.runtime.protocol import (
     LoadedFunction,
     Runtime,
     TwinLaunch,
+    dotted_version,
 )
 
 __all__ = ["Capabilities", "Feature", "probe"]
 
-_COMPUTE_CAPABILITY_MAJOR = 75
-_COMPUTE_CAPABILITY_MINOR = 76
 _CUPY_DISTRIBUTIONS = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 
 
@@ -102,30 +102,19 @@ def probe(runtime: Runtime) -> Capabilities:
             return Feature(False, f"no kernel to try it with: {why_not}")
         return _attempt(lambda: attempt(runtime, function.handle))
 
-    if runtime.name == "cuda":
-        from graphkit.runtime import cuda_probe
-
-        beyond_the_seam = {
-            name: _attempt(attempt) for name, attempt in cuda_probe.attempts().items()
-        }
-    else:
-        absent = Feature(False, "the simulator does not model it")
-        beyond_the_seam = {
-            "conditional_nodes": absent,
-            "memory_nodes": absent,
-            "node_ids": absent,
-            "node_get_params": absent,
-        }
+    beyond_the_seam = {
+        name: _attempt(attempt) for name, attempt in runtime.feature_attempts().items()
+    }
     return Capabilities(
         runtime=runtime.name,
-        driver_version=_dotted(runtime.driver_get_version()),
-        runtime_version=_dotted(runtime.runtime_get_version()),
+        driver_version=dotted_version(runtime.driver_get_version()),
+        runtime_version=dotted_version(runtime.runtime_get_version()),
         bindings_version=_installed("cuda-bindings"),
         cupy_version=_installed(*_CUPY_DISTRIBUTIONS),
         device_name=runtime.get_device_name(device),
         compute_capability=(
-            runtime.device_get_attribute(_COMPUTE_CAPABILITY_MAJOR, device),
-            runtime.device_get_attribute(_COMPUTE_CAPABILITY_MINOR, device),
+            runtime.device_get_attribute(DeviceAttribute.COMPUTE_CAPABILITY_MAJOR, device),
+            runtime.device_get_attribute(DeviceAttribute.COMPUTE_CAPABILITY_MINOR, device),
         ),
         programmatic_edges=with_kernel(_try_programmatic_edge),
         cluster_launch=with_kernel(_try_cluster),
@@ -143,10 +132,6 @@ def _attempt(call: Callable[[], None]) -> Feature:
         lines = str(error).splitlines()
         return Feature(False, lines[0] if lines else type(error).__name__)
     return Feature(True)
-
-
-def _dotted(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _installed(*distributions: str) -> str | None:

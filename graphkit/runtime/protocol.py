@@ -11,7 +11,7 @@ docstring says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Dim3 = tuple[int, int, int]
+
+
+def dotted_version(number: int) -> str:
+    """Return a CUDA version as people write it: 12090 is 12.9."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 # --- enumerations: NVIDIA's names and values -----------------------------------------------------
@@ -41,6 +46,13 @@ class MemoryType(IntEnum):
     HOST = 1
     DEVICE = 2
     MANAGED = 3
+
+
+class DeviceAttribute(IntEnum):
+    """cudaDeviceAttr, as far as graphkit asks for it."""
+
+    COMPUTE_CAPABILITY_MAJOR = 75
+    COMPUTE_CAPABILITY_MINOR = 76
 
 
 class CaptureMode(IntEnum):
@@ -336,6 +348,13 @@ class Runtime(Protocol):
 
     def mem_get_info(self) -> tuple[int, int]:
         """Return (free, total) bytes."""
+        ...
+
+    def feature_attempts(self) -> Mapping[str, Callable[[], None]]:
+        """Return a call for each feature that has no method here; it raises where that is absent.
+
+        Not a call of CUDA's but several each, for :func:`graphkit.probe` alone.
+        """
         ...
 
     def get_last_error(self) -> int:

@@ -189,7 +189,7 @@ class SimLaunch:
             SimulationError: the bytes are freed, unknown, pageable, or out of bounds.
         """
         if nbytes < 0:
-            raise ValueError(f"nbytes: expected at least 0, got {nbytes}")
+            raise ValueError(f"nbytes: expected at least 0, came {nbytes}")
         if nbytes == 0:
             return np.empty(0, dtype=np.uint8)
         view = self._memory.device_view(address, nbytes, self._who)

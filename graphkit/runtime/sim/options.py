@@ -38,11 +38,11 @@ class SimOptions:
     def __post_init__(self) -> None:
         if self.uninitialized not in _UNINITIALIZED:
             raise ValueError(
-                f"uninitialized: expected one of {_UNINITIALIZED}, got {self.uninitialized!r}"
+                f"uninitialized: expected one of {_UNINITIALIZED}, came {self.uninitialized!r}"
             )
         if self.execution not in _EXECUTION:
-            raise ValueError(f"execution: expected one of {_EXECUTION}, got {self.execution!r}")
+            raise ValueError(f"execution: expected one of {_EXECUTION}, came {self.execution!r}")
         if self.total_memory <= 0:
-            raise ValueError(f"total_memory: expected a positive number, got {self.total_memory}")
+            raise ValueError(f"total_memory: expected a positive number, came {self.total_memory}")
         if self.quarantine < 0:
-            raise ValueError(f"quarantine: expected at least 0, got {self.quarantine}")
+            raise ValueError(f"quarantine: expected at least 0, came {self.quarantine}")

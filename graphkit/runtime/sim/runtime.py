@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
 from graphkit.errors import NotSimulated
-from graphkit.runtime.protocol import KernelSource, LoadedFunction, MemoryType
+from graphkit.runtime.protocol import DeviceAttribute, KernelSource, LoadedFunction, MemoryType
 from graphkit.runtime.sim.functions import (
     DEFAULT_SHARED_MEMORY,
     MAX_SHARED_MEMORY,
@@ -30,11 +33,16 @@ _DEVICE_ATTRIBUTES = {
     8: DEFAULT_SHARED_MEMORY,  # cudaDevAttrMaxSharedMemoryPerBlock
     10: 32,  # cudaDevAttrWarpSize
     16: 4,  # cudaDevAttrMultiProcessorCount: small, so that nobody tunes for it
-    75: 9,  # cudaDevAttrComputeCapabilityMajor
-    76: 0,
+    DeviceAttribute.COMPUTE_CAPABILITY_MAJOR: 9,
+    DeviceAttribute.COMPUTE_CAPABILITY_MINOR: 0,
     97: MAX_SHARED_MEMORY,  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 }
 _MAX_THREADS_PER_BLOCK, _MAX_DYNAMIC_SHARED = 0, 8  # CUfunction_attribute
+_ABSENT_FEATURES = ("conditional_nodes", "memory_nodes", "node_ids", "node_get_params")
+
+
+def _not_modelled() -> NoReturn:
+    raise NotSimulated("the simulator does not model it")
 
 
 class SimRuntime(GraphCalls):
@@ -96,6 +104,9 @@ class SimRuntime(GraphCalls):
 
     def device_get_stream_priority_range(self) -> tuple[int, int]:
         return 0, -5
+
+    def feature_attempts(self) -> Mapping[str, Callable[[], None]]:
+        return dict.fromkeys(_ABSENT_FEATURES, _not_modelled)
 
     def get_last_error(self) -> int:
         return 0  # a failing call raises, and leaves nothing behind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from math import prod
 from typing import Any, NamedTuple
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from graphkit.arrays import device_pointer
+from graphkit.graph import Graph
 from graphkit.kernel import Kernel
+from graphkit.node import Node
 from graphkit.runtime.protocol import Dim3
 
 __all__ = ["KernelLaunch"]
@@ -21,9 +23,6 @@ WARP = 32
 
 class KernelLaunch(NamedTuple):
     """A kernel with everything that a launch or a kernel node of it needs.
-
-    ``launch.kernel(launch.grid, launch.block, launch.args, stream=stream)`` launches it;
-    ``graph.add_kernel_node(*launch[:4])`` makes a node of it.
 
     Attributes:
         kernel: the kernel.
@@ -38,6 +37,21 @@ class KernelLaunch(NamedTuple):
     block: Dim3
     args: tuple[object, ...]
     shared_mem: int = 0
+
+    def launch(self, stream: object) -> None:
+        """Launch the kernel on a stream, which may capture (cuLaunchKernelEx)."""
+        self.kernel(self.grid, self.block, self.args, stream=stream, shared_mem=self.shared_mem)
+
+    def add_to(self, graph: Graph, deps: Node | Iterable[Node] = ()) -> Node:
+        """Add a kernel node to a graph, behind ``deps`` (cudaGraphAddKernelNode)."""
+        return graph.add_kernel_node(
+            self.kernel,
+            self.grid,
+            self.block,
+            self.args,
+            deps=deps,
+            shared_mem=self.shared_mem,
+        )
 
 
 def source(stem: str) -> str:

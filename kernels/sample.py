@@ -134,6 +134,20 @@ def random_state(seed: int, batch: int = 1) -> NDArray[np.uint32]:
     return state
 
 
+def check_draw(temperature: float, top_k: int, top_p: float) -> None:
+    """Check the numbers of :func:`sample`.
+
+    Raises:
+        ValueError: when one is out of range.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: expected 0 or more and finite, came {temperature}")
+    if not 0 <= top_k < 2**31:
+        raise ValueError(f"top_k: expected 0 (all) to 2**31 - 1, came {top_k}")
+    if not 0 <= top_p <= 1:
+        raise ValueError(f"top_p: expected 0 to 1, came {top_p}")
+
+
 def sample(
     logits: object,
     state: object,
@@ -154,7 +168,8 @@ def sample(
         out: int32 [batch].
         temperature: divides the logits; 0 takes the largest.
         top_k: keep the logits that are at least the k-th largest; 0 keeps all.
-        top_p: of those keep the largest whose probabilities reach this sum; 1 keeps all.
+        top_p: of those keep the largest whose probabilities reach this sum; 1 keeps all, 0 keeps
+            the largest alone.
 
     Raises:
         ValueError: when shapes or dtypes do not agree, or a number is out of range.
@@ -162,12 +177,7 @@ def sample(
     batch, vocab = check("logits", logits, ("batch", "vocab"))
     check("state", state, (batch, 4), np.uint32)
     check("out", out, (batch,), np.int32)
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: expected 0 or more, came {temperature}")
-    if not 0 <= top_k < 2**31:
-        raise ValueError(f"top_k: expected 0 to 2**31 - 1, came {top_k}")
-    if not 0 <= top_p <= 1:
-        raise ValueError(f"top_p: expected 0 to 1, came {top_p}")
+    check_draw(temperature, top_k, top_p)
     if vocab > 2**23:
         # The sum of the weights, each at most 2**40, must stay below 2**64.
         raise ValueError(f"logits: expected vocab of at most 2**23, came {vocab}")

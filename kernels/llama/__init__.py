@@ -14,7 +14,7 @@ Everything that changes from token to token lies in device memory, so the host o
 """
 
 from .checkpoint import Checkpoint, CheckpointError, Llama3Scaling, LlamaConfig
-from .decoder import BUILDS, Build, Decode, Decoder, StepLaunch
+from .decoder import BUILDS, Build, Decode, DecodeLaunch, Decoder
 from .generation import BUNDLED_MODEL, BuildRun, Summary, generate
 from .tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
 
@@ -27,11 +27,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Decode",
+    "DecodeLaunch",
     "Decoder",
     "FileTokenizer",
     "Llama3Scaling",
     "LlamaConfig",
-    "StepLaunch",
     "Summary",
     "generate",
     "load_tokenizer",

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 import graphkit as gk
 from graphkit.arrays import ArrayInfo, describe
+from graphkit.device_array import BFLOAT16
 from graphkit.runtime.protocol import MemcpyKind
 
 from ..advance import advance
@@ -25,21 +25,20 @@ from ..matvec import matvec
 from ..residual_add import residual_add
 from ..rms_norm import rms_norm
 from ..rope_append import rope_append
-from ..sample import sample
+from ..sample import check_draw, random_state, sample
 from ..silu_mul import silu_mul
 from .checkpoint import Checkpoint
 
-__all__ = ["BUILDS", "Build", "Decode", "Decoder", "StepLaunch"]
+__all__ = ["BUILDS", "Build", "Decode", "DecodeLaunch", "Decoder"]
 
 Build = Literal["eager", "capture", "manual"]
 BUILDS: tuple[Build, ...] = get_args(Build)
 
 _FLOAT32 = np.dtype(np.float32)
-_BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
-class StepLaunch:
+class DecodeLaunch:
     """One kernel launch of a decode step.
 
     Attributes:
@@ -92,12 +91,7 @@ class Decoder:
         if not 2 <= max_len <= config.max_position_embeddings:
             limit = config.max_position_embeddings
             raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
-        if not temperature >= 0.0:
-            raise ValueError(f"temperature: expected 0 or more, came {temperature}")
-        if not 0.0 < top_p <= 1.0:
-            raise ValueError(f"top_p: expected more than 0 and at most 1, came {top_p}")
-        if top_k < 0:
-            raise ValueError(f"top_k: expected 0 (all) or more, came {top_k}")
+        check_draw(temperature, top_k, top_p)
         self.config = config
         self.batch = batch
         self.max_len = max_len
@@ -110,10 +104,10 @@ class Decoder:
         self.next_token = gk.zeros(batch, np.int32)
         self.random_state = gk.zeros((batch, 4), np.uint32)
         self.logits = gk.zeros((batch, config.vocab_size), np.float32)
-        self.launches: tuple[StepLaunch, ...] = self._list_launches(checkpoint)
+        self.launches: tuple[DecodeLaunch, ...] = self._list_launches(checkpoint)
 
-    def _list_launches(self, checkpoint: Checkpoint) -> tuple[StepLaunch, ...]:
-        """List the kernel launches of a step, once for all builds."""
+    def _list_launches(self, checkpoint: Checkpoint) -> tuple[DecodeLaunch, ...]:
+        """List the kernel launches of a decode step, once for all builds."""
         config, batch = self.config, self.batch
         heads, kv_heads, dim = (
             config.num_attention_heads,
@@ -136,10 +130,10 @@ class Decoder:
         self.k_cache = [gk.zeros(cache_shape) for _ in range(config.num_hidden_layers)]
         self.v_cache = [gk.zeros(cache_shape) for _ in range(config.num_hidden_layers)]
 
-        launches: list[StepLaunch] = []
+        launches: list[DecodeLaunch] = []
 
         def add(name: str, launch: KernelLaunch, *after: int) -> int:
-            launches.append(StepLaunch(name, launch, after))
+            launches.append(DecodeLaunch(name, launch, after))
             return len(launches) - 1
 
         table = device_matrix(tensors["model.embed_tokens.weight"])
@@ -207,15 +201,17 @@ class Decoder:
 
         Args:
             prompts: one per sequence of the batch, as token ids.
-            seed: of the random state; each sequence draws from a stream of its own.
+            seed: of the random state, 0 to 2**64 - 1; each sequence draws numbers of its own.
 
         Raises:
-            ValueError: a prompt is empty, does not fit the cache, or holds an unknown token.
+            ValueError: a prompt is empty, does not fit the cache, or holds an unknown token; or
+                the seed is out of range. Nothing has changed then.
         """
         if len(prompts) != self.batch:
             raise ValueError(
                 f"prompts: expected {self.batch}, one per sequence, came {len(prompts)}"
             )
+        first_state = random_state(seed, self.batch)
         tokens = np.zeros((self.batch, self.max_len), np.int32)
         for row, prompt in enumerate(prompts):
             check_prompt(prompt, self.max_len, self.config.vocab_size)
@@ -224,11 +220,10 @@ class Decoder:
         self.tokens.set(tokens)
         self.prompt_len.set([len(prompt) for prompt in prompts])
         self.position.set(np.zeros(self.batch, np.int32))
-        low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-        self.random_state.set([(low, high, 0, row) for row in range(self.batch)])
+        self.random_state.set(first_state)
 
     def build(self, build: Build, stream: gk.Stream | None = None) -> Decode:
-        """Make the launches of a step launchable as one.
+        """Make the launches of a decode step launchable as one.
 
         Args:
             build: ``"eager"`` launches every kernel from Python; ``"capture"`` captures those
@@ -242,9 +237,6 @@ class Decoder:
         if build == "eager":
             return Decode(build, self, stream, None, lambda: self._launch_eagerly(stream))
         if build == "capture":
-            # Loading a module is refused during a capture, so every kernel is loaded before.
-            for step in self.launches:
-                step.launch.kernel.function()
             with gk.capture(stream) as graph:
                 self._launch_eagerly(stream)
         else:
@@ -254,19 +246,14 @@ class Decoder:
         return Decode(build, self, stream, graph, exec_.launcher(stream), exec_)
 
     def _launch_eagerly(self, stream: gk.Stream) -> None:
-        for step in self.launches:
-            kernel, grid, block, args, shared_mem = step.launch
-            kernel(grid, block, args, stream=stream, shared_mem=shared_mem)
+        for entry in self.launches:
+            entry.launch.launch(stream)
 
     def _graph_by_hand(self) -> gk.Graph:
         graph = gk.Graph()
         nodes: list[gk.Node] = []
-        for step in self.launches:
-            kernel, grid, block, args, shared_mem = step.launch
-            after = [nodes[index] for index in step.after]
-            nodes.append(
-                graph.add_kernel_node(kernel, grid, block, args, deps=after, shared_mem=shared_mem)
-            )
+        for entry in self.launches:
+            nodes.append(entry.launch.add_to(graph, [nodes[index] for index in entry.after]))
         return graph
 
 
@@ -278,7 +265,7 @@ class Decode:
         decoder: whose state the launches move on.
         stream: where they go.
         graph: the graph, None for the eager build.
-        launch: enqueue one step; returns without waiting.
+        launch: enqueue one decode step; returns without waiting.
     """
 
     def __init__(
@@ -348,8 +335,8 @@ def device_matrix(tensor: Any) -> Any:
     info = describe(tensor)
     if info.on_host:
         host = _host_copy(info)
-        return gk.asarray(host if host.dtype in (_FLOAT32, _BFLOAT16) else host.astype(_FLOAT32))
-    if not info.contiguous or info.dtype not in (_FLOAT32, _BFLOAT16):
+        return gk.asarray(host if host.dtype in (_FLOAT32, BFLOAT16) else host.astype(_FLOAT32))
+    if not info.contiguous or info.dtype not in (_FLOAT32, BFLOAT16):
         raise ValueError(
             "tensor: expected float32 or bfloat16 in C order in device memory, "
             f"came {info.dtype} of shape {info.shape} with strides {info.strides}"

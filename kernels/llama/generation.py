@@ -28,7 +28,7 @@ class BuildRun:
         launches: launches in all: of the graph, or of kernels for eager.
         tokens: the tokens it appended to the prompt.
         ms_per_token: host time from the first launch to the end of the last, divided by the
-            number of steps; None where it was not measured.
+            number of decode steps; None where it was not measured.
     """
 
     build: Build
@@ -81,7 +81,7 @@ def generate(
         temperature: 0 takes the most likely token; above, tokens are drawn.
         top_k: draw among so many most likely tokens; 0 means all.
         top_p: draw among the most likely tokens that have this share of the probability.
-        seed: of the random state.
+        seed: of the random state, 0 to 2**64 - 1.
         compare: whether to run the other builds too, and compare their tokens.
         timed: whether to measure the time of every build, without reading in between. Only a
             device has times: leave it False on the simulator.
@@ -117,15 +117,24 @@ def generate(
     )
     ends = set(config.eos_token_ids)
 
-    def launch_all() -> Iterator[str | Summary]:
-        first = decoder.build(build)
-        decoder.start(ids, seed=seed)
+    decoder.start(ids, seed=seed)
+
+    def compared(chosen: list[int]) -> Iterator[BuildRun]:
+        for other in BUILDS:
+            if other != build:
+                decode = decoder.build(other)
+                try:
+                    yield _run(decode, ids, len(chosen), seed, timed)
+                finally:
+                    decode.close()
+
+    def launch_all(first: Decode) -> Iterator[str | Summary]:
         stream = tokenizer.stream()
         pieces: list[str] = []
         chosen: list[int] = []
-        for step in range(len(ids) - 1 + tokens):
+        for position in range(len(ids) - 1 + tokens):
             first.launch()
-            if step < len(ids) - 1:
+            if position < len(ids) - 1:
                 continue  # still inside the prompt: what was chosen is not kept
             token = int(first.last_tokens()[0])
             chosen.append(token)
@@ -141,17 +150,19 @@ def generate(
             yield rest
         runs = [_run(first, ids, len(chosen), seed)] if timed else [_describe(first, ids, chosen)]
         if compare:
-            for other in BUILDS:
-                if other != build:
-                    decode = decoder.build(other)
-                    runs.append(_run(decode, ids, len(chosen), seed, timed))
-                    decode.close()
+            runs += compared(chosen)
         # The streamed tokens count too: a timed run of the same build repeats them.
         same = all(run.tokens == tuple(chosen) for run in runs) if compare else None
-        first.close()
         yield Summary("".join(pieces), len(ids), tuple(runs), same)
 
-    return launch_all()
+    def build_and_launch() -> Iterator[str | Summary]:
+        first = decoder.build(build)
+        try:
+            yield from launch_all(first)
+        finally:  # also when the reader of the text stops early
+            first.close()
+
+    return build_and_launch()
 
 
 def _describe(

@@ -11,9 +11,7 @@ def run(stream):
     """Launch what a function of graphkit.kernels returned, and wait for it."""
 
     def launch_and_wait(launch):
-        launch.kernel(
-            launch.grid, launch.block, launch.args, stream=stream, shared_mem=launch.shared_mem
-        )
+        launch.launch(stream)
         stream.synchronize()
 
     return launch_and_wait

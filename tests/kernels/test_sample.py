@@ -179,7 +179,7 @@ def test_arguments_are_checked(runtime):
         sample(logits, gk.zeros((2, 4), np.int32), out)
     with pytest.raises(ValueError, match=r"^state: expected shape \(2, 4\), came \(1, 4\)"):
         sample(logits, gk.zeros((1, 4), np.uint32), out)
-    with pytest.raises(ValueError, match=r"^temperature: expected 0 or more, came -1"):
+    with pytest.raises(ValueError, match=r"^temperature: expected 0 or more and finite, came -1"):
         sample(logits, state, out, temperature=-1)
     with pytest.raises(ValueError, match=r"^top_k: expected 0 to"):
         sample(logits, state, out, top_k=-1)

@@ -128,7 +128,7 @@ def test_builds_that_disagree_are_an_exit_status(graphkit, model, monkeypatch):
         (("--tokens", 0), "tokens: expected 1 or more, came 0"),
         (("--tokens", 61), "tokens: expected at most 60 after a prompt of 4"),
         (("--temperature", -1, "--tokens", 4), "temperature: expected 0 or more"),
-        (("--top-p", 2, "--tokens", 4), "top_p: expected more than 0"),
+        (("--top-p", 2, "--tokens", 4), "top_p: expected 0 to 1"),
     ],
 )
 def test_generate_refuses_in_one_message(graphkit, model, arguments, says):

@@ -120,9 +120,9 @@ def test_the_manual_graph_has_the_launches_and_their_dependencies(runtime):
     place = {node: index for index, node in enumerate(graph.nodes)}
     edges = {(place[edge.from_node], place[edge.to_node]) for edge in graph.edges}
     assert edges == {
-        (before, index) for index, step in enumerate(decoder.launches) for before in step.after
+        (before, index) for index, entry in enumerate(decoder.launches) for before in entry.after
     }
-    names = [step.name for step in decoder.launches]
+    names = [entry.name for entry in decoder.launches]
     side_by_side = {names.index(f"layers.0.{name}") for name in "qkv"}
     after_norm = {b for a, b in edges if a == names.index("layers.0.norm")}
     assert after_norm == side_by_side
@@ -175,7 +175,7 @@ def test_weights_in_device_memory_are_used_where_they_lie(runtime):
     values, weights, _ = checkpoint(seed=1)
     on_device = {name: gk.asarray(array) for name, array in weights.items()}
     decoder = Decoder(Checkpoint(LlamaConfig.from_dict(values), on_device), max_len=24)
-    used = {id(argument) for step in decoder.launches for argument in step.launch.args}
+    used = {id(argument) for entry in decoder.launches for argument in entry.launch.args}
     assert all(id(array) in used for array in on_device.values())
     assert run(decoder.build("manual"), PROMPT, 4) == greedy(values, weights, PROMPT, 4)
 
@@ -226,6 +226,18 @@ def test_a_bad_prompt_is_refused_and_the_last_one_stays(runtime, prompt, says):
     assert appended == greedy(values, weights, PROMPT, 3)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_bad_seed_is_refused_before_anything_changes(runtime, tmp_path, seed):
+    _, _, loaded = checkpoint()
+    decoder = Decoder(loaded, max_len=24)
+    decoder.start(PROMPT)
+    with pytest.raises(ValueError, match="seed: expected 0 to"):
+        decoder.start([1], seed=seed)
+    assert decoder.prompt_len.get().tolist() == [len(PROMPT)]
+    with pytest.raises(ValueError, match="seed: expected 0 to"):
+        generate(byte_model(tmp_path / "model"), "a", 1, seed=seed)
+
+
 def test_a_prompt_for_every_sequence(runtime):
     _, _, loaded = checkpoint()
     decoder = Decoder(loaded, batch=2)
@@ -252,8 +264,10 @@ def test_launches_past_the_end_of_the_cache_change_nothing(runtime):
         ({"max_len": 65}, "max_len: expected 2 to the model's 64 tokens, came 65"),
         ({"temperature": -0.1}, "temperature: expected 0 or more"),
         ({"temperature": float("nan")}, "temperature: expected 0 or more"),
-        ({"top_p": 0.0}, "top_p: expected more than 0"),
-        ({"top_p": 1.5}, "top_p: expected more than 0"),
+        ({"temperature": float("inf")}, "temperature: expected 0 or more and finite"),
+        ({"top_p": -0.1}, "top_p: expected 0 to 1"),
+        ({"top_p": 1.5}, "top_p: expected 0 to 1"),
+        ({"top_p": float("nan")}, "top_p: expected 0 to 1"),
         ({"top_k": -1}, "top_k: expected 0"),
     ],
 )
@@ -308,6 +322,15 @@ def test_generate_can_leave_the_comparison_out(runtime, tmp_path):
     *_, summary = generate(byte_model(tmp_path / "model"), "a", 3, compare=False)
     assert len(summary.runs) == 1
     assert summary.same_tokens is None
+
+
+def test_a_reader_who_stops_early_leaves_no_exec(runtime, tmp_path):
+    pieces = generate(byte_model(tmp_path / "model"), "def ", 12)
+    next(pieces)
+    with_exec = gk.live_handles()
+    pieces.close()
+    closed = gk.live_handles()
+    assert sum(with_exec.values()) > sum(closed.values())
 
 
 def test_generate_ends_where_the_model_ends_its_text(runtime, tmp_path):

@@ -8,9 +8,8 @@ from typing import Literal
 from graphkit.errors import CaptureError, CudaError
 from graphkit.graph import Graph
 from graphkit.lifetime import Handle, begin_capture, end_capture
-from graphkit.runtime import current
 from graphkit.runtime.protocol import CaptureMode, Runtime
-from graphkit.stream import Stream, stream_handle
+from graphkit.stream import runtime_of, stream_handle
 
 __all__ = ["capture"]
 
@@ -43,30 +42,31 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         self, stream: object, mode: Mode = "thread_local", *, runtime: Runtime | None = None
     ) -> None:
         modes = {item.name.lower(): item for item in CaptureMode}
-        if mode not in modes:
+        if mode not in tuple(modes):  # a dict would want what came to be hashable
             raise ValueError(f"mode: expected one of {sorted(modes)}, came {mode!r}")
         if runtime is None:
-            runtime = stream.runtime if isinstance(stream, Stream) else current()
+            runtime = runtime_of(stream)
         self._runtime = runtime
         self._mode = modes[mode]
-        self._given_stream = stream
+        self._stream_owner = stream  # alive until the capture has ended
         self._stream = stream_handle(stream)
         self._graph: Graph | None = None
-        self._id = 0
 
     def __enter__(self) -> Graph:
         if self._graph is not None:
             raise ValueError("capture: expected a fresh capture, came one that was entered before")
         runtime = self._runtime
+        # Until the end there is no graph to own; the handle is filled in then.
+        self._graph = Graph.of_handle(Handle(runtime, "graph", 0, None))
+        # Noted before it begins: a finalizer may run in between.
+        begin_capture(self, runtime, 0, self._graph.owners)
         try:
             runtime.stream_begin_capture(self._stream, self._mode)
+            capture_id = runtime.stream_get_capture_info(self._stream).id
         except CudaError as error:
+            end_capture(self)
             raise CaptureError(error.call, error.code, error.detail) from error
-        self._id = runtime.stream_get_capture_info(self._stream).id
-        # Until the end there is no graph to own; the handle is filled in then.
-        handle = Handle(runtime, "graph", 0, None)
-        self._graph = Graph.of_handle(handle)
-        begin_capture(runtime, self._id, self._graph.owners)
+        begin_capture(self, runtime, capture_id, self._graph.owners)
         return self._graph
 
     def __exit__(
@@ -78,16 +78,14 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         assert self._graph is not None
         runtime = self._runtime
         failure: CaptureError | None = None
-        value = 0
         try:
             value = runtime.stream_end_capture(self._stream)
+            self._graph.handle.fill(value, runtime.graph_destroy)
         except CudaError as error:
             failure = CaptureError(error.call, error.code, error.detail)
             failure.__cause__ = error
         finally:
-            end_capture(runtime, self._id)
-        if value:
-            self._graph.handle.fill(value, runtime.graph_destroy)
+            end_capture(self)
         if exc is not None or failure is not None:
             # A body that raised leaves a valid, partial graph. It is closed, not destroyed at
             # once: another capture may be live.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
-from graphkit.graph_exec import GraphExec
+from graphkit.graph_exec import GraphExec, check_graph
 from graphkit.kernel import Kernel
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import Handle
@@ -33,7 +33,7 @@ from graphkit.runtime.protocol import (
     NodeType,
     Runtime,
 )
-from graphkit.stream import Event, HostCallback
+from graphkit.stream import Event, HostCallback, event_handle
 
 __all__ = ["Graph"]
 
@@ -93,9 +93,9 @@ class Graph:
                 break
         try:
             address = int(value)  # type: ignore[call-overload]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             address = 0
-        if isinstance(value, bool) or address <= 0:
+        if isinstance(value, (bool, float)) or not 0 < address < 2**64:
             raise TypeError(
                 "graph: expected a PyTorch, CuPy or cuda.core graph or a cudaGraph_t as an int, "
                 f"came {graph!r}"
@@ -158,7 +158,7 @@ class Graph:
             kernel.function(runtime),
             dim3(grid, "grid"),
             dim3(block, "block"),
-            shared_mem and check_shared_mem(shared_mem),
+            check_shared_mem(shared_mem),
             kernel_params,
         )
         plain = cluster is None and priority is None and not cooperative
@@ -232,14 +232,14 @@ class Graph:
     def add_event_record_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that records an event (cudaGraphAddEventRecordNode)."""
         ptr = self.runtime.graph_add_event_record_node(
-            self.ptr, self._dependencies(deps), _event(event)
+            self.ptr, self._dependencies(deps), event_handle(event)
         )
         return self._keep(ptr, NodeType.EVENT_RECORD, event)
 
     def add_event_wait_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that waits for an event (cudaGraphAddEventWaitNode)."""
         ptr = self.runtime.graph_add_event_wait_node(
-            self.ptr, self._dependencies(deps), _event(event)
+            self.ptr, self._dependencies(deps), event_handle(event)
         )
         return self._keep(ptr, NodeType.EVENT_WAIT, event)
 
@@ -248,8 +248,7 @@ class Graph:
 
         Later changes of ``child`` do not reach the copy; :meth:`child_graph` gives that.
         """
-        if not isinstance(child, Graph):
-            raise TypeError(f"child: expected a Graph, came {type(child).__name__}")
+        check_graph(child, "child")
         ptr = self.runtime.graph_add_child_graph_node(self.ptr, self._dependencies(deps), child.ptr)
         self._clusters = None
         return self._keep(ptr, NodeType.GRAPH, tuple(child.owners))
@@ -428,9 +427,15 @@ class Graph:
 
         Both graphs have the same topology; nodes are paired by their order.
         """
-        pointers = self.runtime.graph_get_nodes(other.ptr)
+        check_graph(other, "other")
+        pointers, ours = self.runtime.graph_get_nodes(other.ptr), self.nodes
+        if len(pointers) != len(ours):
+            raise ValueError(
+                f"other: expected a graph of {len(ours)} nodes as this one, came {len(pointers)}; "
+                "nodes were added or removed since the graphs had the same topology"
+            )
         if node.ptr in pointers:
-            return self.nodes[pointers.index(node.ptr)]
+            return ours[pointers.index(node.ptr)]
         for child in other.nodes:
             if child.type is NodeType.GRAPH:
                 inner = other.child_graph(child)
@@ -440,6 +445,8 @@ class Graph:
 
     def contains(self, node: Node) -> bool:
         """Return whether a node is in this graph or in a child graph of it."""
+        if not isinstance(node, Node):
+            raise TypeError(f"node: expected a Node, came {type(node).__name__}")
         if node.graph_handle is self.handle:
             return node.ptr in self._nodes
         return any(child.contains(node) for child in self._children.values())
@@ -454,6 +461,7 @@ class Graph:
     def in_clone(self, node: Node, clone: Graph) -> Node:
         """Return the node of ``clone`` that ``node`` became (cudaGraphNodeFindInClone)."""
         self._check(node)
+        check_graph(clone, "clone")
         return clone._node(self.runtime.graph_node_find_in_clone(node.ptr, clone.ptr))
 
     def dot(self) -> str:
@@ -540,9 +548,3 @@ class Graph:
         if self.handle.closed:
             return "<Graph closed>"
         return f"<Graph {self.handle.value:#x}>"
-
-
-def _event(event: object) -> int:
-    if not isinstance(event, Event):
-        raise TypeError(f"event: expected an Event, came {type(event).__name__}")
-    return event.ptr

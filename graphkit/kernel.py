@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphkit.c_signature import Parameter, opaque_parameters, parse_signature
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
-from graphkit.lifetime import keep_for_capture
+from graphkit.lifetime import drop_later, host_function, keep_for_capture
 from graphkit.params import Args, ArgumentBlock
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
@@ -24,7 +24,7 @@ from graphkit.runtime.protocol import (
     Runtime,
     TwinLaunch,
 )
-from graphkit.stream import stream_handle
+from graphkit.stream import runtime_of, stream_handle
 
 __all__ = ["Kernel", "Launch", "Pointer", "kernel_of"]
 
@@ -89,7 +89,7 @@ class Pointer:
 
 
 # Which Kernel a CUfunction came from, so that nodes of captured graphs have argument names.
-_known: WeakValueDictionary[tuple[int, int], Kernel] = WeakValueDictionary()
+_known: WeakKeyDictionary[Runtime, WeakValueDictionary[int, Kernel]] = WeakKeyDictionary()
 
 
 class Kernel:
@@ -117,6 +117,7 @@ class Kernel:
         options: Sequence[str] = (),
         types: Mapping[str, Any] | None = None,
     ) -> None:
+        _check_source(code, name, twin, options)
         self._setup(name, parse_signature(code, name, types), twin, code, options)
 
     def _setup(
@@ -132,7 +133,8 @@ class Kernel:
         self.name = name
         self.parameters = parameters
         self.twin = twin
-        self._loaded: dict[int, tuple[Runtime, LoadedFunction]] = {}
+        # By the runtime's id; the reference tells whether the id is still that runtime's.
+        self._loaded: dict[int, tuple[ReferenceType[Runtime], LoadedFunction]] = {}
         self._lock = threading.Lock()
         self._scratch = threading.local()
 
@@ -188,11 +190,11 @@ class Kernel:
         """
         runtime = runtime or current()
         loaded = self._loaded.get(id(runtime))
-        if loaded is not None:
+        if loaded is not None and loaded[0]() is runtime:
             return loaded[1].handle
         with self._lock:
             loaded = self._loaded.get(id(runtime))
-            if loaded is not None:  # another thread was first
+            if loaded is not None and loaded[0]() is runtime:  # another thread was first
                 return loaded[1].handle
             if not self.code:
                 raise ValueError(f"{self.name}: expected the runtime it was wrapped in, came other")
@@ -205,9 +207,13 @@ class Kernel:
             return function.handle
 
     def _remember(self, runtime: Runtime, function: LoadedFunction) -> None:
-        self._loaded[id(runtime)] = (runtime, function)
+        self._loaded[id(runtime)] = (ref(runtime), function)
         # The first to know a function names its arguments: wrapping it anew takes nothing away.
-        _known.setdefault((id(runtime), function.handle), self)
+        _known.setdefault(runtime, WeakValueDictionary()).setdefault(function.handle, self)
+
+    def __del__(self) -> None:
+        # Unloading a module kills a live capture (seen on an H200).
+        drop_later(getattr(self, "_loaded", None))
 
     def _check_layout(self, runtime: Runtime, handle: int) -> None:
         found = [(item.offset, item.size) for item in opaque_parameters(runtime, handle)]
@@ -228,7 +234,8 @@ class Kernel:
                 values.append(np.frombuffer(raw, parameter.dtype)[0])
             else:
                 values.append(raw)
-        self.twin(Launch(launch.grid, launch.block, launch.shared_mem), *values)
+        with host_function():  # a twin is no place for CUDA calls either
+            self.twin(Launch(launch.grid, launch.block, launch.shared_mem), *values)
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -243,7 +250,8 @@ class Kernel:
     def max_dynamic_shared_size_bytes(self, nbytes: int) -> None:
         runtime = current()
         function = self.function(runtime)
-        runtime.func_set_attribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, nbytes)
+        size = check_shared_mem(nbytes, "max_dynamic_shared_size_bytes")
+        runtime.func_set_attribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
 
     def pack(self, args: Args) -> tuple[int, Sequence[object]]:
         """Check arguments against the signature and pack them for the next call of this thread.
@@ -292,7 +300,7 @@ class Kernel:
             programmatic: let this kernel start before the one ahead of it on the stream has
                 ended; it must execute ``griddepcontrol.wait`` before it reads what that writes.
         """
-        runtime = current()
+        runtime = runtime_of(stream)
         handle = stream_handle(stream)
         kernel_params, owners = self.pack(args)
         config = LaunchConfig(
@@ -309,6 +317,24 @@ class Kernel:
         return f"<Kernel {self.name}({', '.join(map(str, self.parameters))})>"
 
 
+def _check_source(code: object, name: object, twin: object, options: object) -> None:
+    for value, argument in ((code, "code"), (name, "name")):
+        if not isinstance(value, str):
+            raise TypeError(f"{argument}: expected a str, came {type(value).__name__}")
+    if not name:
+        raise ValueError("name: expected the kernel's name, came an empty str")
+    if twin is not None and not callable(twin):
+        raise TypeError(f"twin: expected a function, came {type(twin).__name__}")
+    # A str is a sequence of str, too: of its letters.
+    if (
+        isinstance(options, str)
+        or not isinstance(options, Sequence)
+        or not all(isinstance(option, str) for option in options)
+    ):
+        raise TypeError(f"options: expected a sequence of str, came {options!r}")
+
+
 def kernel_of(runtime: Runtime, function: int) -> Kernel | None:
     """Return the Kernel that a CUfunction was loaded for, None for anybody else's function."""
-    return _known.get((id(runtime), function))
+    kernels = _known.get(runtime)
+    return None if kernels is None else kernels.get(function)

@@ -10,33 +10,39 @@ and the garbage collector may run anywhere.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import RLock, local
 
 from graphkit.errors import CudaError
 from graphkit.runtime.protocol import CaptureStatus, EventFlags, Runtime
 
 __all__ = [
+    "NOT_PERMITTED",
     "Handle",
     "begin_capture",
     "capture_is_live",
+    "drop_later",
     "end_capture",
     "host_function",
+    "in_host_function",
     "keep_for_capture",
     "keep_until_done",
     "live_handles",
     "release_done",
 ]
 
-_NOT_PERMITTED = 800  # cudaErrorNotPermitted
+NOT_PERMITTED = 800  # cudaErrorNotPermitted
+_INVALID_RESOURCE_HANDLE = 400  # cudaErrorInvalidResourceHandle
 
 # Reentrant because a finalizer may run at any bytecode, also inside these functions.
 _lock = RLock()
 _live: Counter[str] = Counter()
 _queue: deque[Callable[[], None]] = deque()
-_captures: dict[tuple[int, int], list[object]] = {}
+# Live captures by a token of their own: runtime, CUDA's id once it is known, what it keeps.
+_captures: dict[object, tuple[Runtime, int, list[object]]] = {}
 _thread = local()  # has `host_function` while this thread runs one for CUDA
 # What launches in flight may still use, with the events that tell when they are done.
 _waiting: list[tuple[list[Handle], object]] = []
@@ -95,7 +101,7 @@ class Handle:
             try:
                 destroy(value)
             except BaseException as error:
-                if isinstance(error, CudaError) and error.code == _NOT_PERMITTED:
+                if isinstance(error, CudaError) and error.code == NOT_PERMITTED:
                     _queue.append(finish)  # a host function that began where we do not see it
                     return
                 with _lock:
@@ -122,24 +128,36 @@ class Handle:
 
 def _put_off() -> bool:
     """Return whether nothing may be destroyed now."""
-    return bool(_captures) or hasattr(_thread, "host_function")
+    return bool(_captures) or in_host_function()
 
 
 def _drain() -> None:
-    """Run what was put off, unless it must wait on; raise the first error when all are done."""
+    """Run what was put off, unless it must wait on.
+
+    Whoever happens to be here is not to blame for what fails: an error becomes a warning, and the
+    rest is destroyed all the same.
+    """
     with _lock:
         if _put_off():
             return
         due = list(_queue)
         _queue.clear()
-    failure: BaseException | None = None
     for finish in due:
         try:
             finish()
-        except BaseException as error:  # the rest is destroyed all the same
-            failure = failure or error
-    if failure is not None:
-        raise failure
+        except Exception as error:
+            warnings.warn(f"a destruction that was put off failed: {error}", stacklevel=2)
+
+
+def drop_later(owner: object) -> None:
+    """Hold on to ``owner`` while nothing may be destroyed, since dropping it may call CUDA."""
+    with _lock:
+        if _put_off():
+            _queue.append(lambda: _drop(owner))
+
+
+def _drop(_owner: object) -> None:
+    """Do nothing: what is passed dies when the caller lets go of it."""
 
 
 @contextmanager
@@ -150,6 +168,11 @@ def host_function() -> Iterator[None]:
         yield
     finally:
         del _thread.host_function
+
+
+def in_host_function() -> bool:
+    """Return whether this thread runs a host function for CUDA now."""
+    return hasattr(_thread, "host_function")
 
 
 def live_handles() -> dict[str, int]:
@@ -164,16 +187,19 @@ def capture_is_live() -> bool:
     return bool(_captures)
 
 
-def begin_capture(runtime: Runtime, capture_id: int, owners: list[object]) -> None:
-    """Note a live capture; what its launches use is appended to ``owners``."""
+def begin_capture(token: object, runtime: Runtime, capture_id: int, owners: list[object]) -> None:
+    """Note a live capture; what its launches use is appended to ``owners``.
+
+    Called before the capture begins, with an id of 0, and again when CUDA has told the id.
+    """
     with _lock:
-        _captures[id(runtime), capture_id] = owners
+        _captures[token] = (runtime, capture_id, owners)
 
 
-def end_capture(runtime: Runtime, capture_id: int) -> None:
+def end_capture(token: object) -> None:
     """Forget a capture and, when it was the last, run the queued destructions."""
     with _lock:
-        _captures.pop((id(runtime), capture_id), None)
+        _captures.pop(token, None)
     _drain()
 
 
@@ -185,9 +211,9 @@ def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) ->
     if info.status is not CaptureStatus.ACTIVE:
         return
     with _lock:
-        kept = _captures.get((id(runtime), info.id))
-        if kept is not None:
-            kept.extend(owners)
+        for captured_by, capture_id, kept in _captures.values():
+            if captured_by is runtime and capture_id == info.id:
+                kept.extend(owners)
 
 
 def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: object) -> None:
@@ -207,15 +233,20 @@ def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: obj
         if _put_off():
             _queue.append(lambda: keep_until_done(runtime, handles, owners))
             return
-    if None in handles:
-        runtime.device_synchronize()
-        return
     events = []
-    for stream in handles:
-        assert stream is not None
-        event = runtime.event_create_with_flags(EventFlags.DISABLE_TIMING)
-        events.append(Handle(runtime, "event", event, runtime.event_destroy))
-        runtime.event_record(event, stream)
+    try:
+        for stream in handles:
+            if stream is None:
+                raise CudaError("cudaEventRecord", _INVALID_RESOURCE_HANDLE)
+            event = runtime.event_create_with_flags(EventFlags.DISABLE_TIMING)
+            events.append(Handle(runtime, "event", event, runtime.event_destroy))
+            runtime.event_record(event, stream)
+    except CudaError:
+        # A stream that is gone: only the whole device can tell when its work is done. Where that
+        # fails too, the device is lost, and with it whatever ran there.
+        with suppress(CudaError):
+            runtime.device_synchronize()
+        return
     with _lock:
         _waiting.append((events, owners))
     release_done()
@@ -223,12 +254,21 @@ def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: obj
 
 def release_done() -> None:
     """Let go of what launches have finished with (cudaEventQuery); wait for nothing."""
+    if not _waiting and not _queue:
+        return
     _drain()
     with _lock:
-        if _put_off() or not _waiting:
+        if _put_off():
             return
         due = list(_waiting)
         _waiting.clear()
-    still = [entry for entry in due if not all(e.runtime.event_query(e.value) for e in entry[0])]
+    still = [entry for entry in due if not _done(entry[0])]
     with _lock:
         _waiting.extend(still)
+
+
+def _done(events: list[Handle]) -> bool:
+    try:
+        return all(event.runtime.event_query(event.value) for event in events)
+    except CudaError:  # no answer; whoever makes the next call of his own is told
+        return False

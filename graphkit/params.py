@@ -10,7 +10,7 @@ import numpy as np
 
 from graphkit.arrays import device_pointer, is_array, pointer_and_dtype
 from graphkit.c_signature import Parameter, opaque_parameters
-from graphkit.device_array import DeviceArray
+from graphkit.device_array import BFLOAT16, DeviceArray
 from graphkit.runtime.protocol import KernelNodeParams, Runtime
 
 __all__ = ["Args", "ArgumentBlock"]
@@ -30,6 +30,8 @@ def _pointer_writer(parameter: Parameter, words: memoryview) -> Callable[[object
             if address and (value.dtype is expected or value.dtype == expected or not expected):
                 words[0] = address + value.offset
                 return
+            if not address:
+                raise ValueError(f"{name}: expected live device memory, came a freed DeviceArray")
         if kind is int or isinstance(value, np.integer):
             try:
                 words[0] = int(value)
@@ -75,7 +77,9 @@ def _scalar_writer(parameter: Parameter, view: memoryview, cell: Any) -> Callabl
         sized = isinstance(value, (np.generic, np.ndarray))
         if item.shape != () or (sized and item.dtype != dtype):
             raise TypeError(f"{name}: expected a {dtype} scalar, came {item.dtype} {value!r}")
-        if not sized and not np.can_cast(item.dtype, dtype, "same_kind"):
+        # NumPy would cast anything to bfloat16, also what has an imaginary part.
+        castable = np.can_cast(item.dtype, np.float32 if dtype == BFLOAT16 else dtype, "same_kind")
+        if not sized and not castable:
             raise TypeError(f"{name}: expected a {dtype} scalar, came {kind.__name__} {value!r}")
         with np.errstate(over="ignore"):  # past the range lies infinity, as in C
             view[:] = item.astype(dtype).tobytes()

@@ -7,17 +7,34 @@ from collections.abc import Callable
 from typing import Any
 
 from graphkit.errors import refuse_closed
-from graphkit.lifetime import Handle, host_function, keep_for_capture
+from graphkit.launch_config import check_priority
+from graphkit.lifetime import (
+    Handle,
+    host_function,
+    keep_for_capture,
+    keep_until_done,
+    release_done,
+)
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
     CaptureStatus,
     EventFlags,
+    HandleCell,
     HostNodeParams,
     Runtime,
     StreamFlags,
 )
 
-__all__ = ["Event", "HostCallback", "Stream", "stream_handle"]
+__all__ = [
+    "Event",
+    "HostCallback",
+    "Stream",
+    "event_handle",
+    "host_callback",
+    "runtime_of",
+    "stream_cell",
+    "stream_handle",
+]
 
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -40,17 +57,19 @@ class HostCallback:
         errors = self._errors
 
         def thunk(_user_data: int | None) -> None:
-            try:
-                with host_function():
+            with host_function():
+                try:
                     fn()
-            except BaseException as error:
-                errors[:] = [error]
+                except BaseException as error:
+                    # Without this frame, which refers to the list: no cycle.
+                    traceback = error.__traceback__
+                    errors[:] = [error.with_traceback(traceback.tb_next if traceback else None)]
 
         self._thunk = _HOST_FUNCTION(thunk)
 
     @property
     def error(self) -> BaseException | None:
-        """What the function raised when it ran last, of all that it raised."""
+        """The last exception that the function raised, None when it never did."""
         return self._errors[0] if self._errors else None
 
     @property
@@ -101,6 +120,7 @@ class Event:
     def synchronize(self) -> None:
         """Wait for the work before the last record (cudaEventSynchronize)."""
         self.runtime.event_synchronize(self.ptr)
+        release_done()
 
     def elapsed_ms(self, end: Event) -> float:
         """Return the milliseconds from this event to ``end`` (cudaEventElapsedTime).
@@ -108,7 +128,7 @@ class Event:
         Raises:
             NotSimulated: on the simulator, which never reports a time.
         """
-        return self.runtime.event_elapsed_time(self.ptr, end.ptr)
+        return self.runtime.event_elapsed_time(self.ptr, event_handle(end, "end"))
 
     def close(self) -> None:
         """Destroy the event (cudaEventDestroy)."""
@@ -137,15 +157,15 @@ class Stream:
     ) -> None:
         self.runtime = runtime or current()
         flags = StreamFlags.NON_BLOCKING if non_blocking else StreamFlags.DEFAULT
-        handle = self.runtime.stream_create_with_priority(flags, priority)
-        self._handle = Handle(self.runtime, "stream", handle, self.runtime.stream_destroy)
+        handle = self.runtime.stream_create_with_priority(flags, check_priority(priority))
+        self.cell = Handle(self.runtime, "stream", handle, self.runtime.stream_destroy)
 
     @property
     def ptr(self) -> int:
         """The cudaStream_t."""
-        if self._handle.closed:
+        if self.cell.closed:
             refuse_closed("stream")
-        return self._handle.value
+        return self.cell.value
 
     def __cuda_stream__(self) -> tuple[int, int]:
         """Return (protocol version, cudaStream_t), as other libraries ask for it."""
@@ -164,6 +184,7 @@ class Stream:
     def synchronize(self) -> None:
         """Wait for all work on the stream (cudaStreamSynchronize)."""
         self.runtime.stream_synchronize(self.ptr)
+        release_done()
 
     def query(self) -> bool:
         """Return whether all work on the stream is done (cudaStreamQuery)."""
@@ -173,31 +194,39 @@ class Stream:
         """Record ``event``, or a new one, on the stream (cudaEventRecord), and return it."""
         if event is None:
             event = Event(runtime=self.runtime)
-        event.record(self)
+        self.runtime.event_record(event_handle(event), self.ptr)
         return event
 
     def wait_event(self, event: Event) -> None:
         """Let later work on the stream wait for ``event`` (cudaStreamWaitEvent)."""
-        if not isinstance(event, Event):
-            raise TypeError(f"event: expected an Event, came {type(event).__name__}")
-        self.runtime.stream_wait_event(self.ptr, event.ptr)
+        self.runtime.stream_wait_event(self.ptr, event_handle(event))
 
     def launch_host_func(self, fn: Callable[[], Any]) -> HostCallback:
         """Call a Python function when the stream gets there (cudaLaunchHostFunc).
 
-        Keep the returned callback until then; during a capture the graph keeps it.
+        The callback is kept until it has run; during a capture the graph keeps it.
         """
-        callback = HostCallback(fn)
+        callback = host_callback(fn)
         self.runtime.launch_host_func(self.ptr, callback.params)
-        keep_for_capture(self.runtime, self.ptr, (callback,))
+        if self.capture_status is CaptureStatus.NONE:
+            keep_until_done(self.runtime, (self.ptr,), callback)
+        else:
+            keep_for_capture(self.runtime, self.ptr, (callback,))
         return callback
 
     def close(self) -> None:
         """Destroy the stream (cudaStreamDestroy); work on it still finishes."""
-        self._handle.close()
+        self.cell.close()
 
     def __repr__(self) -> str:
-        return f"<Stream {'closed' if self._handle.closed else hex(self._handle.value)}>"
+        return f"<Stream {'closed' if self.cell.closed else hex(self.cell.value)}>"
+
+
+def event_handle(event: object, argument: str = "event") -> int:
+    """Return the cudaEvent_t of an :class:`Event`; of nothing else."""
+    if not isinstance(event, Event):
+        raise TypeError(f"{argument}: expected an Event, came {type(event).__name__}")
+    return event.ptr
 
 
 def stream_handle(stream: object) -> int:
@@ -214,6 +243,8 @@ def stream_handle(stream: object) -> int:
     if type(stream) is Stream:
         return stream.ptr
     if isinstance(stream, int) and not isinstance(stream, bool):
+        if not 0 <= stream < 2**64:
+            raise ValueError(f"stream: expected a cudaStream_t, came {stream}")
         return stream
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
@@ -227,3 +258,18 @@ def stream_handle(stream: object) -> int:
         "stream: expected a graphkit, CuPy, PyTorch, Numba or cuda.core stream or its handle as "
         f"an int (0 for the legacy null stream), came {type(stream).__name__}"
     )
+
+
+def stream_cell(stream: object) -> int | HandleCell:
+    """Return where the handle of a stream stands: for ours a cell, which is empty once closed."""
+    return stream.cell if type(stream) is Stream else stream_handle(stream)
+
+
+def runtime_of(stream: object) -> Runtime:
+    """Return the runtime of a stream: of ours its own, of anybody else's the current one."""
+    return stream.runtime if isinstance(stream, Stream) else current()
+
+
+def host_callback(fn: Callable[[], Any] | HostCallback) -> HostCallback:
+    """Return a callback for a function; one that is a callback already stays itself."""
+    return fn if isinstance(fn, HostCallback) else HostCallback(fn)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import from the layers before its own, and from its own without a circle.
 LAYERS = (
     ("statuses", "errors"),
-    ("runtime", "lifetime", "device_array", "arrays"),
+    ("runtime", "turn", "lifetime", "device_array", "arrays"),
     ("stream", "c_signature", "launch_config", "params", "node"),
     ("kernel",),
     ("readback",),

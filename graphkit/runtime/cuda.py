@@ -829,17 +829,28 @@ class CudaRuntime:
         self._launch, self._launch_error = launch, error
         return launch  # type: ignore[no-any-return]
 
-    def graph_launcher(self, exec_: HandleCell, stream: int) -> Callable[[], Any]:
+    def graph_launcher(self, exec_: HandleCell, stream: int | HandleCell) -> Callable[[], Any]:
         launch = self._launch or self._choose_launch()
         launch_error = self._launch_error
+        if isinstance(stream, int):
 
-        def go() -> None:
+            def go() -> None:
+                try:
+                    launch(exec_.value or refuse_closed("exec"), stream)
+                except launch_error as error:
+                    raise CudaError("cudaGraphLaunch", error.status) from None
+
+            return go
+
+        def go_on_cell() -> None:
             try:
-                launch(exec_.value or refuse_closed("exec"), stream)
+                launch(
+                    exec_.value or refuse_closed("exec"), stream.value or refuse_closed("stream")
+                )
             except launch_error as error:
                 raise CudaError("cudaGraphLaunch", error.status) from None
 
-        return go
+        return go_on_cell
 
     def kernel_node_setter(
         self, exec_: int, node: int, params: KernelNodeParams

@@ -517,10 +517,10 @@ class Runtime(Protocol):
     def graph_node_get_enabled(self, exec_: int, node: int) -> bool: ...
 
     # hot calls, prebound: the fastest installed way to make one call again and again
-    def graph_launcher(self, exec_: HandleCell, stream: int) -> Callable[[], Any]:
+    def graph_launcher(self, exec_: HandleCell, stream: int | HandleCell) -> Callable[[], Any]:
         """Return a callable that is ``graph_launch(exec_.value, stream)``, all else prebound.
 
-        It raises ValueError once the cell is empty: checking a cell costs less than a second
+        It raises ValueError once a cell is empty: checking a cell costs less than a second
         function around this one would.
         """
         ...

@@ -560,9 +560,10 @@ class GraphCalls(StreamCalls):
 
     # --- hot calls
 
-    def graph_launcher(self, exec_: HandleCell, stream: int) -> Callable[[], Any]:
+    def graph_launcher(self, exec_: HandleCell, stream: int | HandleCell) -> Callable[[], Any]:
         def launch() -> None:
-            self.graph_launch(exec_.value or refuse_closed("exec"), stream)
+            handle = stream if isinstance(stream, int) else stream.value or refuse_closed("stream")
+            self.graph_launch(exec_.value or refuse_closed("exec"), handle)
 
         return launch
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from graphkit.arrays import describe
-from graphkit.errors import GraphUpdateError, refuse_closed
+from graphkit.errors import CudaError, GraphUpdateError, refuse_closed
 from graphkit.kernel import Kernel
 from graphkit.launch_config import check_shared_mem, dim3
-from graphkit.lifetime import Handle, keep_until_done
+from graphkit.lifetime import (
+    NOT_PERMITTED,
+    Handle,
+    in_host_function,
+    keep_until_done,
+)
 from graphkit.node import (
     Difference,
     KernelNodeValues,
     Node,
+    check_address,
     memcpy_params,
     memset_params,
     node_differences,
@@ -36,12 +42,12 @@ from graphkit.runtime.protocol import (
     NodeType,
     Runtime,
 )
-from graphkit.stream import Event, HostCallback, stream_handle
+from graphkit.stream import Event, HostCallback, event_handle, stream_handle
 
 if TYPE_CHECKING:
     from graphkit.graph import Graph
 
-__all__ = ["GraphExec", "UpdateReport"]
+__all__ = ["GraphExec", "UpdateReport", "check_graph"]
 
 _UPDATE_FAILURE = 910  # cudaErrorGraphExecUpdateFailure
 # How many replaced operands an exec holds before it has an event say when they are free.
@@ -112,26 +118,49 @@ def _unbound() -> NoReturn:
     raise AssertionError("a kernel slot is bound when it is opened")
 
 
+class _Retired(Exception):  # noqa: N818 - it never leaves this module
+    """Another thread replaced a slot between the look-up and the turn of this one."""
+
+
+def _retired() -> NoReturn:
+    raise _Retired
+
+
 class _Turn(list[None]):
     """A lock for calls of a microsecond: whoever pops its one element has the turn.
 
     list.pop and list.append are atomic. On the hot paths they are written out, and then cost a
     fifth of a threading.Lock; a thread that finds the list empty lets others run and tries again.
+    An interrupt (KeyboardInterrupt) comes out of pop when that is done: the turn is given back.
     """
 
     def wait(self) -> None:
-        """Take the turn as soon as another thread gives it back."""
+        """Take the turn as soon as another thread gives it back.
+
+        Raises:
+            CudaError: inside of a host function (800): this thread itself may have the turn.
+        """
+        if in_host_function():
+            raise CudaError("GraphExec", NOT_PERMITTED, "a host function must not call CUDA")
         while True:
             time.sleep(0)
-            with suppress(IndexError):
+            try:
                 self.pop()
-                return
+            except IndexError:
+                continue
+            except BaseException:
+                self.append(None)
+                raise
+            return
 
     def __enter__(self) -> None:
         try:
             self.pop()
         except IndexError:
             self.wait()
+        except BaseException:
+            self.append(None)
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.append(None)
@@ -159,7 +188,7 @@ class GraphExec:
         self._handle = Handle(self.runtime, "executable graph", value, destroy)
         self._turn = _Turn([None])
         # The stream of the last launch and the call bound to it, read and replaced as one.
-        self._bound: tuple[object, Callable[[], Any]] = (None, _unbound)
+        self._bound: tuple[object, Callable[[], Any]] = (_unbound, _unbound)
         self._streams: dict[int, object] = {}
         self._slots: dict[Node, _KernelSlot] = {}
         self._copies: dict[Node, MemcpyNodeParams] = {}
@@ -184,7 +213,9 @@ class GraphExec:
 
     def upload(self, stream: object) -> None:
         """Move the exec's resources to the device without running it (cudaGraphUpload)."""
-        self.runtime.graph_upload(self.ptr, stream_handle(stream))
+        handle = stream_handle(stream)
+        with self._turn:
+            self.runtime.graph_upload(self.ptr, handle)
 
     def launch(self, stream: object) -> None:
         """Launch on a stream (cudaGraphLaunch).
@@ -203,6 +234,9 @@ class GraphExec:
             turn.pop()
         except IndexError:
             turn.wait()
+        except BaseException:
+            turn.append(None)
+            raise
         try:
             bound[1]()
         finally:
@@ -256,7 +290,11 @@ class GraphExec:
             TypeError, ValueError: an unknown or unfitting argument; the exec is what it was.
             CudaError: what CUDA refuses, such as another cluster size; likewise.
         """
-        slot = self._slots.get(node) or self._open(node)
+        try:
+            slot = self._slots[node]
+        except (KeyError, TypeError):  # not looked at before, or no node at all
+            slot = None
+        slot = slot or self._open(node)
         if (
             type(args) is not dict
             or grid is not None
@@ -264,13 +302,16 @@ class GraphExec:
             or shared_mem is not None
             or kernel is not None
         ):
-            self._reconfigure(node, slot, args, grid, block, shared_mem, kernel)
+            self._reconfigure(node, args, grid, block, shared_mem, kernel)
             return
         cells, view, turn, arrays = slot.cells, slot.view, self._turn, False
         try:
             turn.pop()
         except IndexError:
             turn.wait()
+        except BaseException:
+            turn.append(None)
+            raise
         try:
             before = view.tobytes()
             try:
@@ -298,8 +339,12 @@ class GraphExec:
                     owners[place] = args[key]
                 if len(replaced) > _REPLACED_LIMIT:
                     self._let_go()
+            return
+        except _Retired:
+            pass
         finally:
             turn.append(None)
+        self.set_kernel_node_params(node, args=args)
 
     def _keyed(self, block: ArgumentBlock, args: Args | None) -> dict[Any, object]:
         if args is None:
@@ -309,46 +354,60 @@ class GraphExec:
         return dict(enumerate(block.complete(args)))
 
     def _open(self, node: Node) -> _KernelSlot:
-        """Start to keep track of a kernel node: read what the exec holds for it."""
         self._check(node, NodeType.KERNEL)
-        params, block = read_kernel_block(self._source(node))
-        return self._adopt(node, _KernelSlot(params, block))
+        with self._turn:
+            return self._slot(node)
 
-    def _adopt(self, node: Node, slot: _KernelSlot) -> _KernelSlot:
-        slot.commit = self.runtime.kernel_node_setter(self.ptr, node.ptr, slot.params)
-        self._slots[node] = slot
+    def _slot(self, node: Node) -> _KernelSlot:
+        """Return what is known of a kernel node; at first, read what the exec holds for it."""
+        slot = self._slots.get(node)
+        if slot is None:
+            self._check(node, NodeType.KERNEL)  # again: it may be gone since this thread has a turn
+            slot = _KernelSlot(*read_kernel_block(self._source(node)))
+            self._adopt(node, slot)
         return slot
+
+    def _adopt(self, node: Node, slot: _KernelSlot) -> None:
+        slot.commit = self.runtime.kernel_node_setter(self.ptr, node.ptr, slot.params)
+        before = self._slots.get(node)
+        if before is not None:
+            before.commit = _retired
+        self._slots[node] = slot
 
     def _reconfigure(
         self,
         node: Node,
-        slot: _KernelSlot,
         args: Args | None,
         grid: object,
         block: object,
         shared_mem: int | None,
         kernel: Kernel | None,
     ) -> None:
-        params = slot.params._replace(
-            grid=slot.params.grid if grid is None else dim3(grid, "grid"),
-            block=slot.params.block if block is None else dim3(block, "block"),
-            shared_mem=(
-                slot.params.shared_mem if shared_mem is None else check_shared_mem(shared_mem)
-            ),
-        )
-        if kernel is None:
-            changed = _KernelSlot(params, slot.block.copy())
-            values = self._keyed(changed.block, args)
-            changed.owners[:] = slot.owners
-        else:
-            params = params._replace(function=kernel.function(self.runtime))
-            changed = _KernelSlot(params, ArgumentBlock(kernel.parameters))
-            values = self._keyed(changed.block, changed.block.complete(args or ()))
-        for key, value in values.items():
-            place = changed.block.index(key)
-            changed.write[place](value)
-            changed.owners[place] = value
+        if kernel is not None:
+            if not isinstance(kernel, Kernel):
+                raise TypeError(f"kernel: expected a Kernel, came {type(kernel).__name__}")
+            kernel.function(self.runtime)  # compiling takes long: before other threads must wait
         with self._turn:
+            slot = self._slot(node)
+            params = slot.params._replace(
+                grid=slot.params.grid if grid is None else dim3(grid, "grid"),
+                block=slot.params.block if block is None else dim3(block, "block"),
+                shared_mem=(
+                    slot.params.shared_mem if shared_mem is None else check_shared_mem(shared_mem)
+                ),
+            )
+            if kernel is None:
+                changed = _KernelSlot(params, slot.block.copy())
+                values = self._keyed(changed.block, args)
+                changed.owners[:] = slot.owners
+            else:
+                params = params._replace(function=kernel.function(self.runtime))
+                changed = _KernelSlot(params, ArgumentBlock(kernel.parameters))
+                values = self._keyed(changed.block, changed.block.complete(args or ()))
+            for key, value in values.items():
+                place = changed.block.index(key)
+                changed.write[place](value)
+                changed.owners[place] = value
             self.runtime.graph_exec_kernel_node_set_params(self.ptr, node.ptr, changed.params)
             self._replaced.append(slot.owners)
             self._replace_owner(node, kernel)
@@ -423,7 +482,7 @@ class GraphExec:
         new = held
         if dst is not None:
             if isinstance(dst, int):
-                new = held._replace(dst=dst)
+                new = held._replace(dst=check_address(dst, "dst"))
             else:
                 new = memset_params(dst, 0 if value is None else value)
             if (new.width, new.height) != (held.width, held.height):
@@ -452,15 +511,17 @@ class GraphExec:
     def set_event_record_node_event(self, node: Node, event: Event) -> None:
         """Let a node record another event (cudaGraphExecEventRecordNodeSetEvent)."""
         self._check(node, NodeType.EVENT_RECORD)
+        handle = event_handle(event)
         with self._turn:
-            self.runtime.graph_exec_event_record_node_set_event(self.ptr, node.ptr, event.ptr)
+            self.runtime.graph_exec_event_record_node_set_event(self.ptr, node.ptr, handle)
             self._replace_owner(node, event)
 
     def set_event_wait_node_event(self, node: Node, event: Event) -> None:
         """Let a node wait for another event (cudaGraphExecEventWaitNodeSetEvent)."""
         self._check(node, NodeType.EVENT_WAIT)
+        handle = event_handle(event)
         with self._turn:
-            self.runtime.graph_exec_event_wait_node_set_event(self.ptr, node.ptr, event.ptr)
+            self.runtime.graph_exec_event_wait_node_set_event(self.ptr, node.ptr, handle)
             self._replace_owner(node, event)
 
     def set_child_graph_node_params(self, node: Node, child: Graph) -> None:
@@ -469,6 +530,7 @@ class GraphExec:
         The topology must be that of the graph it holds.
         """
         self._check(node, NodeType.GRAPH)
+        check_graph(child, "child")
         with self._turn:
             self.runtime.graph_exec_child_graph_node_set_params(self.ptr, node.ptr, child.ptr)
             self._replace_owner(node, (child, child.owners))
@@ -488,7 +550,8 @@ class GraphExec:
     def node_enabled(self, node: Node) -> bool:
         """Return whether a node is on (cudaGraphNodeGetEnabled)."""
         self._check(node, NodeType.KERNEL, NodeType.MEMCPY, NodeType.MEMSET)
-        return self.runtime.graph_node_get_enabled(self.ptr, node.ptr)
+        with self._turn:
+            return self.runtime.graph_node_get_enabled(self.ptr, node.ptr)
 
     # --- changing all of it ----------------------------------------------------------------------
 
@@ -510,8 +573,9 @@ class GraphExec:
         Raises:
             GraphUpdateError: on refusal, with ``strict``; the report is its ``report``.
         """
-        exec_ = self.ptr
+        check_graph(graph, "graph")
         with self._turn:
+            exec_ = self.ptr
             report = self._cluster_refusal(graph)
             if report is None:
                 info = self.runtime.graph_exec_update(exec_, graph.ptr)
@@ -589,15 +653,19 @@ class GraphExec:
                 node for node in known if not inside or node.graph_handle is not self.graph.handle
             ]
             for node in gone:
-                entry = known.pop(node)
-                self._replaced.append(getattr(entry, "owners", None))
+                self._retire(known.pop(node))
 
     def forget_nodes(self, gone: Callable[[Node], bool]) -> None:
         """Drop what is known of nodes that the graph destroys. For :class:`Graph` to call."""
         with self._turn:
             for known in (self._slots, self._copies, self._fills):
                 for node in [node for node in known if gone(node)]:
-                    self._replaced.append(getattr(known.pop(node), "owners", None))
+                    self._retire(known.pop(node))
+
+    def _retire(self, entry: object) -> None:
+        if isinstance(entry, _KernelSlot):
+            entry.commit = _retired
+            self._replaced.append(entry.owners)
 
     def _let_go(self) -> None:
         """Hand replaced operands over to the events that say when launches are done with them."""
@@ -621,12 +689,17 @@ class GraphExec:
         """
         if self._handle.closed:
             return
-        with self._turn:
+        # A host function may interrupt the very thread that has the turn; all it ends waits.
+        with nullcontext() if in_host_function() else self._turn:
+            if self._handle.closed:  # another thread was first
+                return
             owners = (self._owners, self._replaced, list(self._slots.values()))
             if self._streams:
                 self._keep(owners)
             self._handle.close()
-            self._bound, self._streams = (None, _unbound), {}
+            self._bound, self._streams = (_unbound, _unbound), {}
+            for slot in self._slots.values():
+                slot.commit = _retired
             self._slots, self._owners, self._replaced = {}, {}, []
 
     def __del__(self) -> None:
@@ -643,6 +716,13 @@ class GraphExec:
     def __repr__(self) -> str:
         state = "closed" if self._handle.closed else hex(self._handle.value)
         return f"<GraphExec {state} of {self.graph!r}>"
+
+
+def check_graph(graph: object, argument: str) -> None:
+    """Refuse what is no Graph; told by its handle, since that class is made of this module."""
+    handle = getattr(graph, "handle", None)
+    if not isinstance(handle, Handle) or handle.kind != "graph":
+        raise TypeError(f"{argument}: expected a Graph, came {type(graph).__name__}")
 
 
 def _pattern(value: object, element_size: int) -> int:

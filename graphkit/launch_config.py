@@ -9,7 +9,7 @@ import numpy as np
 
 from graphkit.runtime.protocol import Dim3, LaunchAttribute, LaunchAttributeID
 
-__all__ = ["check_shared_mem", "dim3", "launch_attributes"]
+__all__ = ["check_priority", "check_shared_mem", "dim3", "launch_attributes"]
 
 
 def dim3(value: object, argument: str) -> Dim3:
@@ -64,13 +64,24 @@ def _extents(value: object, argument: str) -> Dim3:
     return x, y, z
 
 
-def check_shared_mem(nbytes: object) -> int:
+def check_shared_mem(nbytes: object, argument: str = "shared_mem") -> int:
     """Return dynamic shared memory in bytes, or refuse it."""
+    if type(nbytes) is int and 0 <= nbytes < 2**32:  # the usual case, first
+        return nbytes
     if not isinstance(nbytes, (int, np.integer)) or isinstance(nbytes, bool):
-        raise TypeError(f"shared_mem: expected bytes as an int, came {type(nbytes).__name__}")
-    if nbytes < 0:
-        raise ValueError(f"shared_mem: expected 0 or more bytes, came {nbytes}")
+        raise TypeError(f"{argument}: expected bytes as an int, came {type(nbytes).__name__}")
+    if not 0 <= nbytes < 2**32:
+        raise ValueError(f"{argument}: expected 0 or more bytes, below 2**32, came {nbytes}")
     return int(nbytes)
+
+
+def check_priority(priority: object) -> int:
+    """Return the priority of a stream or a kernel, or refuse it; CUDA clamps what fits an int."""
+    if not isinstance(priority, (int, np.integer)) or isinstance(priority, bool):
+        raise TypeError(f"priority: expected an int, came {priority!r}")
+    if not -(2**31) <= priority < 2**31:
+        raise ValueError(f"priority: expected a number of 32 bits, came {priority}")
+    return int(priority)
 
 
 def launch_attributes(
@@ -95,7 +106,7 @@ def launch_attributes(
     if cooperative:
         attributes.append(LaunchAttribute(LaunchAttributeID.COOPERATIVE, (1,)))
     if priority is not None:
-        attributes.append(LaunchAttribute(LaunchAttributeID.PRIORITY, (int(priority),)))
+        attributes.append(LaunchAttribute(LaunchAttributeID.PRIORITY, (check_priority(priority),)))
     if programmatic:
         serialization = LaunchAttributeID.PROGRAMMATIC_STREAM_SERIALIZATION
         attributes.append(LaunchAttribute(serialization, (1,)))

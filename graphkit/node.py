@@ -226,20 +226,34 @@ def memcpy_params(dst: object, src: object, nbytes: int | None = None) -> Memcpy
     )
 
 
-def _memcpy_bytes(dst: object, src: object, nbytes: int | None) -> MemcpyNodeParams:
+def check_address(value: int, argument: str) -> int:
+    """Return an address, or refuse what no pointer can be."""
+    if isinstance(value, bool) or not 0 < value < 2**64:
+        raise ValueError(f"{argument}: expected an array or an address, came {value!r}")
+    return value
+
+
+def _check_nbytes(nbytes: object, addresses: str) -> int:
     if nbytes is None:
-        raise TypeError("nbytes: expected a size, since dst or src is an address; came none")
-    if nbytes <= 0:
+        raise TypeError(f"nbytes: expected a size, since {addresses} is an address; came none")
+    if not isinstance(nbytes, (int, np.integer)) or isinstance(nbytes, bool):
+        raise TypeError(f"nbytes: expected a size as an int, came {nbytes!r}")
+    if not 0 < nbytes < 2**64:
         raise ValueError(f"nbytes: expected at least 1, came {nbytes}")
+    return int(nbytes)
+
+
+def _memcpy_bytes(dst: object, src: object, nbytes: int | None) -> MemcpyNodeParams:
+    size = _check_nbytes(nbytes, "dst or src")
     addresses, on_host = [], []
     for value, argument in ((dst, "dst"), (src, "src")):
         if isinstance(value, int):
-            addresses.append(value)
+            addresses.append(check_address(value, argument))
             continue
         info = describe(value, argument)
-        if not info.contiguous or info.nbytes < nbytes:
+        if not info.contiguous or info.nbytes < size:
             raise ValueError(
-                f"{argument}: expected {nbytes} bytes without gaps, came {info.nbytes} in shape "
+                f"{argument}: expected {size} bytes without gaps, came {info.nbytes} in shape "
                 f"{info.shape} with strides {info.strides}"
             )
         addresses.append(info.ptr)
@@ -248,7 +262,7 @@ def _memcpy_bytes(dst: object, src: object, nbytes: int | None) -> MemcpyNodePar
     kind = MemcpyKind.DEFAULT
     if len(on_host) == 2:
         kind = MemcpyKind(2 * (not on_host[1]) + (not on_host[0]))
-    return MemcpyNodeParams(addresses[0], nbytes, 1, addresses[1], nbytes, 1, nbytes, 1, 1, kind)
+    return MemcpyNodeParams(addresses[0], size, 1, addresses[1], size, 1, size, 1, 1, kind)
 
 
 def _kind(dst: ArrayInfo, src: ArrayInfo) -> MemcpyKind:
@@ -278,19 +292,22 @@ def memset_params(dst: object, value: object, nbytes: int | None = None) -> Mems
     Args:
         dst: a device array, or an address.
         value: what each element becomes, in the array's dtype; for an address a byte, 0 to 255.
-        nbytes: how much to fill; needed when ``dst`` is an address.
+        nbytes: how much to fill; needed when ``dst`` is an address, and only then.
 
     Raises:
-        TypeError: when an address comes without ``nbytes``.
+        TypeError: when an address comes without ``nbytes``, or an array with it.
         ValueError: when CUDA cannot repeat the value: elements of 8 bytes whose halves differ, or
             a view of more than two dimensions.
     """
     if isinstance(dst, int):
-        if nbytes is None:
-            raise TypeError("nbytes: expected a size, since dst is an address; came none")
-        if not isinstance(value, int) or not 0 <= value <= 255 or nbytes <= 0:
-            raise ValueError(f"value: expected a byte for {nbytes} bytes, came {value!r}")
-        return MemsetNodeParams(dst, nbytes, value, 1, nbytes, 1)
+        size = _check_nbytes(nbytes, "dst")
+        if not isinstance(value, int) or not 0 <= value <= 255:
+            raise ValueError(f"value: expected a byte for {size} bytes, came {value!r}")
+        return MemsetNodeParams(check_address(dst, "dst"), size, value, 1, size, 1)
+    if nbytes is not None:
+        raise TypeError(
+            f"nbytes: expected none, since dst is an array and all of it is filled, came {nbytes!r}"
+        )
     info = device_pointer(dst, "dst")
     if not info.nbytes:
         raise ValueError("dst: expected at least one element to fill, came none")
@@ -321,7 +338,8 @@ def memset_params(dst: object, value: object, nbytes: int | None = None) -> Mems
 def _element(value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return one element of ``dtype``; refuse a value that it cannot hold."""
     item = np.asarray(value)
-    if item.shape != () or item.dtype.kind not in "biufcV":
+    lost = item.dtype.kind == "c" and dtype.kind != "c"  # the imaginary part would be
+    if item.shape != () or item.dtype.kind not in "biufcV" or lost:
         raise TypeError(f"value: expected a scalar for {dtype}, came {value!r}")
     with np.errstate(all="ignore"):
         element = item.astype(dtype)

@@ -148,6 +148,56 @@ MISTAKES = {
         "came a freed DeviceArray",
     ),
     "a cycle": (close_a_cycle, gk.CudaError, "cudaErrorInvalidValue"),
+    "a launch on no stream": (
+        lambda p: p.exe.launch(None),
+        TypeError,
+        "stream: expected a graphkit, CuPy",
+    ),
+    "a launch on an impossible stream": (
+        lambda p: p.exe.launch(-1),
+        ValueError,
+        "stream: expected a cudaStream_t, came -1",
+    ),
+    "a list of nodes for a node": (
+        lambda p: p.exe.set_kernel_node_params(p.graph.nodes, args={"a": 1.0}),
+        TypeError,
+        "node: expected a Node, came list",
+    ),
+    "the name of a kernel for a kernel": (
+        lambda p: p.exe.set_kernel_node_params(p.node, kernel="axpy", args=(p.x, p.y, 1.0, N)),
+        TypeError,
+        "kernel: expected a Kernel, came str",
+    ),
+    "an update with an exec": (
+        lambda p: p.exe.update(p.exe),
+        TypeError,
+        "graph: expected a Graph, came GraphExec",
+    ),
+    "no shared memory at all": (
+        lambda p: p.add(p.x, p.y, 1.0, N, shared_mem=None),
+        TypeError,
+        "shared_mem: expected bytes as an int, came NoneType",
+    ),
+    "more shared memory than 32 bits count": (
+        lambda p: p.add(p.x, p.y, 1.0, N, shared_mem=2**32),
+        ValueError,
+        "shared_mem: expected 0 or more bytes",
+    ),
+    "a priority that is none": (
+        lambda p: p.add(p.x, p.y, 1.0, N, priority=float("nan")),
+        TypeError,
+        "priority: expected an int, came nan",
+    ),
+    "a priority out of range": (
+        lambda p: gk.Stream(priority=2**31),
+        ValueError,
+        "priority: expected a number of 32 bits",
+    ),
+    "an event that is a stream": (
+        lambda p: p.stream.record(p.stream),
+        TypeError,
+        "event: expected an Event, came Stream",
+    ),
     "another topology": (
         lambda p: p.exe.update(p.other, strict=True),
         gk.GraphUpdateError,

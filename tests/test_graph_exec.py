@@ -580,3 +580,68 @@ def test_updating_with_another_cluster_is_refused(runtime, stream):
     assert exe.update(make(2))
     run(exe, stream)
     assert seen.get().tolist() == [4032] * 4
+
+
+def test_an_interrupt_while_a_turn_is_taken_loses_it_not(runtime, stream):
+    exe = gk.Graph().instantiate()
+    exe.launch(stream)
+    turn = exe._turn
+
+    class Interrupted(type(turn)):
+        def pop(self):
+            super().pop()
+            raise KeyboardInterrupt  # as a signal does: behind the call
+
+    exe._turn = Interrupted(turn)
+    for take in (lambda: exe.launch(stream), exe._turn.__enter__):
+        with pytest.raises(KeyboardInterrupt):
+            take()
+        assert len(exe._turn) == 1
+    exe._turn = turn
+    exe.launch(stream)
+
+
+def test_what_another_thread_did_meanwhile_is_not_undone(runtime, stream):
+    x, y, z = gk.asarray(np.ones(8, np.float32)), gk.zeros(8), gk.zeros(8)
+    graph = gk.Graph()
+    node = graph.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 1.0, 8))
+    exe = graph.instantiate()
+    exe.set_kernel_node_params(node, args={"a": 2.0})
+
+    class LookedUp(dict):
+        """Slots of which a thread without the turn looks one up, before another replaces it."""
+
+        def __init__(self, slot, change):
+            super().__init__({node: slot})
+            self.change = change
+
+        def __getitem__(self, key):
+            slot = super().__getitem__(key)
+            exe._slots = dict(self)
+            self.change()
+            return slot
+
+    exe._slots = LookedUp(
+        exe._slots[node], lambda: exe.set_kernel_node_params(node, args={"y": z}, grid=2)
+    )
+    exe.set_kernel_node_params(node, args={"a": 3.0})
+    exe.launch(stream)
+    stream.synchronize()
+    assert not y.get().any()
+    assert (z.get() == 4).all()
+
+    exe._slots = LookedUp(exe._slots[node], exe.close)
+    with pytest.raises(ValueError, match="exec: expected a live one"):
+        exe.set_kernel_node_params(node, args={"a": 3.0})
+
+
+def test_values_are_not_read_from_a_graph_that_has_lost_nodes(runtime, stream):
+    graph = gk.Graph()
+    x = gk.zeros(8)
+    node = graph.add_kernel_node(ADD_SCALAR, 1, 32, (x, x, 1.0, 8))
+    graph.add_kernel_node(ADD_SCALAR, 1, 32, (x, x, 2.0, 8), deps=node)
+    exe, other = graph.instantiate(), graph.clone()
+    exe.update(other)
+    other.remove_node(other.nodes[0])
+    with pytest.raises(ValueError, match="expected a graph of 1 nodes as this one, came 2"):
+        exe.set_kernel_node_params(node, args={"a": 3.0})

@@ -447,3 +447,18 @@ def test_a_function_unknown_to_graphkit_has_no_kernel(runtime):
     source = KernelSource(SHAPE.code, "shape", (), ((0, 8),), lambda launch: None)
     loaded = runtime.function_load(source)
     assert kernel_of(runtime, loaded.handle) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((b"", "k"), {}, "code: expected a str, came bytes"),
+        (("void k() {}", None), {}, "name: expected a str, came NoneType"),
+        (("void k() {}", ""), {}, "name: expected the kernel's name"),
+        (("void k() {}", "k"), {"twin": 1}, "twin: expected a function, came int"),
+        (("void k() {}", "k"), {"options": "-std=c++17"}, "options: expected a sequence of str"),
+    ],
+)
+def test_kernels_that_cannot_be(arguments, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        gk.Kernel(*arguments, **options)

@@ -469,3 +469,11 @@ def test_the_driver_agrees_about_the_layout(runtime):
         (item.offset, item.size) for item in ADD_SCALAR.parameters
     ]
     assert [item.name for item in found] == ["arg0", "arg1", "arg2", "arg3"]
+
+
+def test_bfloat16_takes_no_complex_number():
+    block = ArgumentBlock(parse_signature("__nv_bfloat16 a"))
+    with pytest.raises(TypeError, match="a: expected a bfloat16 scalar, came complex"):
+        block.pack((1j,))
+    block.pack((1.5,))
+    assert block.value(0) == 1.5

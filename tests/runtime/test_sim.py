@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import graphkit as gk
 from graphkit.errors import CudaError, NotSimulated, SimulationError
 from graphkit.runtime.protocol import (
     EdgeData,
@@ -382,3 +383,43 @@ def test_a_simulator_says_what_it_is():
     assert [runtime.get_device(), runtime.get_last_error()] == [0, 0]
     with pytest.raises(CudaError, match="101"):
         runtime.set_device(1)
+
+
+def test_an_interrupt_in_a_twin_comes_out_once_and_leaves_a_usable_stream(sim):
+    def interrupted(_launch):
+        raise KeyboardInterrupt
+
+    code = 'extern "C" __global__ void k() {}'
+    stream, ran = gk.Stream(), []
+    gk.Kernel(code, "k", twin=interrupted)(1, 1, (), stream=stream)
+    with pytest.raises(KeyboardInterrupt):
+        stream.synchronize()
+    gk.Kernel(code, "k", twin=lambda _launch: ran.append(1))(1, 1, (), stream=stream)
+    stream.synchronize()
+    assert ran == [1]
+
+
+def test_a_host_function_that_runs_at_once_cannot_wait_for_its_own_launch():
+    gk.use("sim", gk.SimOptions(execution="at_once"))
+    stream, graph, caught = gk.Stream(), gk.Graph(), []
+
+    def launch_again():
+        try:
+            exe.launch(stream)
+        except gk.CudaError as error:
+            caught.append(error.code)
+        exe.close()
+
+    graph.add_host_node(launch_again)
+    exe = graph.instantiate()
+    exe.launch(stream)
+    assert caught == [800]
+    with pytest.raises(ValueError, match="exec: expected a live one"):
+        exe.launch(stream)
+
+
+@pytest.mark.parametrize("name", ["order_seed", "total_memory", "quarantine"])
+@pytest.mark.parametrize("value", [None, float("nan"), "1"])
+def test_sizes_and_seeds_are_ints(name, value):
+    with pytest.raises(TypeError, match=f"{name}: expected an int"):
+        gk.SimOptions(**{name: value})

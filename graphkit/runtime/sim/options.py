@@ -36,6 +36,10 @@ class SimOptions:
     quarantine: int = 64 << 20
 
     def __post_init__(self) -> None:
+        for name in ("order_seed", "total_memory", "quarantine"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {value!r}")
         if self.uninitialized not in _UNINITIALIZED:
             raise ValueError(
                 f"uninitialized: expected one of {_UNINITIALIZED}, came {self.uninitialized!r}"

@@ -164,12 +164,19 @@ class WorkQueue:
                 action(work)
                 if self._log is not None and work.accesses:
                     self._log.check(work)
-            except Exception as error:
+            except BaseException as error:
                 work.submission.failed = True
                 error.add_note(f"raised while the simulator ran {work.describe()}")
+                if not isinstance(error, Exception):  # an interrupt does not wait for its turn
+                    raise
                 self._errors.append(error)
             finally:
                 self._running_thread = outer
+                self._settled(work)
+        else:
+            self._settled(work)
+
+    def _settled(self, work: Work) -> None:
         work.done = True
         work.deps = ()
         work.action = None

@@ -66,7 +66,8 @@ def _clear_errors() -> Iterator[None]:
         sys.stdout = None
         raise typer.Exit(0) from None
     except (GraphkitError, ValueError, TypeError, OSError, ImportError) as error:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before we began
+            sys.stdout.flush()
         typer.echo(f"graphkit: error: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -176,8 +177,7 @@ def generate(
         summary: Any = None
         for piece in pieces:
             if isinstance(piece, str):
-                typer.echo(_printable(piece), nl=False)
-                sys.stdout.flush()
+                typer.echo(_printable(piece), nl=False)  # and flush it
             else:
                 summary = piece
         typer.echo("\n")

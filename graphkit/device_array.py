@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NoReturn
 
@@ -59,7 +59,7 @@ class DeviceArray:
     ) -> None:
         self.runtime = runtime or current()
         self.shape = _extents(shape)
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.dtype = _plain_dtype(dtype)
         self.strides = contiguous_strides(self.shape, self.dtype.itemsize)
         self.offset = 0
         # cudaMalloc(0) gives no address; one byte keeps empty arrays apart from missing ones.
@@ -109,7 +109,10 @@ class DeviceArray:
             ValueError: for anything but ints and slices, and for negative steps.
         """
         items = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(item, (int, np.integer, slice, type(...))) for item in items):
+        if not all(
+            isinstance(item, (int, np.integer, slice, type(...))) and not isinstance(item, bool)
+            for item in items
+        ):
             raise ValueError(f"index: expected ints and slices, came {index!r}")
         # NumPy knows the rules of slicing: let it slice an array of this layout over no memory.
         # The ellipsis makes the result a view even when it is one element; nothing is read.
@@ -203,11 +206,26 @@ class DeviceArray:
         return f"<DeviceArray {self.shape} {self.dtype} {state}>"
 
 
-def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
-    extents = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+def _extents(shape: object) -> tuple[int, ...]:
+    extents: tuple[Any, ...] = (shape,)
+    if isinstance(shape, Iterable) and not isinstance(shape, (str, bytes)):
+        extents = tuple(shape)
+    if not all(isinstance(extent, (int, np.integer)) for extent in extents):
+        raise TypeError(f"shape: expected an int or several, came {shape!r}")
     if any(extent < 0 for extent in extents):
         raise ValueError(f"shape: expected extents of 0 or more, came {shape}")
     return tuple(int(extent) for extent in extents)
+
+
+def _plain_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    try:
+        kind: np.dtype[Any] = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"dtype: expected a NumPy dtype, came {dtype!r}: {error}") from None
+    # The bytes of a Python object are an address: on the device it means nothing.
+    if kind.hasobject or kind.subdtype is not None or not kind.itemsize:
+        raise TypeError(f"dtype: expected elements of plain bytes, came {kind}")
+    return kind
 
 
 def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
@@ -229,7 +247,9 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
         values: anything NumPy turns into an array.
         dtype: dtype of the result; that of ``values`` by default.
     """
-    host = np.asarray(values, dtype=dtype)
+    host = np.asarray(values, dtype=None if dtype is None else _plain_dtype(dtype))
+    if host.dtype.hasobject:
+        raise TypeError(f"values: expected numbers, came {values!r}")
     array = DeviceArray(host.shape, host.dtype)
     _initialize(array, np.ascontiguousarray(host))
     return array
@@ -249,7 +269,7 @@ def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> N
     """
     runtime = current()
     extents = _extents(shape)
-    kind: np.dtype[Any] = np.dtype(dtype)
+    kind = _plain_dtype(dtype)
     nbytes = prod(extents) * kind.itemsize
     address = runtime.host_alloc(max(nbytes, 1))
     buffer = (ctypes.c_ubyte * max(nbytes, 1)).from_address(address)

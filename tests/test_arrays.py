@@ -366,3 +366,31 @@ def test_an_array_on_the_host_is_no_device_array(runtime):
         with pytest.raises(TypeError, match=r"x: expected an array in device memory.*asarray"):
             device_pointer(host, "x")
     assert device_pointer(gk.zeros(3)).nbytes == 12
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: gk.empty(2.0), TypeError, "shape: expected an int or several, came 2.0"),
+        (lambda: gk.empty("2"), TypeError, "shape: expected an int or several, came '2'"),
+        (lambda: gk.empty((2, None)), TypeError, "shape: expected an int or several"),
+        (lambda: gk.empty(2, object), TypeError, "dtype: expected elements of plain bytes"),
+        (lambda: gk.empty_pinned(2, object), TypeError, "dtype: expected elements of plain bytes"),
+        (lambda: gk.empty(2, "V0"), TypeError, "dtype: expected elements of plain bytes"),
+        (lambda: gk.empty(2, (np.float32, 3)), TypeError, "dtype: expected elements of plain"),
+        (lambda: gk.empty(2, "no dtype"), TypeError, "dtype: expected a NumPy dtype, came"),
+        (lambda: gk.asarray(None), TypeError, "values: expected numbers, came None"),
+        (lambda: gk.asarray([object()]), TypeError, "values: expected numbers"),
+    ],
+)
+def test_arrays_that_cannot_be(runtime, make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+    assert gk.live_handles() == {}
+
+
+@pytest.mark.parametrize("index", [True, (False,), (0, True)])
+def test_a_bool_is_no_index(runtime, index):
+    # NumPy copies for a mask: the view would have had the address of that copy.
+    with pytest.raises(ValueError, match="index: expected ints and slices"):
+        gk.zeros((2, 2))[index]

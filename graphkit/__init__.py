@@ -10,6 +10,7 @@
 from graphkit.arrays import ArrayInfo, describe
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
+from graphkit.copying import memcpy_async, memset_async
 from graphkit.device_array import DeviceArray, asarray, empty, empty_pinned, zeros
 from graphkit.errors import (
     CaptureError,
@@ -86,6 +87,8 @@ __all__ = [
     "empty",
     "empty_pinned",
     "live_handles",
+    "memcpy_async",
+    "memset_async",
     "probe",
     "stream_handle",
     "use",

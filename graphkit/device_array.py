@@ -90,7 +90,11 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The protocol's version 3; the legacy stream orders what touches it."""
+        """The protocol's version 3, with no stream to wait for.
+
+        What a stream still does to the array is the caller's to order, as between two kernels. A
+        stream named here would be synchronized by whoever takes the array, which kills a capture.
+        """
         typestr = "<V2" if self.dtype == BFLOAT16 else self.dtype.str
         return {
             "version": 3,
@@ -98,7 +102,7 @@ class DeviceArray:
             "typestr": typestr,
             "data": (self.ptr, False),
             "strides": self.strides,
-            "stream": 1,
+            "stream": None,
         }
 
     def __getitem__(self, index: object) -> DeviceArray:
@@ -134,7 +138,8 @@ class DeviceArray:
 
         Raises:
             ValueError: when the memory was freed, or while any thread captures: waiting for the
-                device (cudaDeviceSynchronize) would kill the capture. Copy in stream order then.
+                device (cudaDeviceSynchronize) would kill the capture.
+                :func:`graphkit.memcpy_async` copies in stream order.
         """
         self._wait("get")
         span = self._fetch_span()
@@ -165,7 +170,8 @@ class DeviceArray:
         if capture_is_live():
             raise ValueError(
                 f"{method}: expected no live capture, came one that waiting for the device would "
-                "kill; copy in stream order, or wait for the end of the capture"
+                "kill; copy in stream order with graphkit.memcpy_async(), or wait for the end of "
+                "the capture"
             )
         self.runtime.device_synchronize()
 
@@ -234,9 +240,15 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceAr
 
 
 def zeros(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
-    """Return a :class:`DeviceArray` of zeros (cudaMalloc, cudaMemset)."""
+    """Return a :class:`DeviceArray` of zeros.
+
+    Calls cudaMalloc, cudaMemsetAsync on the legacy stream, and cudaStreamSynchronize for that: a
+    stream that does not wait for the legacy one would otherwise find the old bytes.
+    """
     array = DeviceArray(shape, dtype)
-    _initialize(array, np.zeros(array.shape, array.dtype))
+    if array.nbytes:  # no work can know the array yet, so that there is none to wait for
+        array.runtime.memset_async(array.ptr, 0, array.nbytes, 0)
+        array.runtime.stream_synchronize(0)
     return array
 
 
@@ -251,20 +263,15 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
     if host.dtype.hasobject:
         raise TypeError(f"values: expected numbers, came {values!r}")
     array = DeviceArray(host.shape, host.dtype)
-    _initialize(array, np.ascontiguousarray(host))
+    if array.nbytes:  # no work can know the array yet, so that there is none to wait for
+        array._store(np.ascontiguousarray(host))
     return array
-
-
-def _initialize(array: DeviceArray, values: NDArray[Any]) -> None:
-    """Fill an array that no work can know yet, so that there is none to wait for."""
-    if array.nbytes:
-        array._store(values)
 
 
 def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Return an uninitialized NumPy array in pinned host memory (cudaHostAlloc).
 
-    A graph that copies to or from the host must use such memory: it records the address. The
+    A graph that copies to or from the host must use such memory: it keeps the address. The
     memory lives as long as the array or any view of it.
     """
     runtime = current()

@@ -190,6 +190,8 @@ def test_the_interface_for_other_libraries(runtime):
     assert interface["strides"] == (12, 4)
     assert interface["typestr"] == "<i2"
     assert interface["data"] == (array.ptr + 12, False)
+    # Nothing to wait for: whoever takes the array would synchronize the stream named here.
+    assert interface["stream"] is None
     # NumPy has no name for bfloat16; two opaque bytes are what CuPy and PyTorch can reinterpret.
     assert gk.zeros(2, BF16).__cuda_array_interface__["typestr"] == "<V2"
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("statuses", "errors"),
     ("runtime", "turn", "lifetime", "device_array", "arrays"),
     ("stream", "c_signature", "launch_config", "params", "node"),
-    ("kernel",),
+    ("copying", "kernel"),
     ("readback",),
     ("graph_exec",),
     ("graph",),

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from math import prod
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,11 +105,20 @@ def _describe_dlpack(array: Any) -> ArrayInfo:
 
 def _describe_interface(array: Any) -> ArrayInfo:
     interface = array.__cuda_array_interface__
-    shape = tuple(interface["shape"])
-    dtype = np.dtype(interface["typestr"])
-    strides = interface.get("strides") or contiguous_strides(shape, dtype.itemsize)
-    nbytes = prod(shape) * dtype.itemsize
-    return ArrayInfo(interface["data"][0], shape, dtype, tuple(strides), nbytes, False, array)
+    try:
+        shape = tuple(map(index, interface["shape"]))
+        dtype = np.dtype(interface["typestr"])
+        strides = tuple(interface.get("strides") or contiguous_strides(shape, dtype.itemsize))
+        address = index(interface["data"][0] or 0)  # an empty array may have none
+        masked = interface.get("mask") is not None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TypeError(
+            "array: expected a __cuda_array_interface__ with shape, typestr and data, came "
+            f"{interface!r}"
+        ) from error
+    if masked:
+        raise TypeError("array: expected one without a mask, came a masked one")
+    return ArrayInfo(address, shape, dtype, strides, prod(shape) * dtype.itemsize, False, array)
 
 
 def _describe_own(array: DeviceArray) -> ArrayInfo:

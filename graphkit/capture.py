@@ -75,7 +75,8 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._graph is not None
+        if self._graph is None:
+            raise ValueError("capture: expected one that was entered, came a fresh one")
         runtime = self._runtime
         failure: CaptureError | None = None
         try:

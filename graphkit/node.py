@@ -173,6 +173,8 @@ def memcpy_params(dst: object, src: object, nbytes: int | None = None) -> Memcpy
         ValueError: when sizes differ, nothing is to be copied, or more than three dimensions
             would be needed.
     """
+    if isinstance(dst, np.ndarray) and not dst.flags.writeable:
+        raise ValueError("dst: expected an array that may be written, came a read-only one")
     if isinstance(dst, int) or isinstance(src, int) or nbytes is not None:
         return _memcpy_bytes(dst, src, nbytes)
     target, source = describe(dst, "dst"), describe(src, "src")

@@ -396,3 +396,23 @@ def test_a_bool_is_no_index(runtime, index):
     # NumPy copies for a mask: the view would have had the address of that copy.
     with pytest.raises(ValueError, match="index: expected ints and slices"):
         gk.zeros((2, 2))[index]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": None}, "expected a __cuda_array_interface__ with shape, typestr and data"),
+        ({"shape": (2.0,)}, "expected a __cuda_array_interface__ with shape, typestr and data"),
+        ({"typestr": "zz"}, "expected a __cuda_array_interface__ with shape, typestr and data"),
+        ({"data": None}, "expected a __cuda_array_interface__ with shape, typestr and data"),
+        ({"mask": object()}, "expected one without a mask"),
+    ],
+)
+def test_interfaces_that_say_too_little_or_too_much(change, message):
+    class Broken:
+        __cuda_array_interface__ = {  # noqa: RUF012
+            "shape": (2,), "typestr": "<f4", "data": (512, False), "version": 3, **change,
+        }  # fmt: skip
+
+    with pytest.raises(TypeError, match=message):
+        gk.describe(Broken())

@@ -648,3 +648,8 @@ def test_an_exec_changes_inside_of_a_capture(counter, stream, other):
     assert target.get().tolist() == [1.0] * N
     run(captured, stream)
     assert counter.get() == [2]
+
+
+def test_a_capture_that_was_not_entered_cannot_be_left(runtime, stream):
+    with pytest.raises(ValueError, match="capture: expected one that was entered"):
+        gk.capture(stream).__exit__(None, None, None)

@@ -402,3 +402,11 @@ def test_a_difference_reads_as_old_and_new():
 )
 def test_an_argument_reads_as_name_and_value(value, expected):
     assert str(gk.Argument("x", 0, 8, value)) == expected
+
+
+@pytest.mark.parametrize("nbytes", [None, 4])
+def test_a_copy_does_not_write_what_is_read_only(nbytes):
+    fixed = np.frombuffer(b"abcd", np.float32)
+    with pytest.raises(ValueError, match="dst: expected an array that may be written"):
+        memcpy_params(fixed, OnDevice((1,)), nbytes)
+    assert memcpy_params(OnDevice((1,)), fixed, nbytes).width == 4

@@ -337,3 +337,9 @@ def test_nothing_of_the_decode_is_left_behind(graphkit, model):
     # The fixture checks the handles; the arrays of the model must be gone as well.
     assert np.sum([1 for kind in gk.live_handles() if kind == "device memory"]) == 0
     assert Path(model).is_dir()
+
+
+def test_a_stdout_that_was_closed_before_is_no_error():
+    command = f"{sys.executable} -m graphkit.cli generate --runtime sim --tokens 1 --no-compare >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

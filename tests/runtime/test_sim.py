@@ -423,3 +423,16 @@ def test_a_host_function_that_runs_at_once_cannot_wait_for_its_own_launch():
 def test_sizes_and_seeds_are_ints(name, value):
     with pytest.raises(TypeError, match=f"{name}: expected an int"):
         gk.SimOptions(**{name: value})
+
+
+def test_a_simulator_does_not_take_anothers_handle_for_its_own():
+    gk.use("sim")
+    stream, exe, event = gk.Stream(), gk.Graph().instantiate(), gk.Event()
+    gk.use("sim")
+    graph, _streams, _events = gk.Graph(), gk.Stream(), gk.Event()
+    with pytest.raises(CudaError, match="is no live graph"):
+        exe.update(graph)
+    with pytest.raises(CudaError, match="is no live stream"):
+        event.record(_streams)
+    with pytest.raises(CudaError, match="is no live stream"):
+        graph.instantiate().launch(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class SimEvent:
 _STREAM_LEGACY, _STREAM_PER_THREAD = 1, 2  # the handles that driver_types.h gives them
 # Every kind of handle has its own range, so that one cannot be taken for another.
 _RANGES = {"stream": 1, "event": 2, "graph": 3, "node": 4, "exec": 5, "function": 6}
+# All simulators of this process share the numbers: one does not take another's handle for its own.
+_numbers = {kind: itertools.count(1) for kind in _RANGES}
 
 
 class State:
@@ -81,7 +84,6 @@ class State:
         self.memory = MemoryTable(options.total_memory, options.uninitialized, options.quarantine)
         log = AccessLog(self.memory) if options.detect_races else None
         self.queue = WorkQueue(log, options.order_seed, options.execution)
-        self._next = dict.fromkeys(_RANGES, 0)
         self.streams: dict[int, SimStream] = {0: SimStream(0, StreamFlags.DEFAULT, 0)}
         self.events: dict[int, SimEvent] = {}
         self.graphs: dict[int, SimGraph] = {}
@@ -92,8 +94,7 @@ class State:
 
     def new_handle(self, kind: str) -> int:
         """Return a handle that was never given out."""
-        self._next[kind] += 1
-        return (_RANGES[kind] << 44) + (self._next[kind] << 4)
+        return (_RANGES[kind] << 44) + (next(_numbers[kind]) << 4)
 
     def stream(self, handle: int) -> SimStream:
         """Return a live stream, or refuse with 400; cudaStreamLegacy is the stream 0."""

@@ -19,8 +19,9 @@ then timed in turn with all others (bench/measure.py says how). Host microsecond
 
 Peers' calls are timed without a check of the status they return; graphkit's check it.
 
-NOTES. Predictions, written before graphkit's first measurement, from what the driver's calls cost
-when asked one by one (C 1.94 us to launch 10 nodes, cuda.bindings runtime 2.8, CuPy's launch 2.3):
+NOTES. Predictions, written before graphkit's first measurement, from what single calls took when
+they were timed one by one, once, on an H200 with driver 580.159 (C 1.94 us to launch 10 nodes,
+cuda.bindings runtime 2.8, CuPy's launch 2.3):
 
 - launch, 10 nodes: `launcher()` is one prebound call, so it should stand at the best binding,
   about 1.15 x C, and miss 1.10 x unless the binding leaves the interpreter's lock alone;
@@ -31,19 +32,19 @@ when asked one by one (C 1.94 us to launch 10 nodes, cuda.bindings runtime 2.8, 
 - instantiate, upload, first launch and update of 100 nodes or more: within 5% of C, because the
   driver's work hides everything else.
 
-Results of the first two runs, before any tuning of graphkit (2026-11-21, one H200):
+How they did in the first two runs, before any tuning (docs/benchmarks.md has the figures of the
+runs that are kept):
 
-- `launcher()` 1.21 and 1.22 x C, `launch(stream)` 1.53 and 1.56: a Python frame or two more than
-  predicted. CuPy's own call stands at 1.14 x C, so 1.10 needs less than any binding costs today.
-- Sets 3.5 to 4.5 x C, far over. In turns with its neighbours C sets a node in 0.5 us, and of the
-  two modules of cuda.bindings the driver's is the cheaper one (1.5 x C; the runtime's 1.7).
-- Build 31 x C in used memory, where C takes 0.30 us a node, 11 to 16 x C in fresh memory, where it
-  takes 0.9 to 1.5: the prediction had the size of graphkit's own work wrong by a factor of five.
-- Instantiate, upload and first launch within 7% of C from 100 nodes on, as predicted. Update:
-  20% over C at 100 nodes, 5% at 1,000.
-- Not predicted: an update that changes an int in each of 1,000 nodes costs C 400 us, one that
-  changes nothing 61. cuda.core's launches back to back take what the device takes (222 us at 1,000
-  nodes); nobody else's do. Why is not known.
+- Launches: a Python frame or two more than predicted.
+- Sets: far over. In turns with its neighbours C is faster than it is alone, and of the two modules
+  of cuda.bindings the driver's has the cheaper setter.
+- Build: an order of magnitude over. The memory that an earlier graph left makes C's own call much
+  cheaper than fresh memory does, and graphkit's work was guessed too small.
+- Instantiate, upload and first launch: as predicted. Update: over at 100 nodes, as predicted at
+  1,000.
+- Not predicted: an update that changes an int in every node costs C several times one that changes
+  nothing. cuda.core's launches back to back take what the device takes; nobody else's do. Why is
+  not known.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ STATUSES: dict[int, Status] = {
         "cudaErrorMemoryAllocation",
         "there is not enough memory, on the device or pinned on the host",
         "other processes or a framework's caching allocator hold it; many executable graphs"
-        " add up too, at about 2.4 KB of device memory a node",
+        " add up too, at a few KB of device memory a node",
         "free arrays, empty the allocator's cache, close executable graphs that are no "
         "longer launched",
     ),

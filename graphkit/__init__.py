@@ -22,7 +22,7 @@ from graphkit.errors import (
     SimulationError,
 )
 from graphkit.graph import Graph
-from graphkit.graph_exec import GraphExec, UpdateReport
+from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.lifetime import live_handles
 from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
@@ -41,6 +41,7 @@ from graphkit.runtime.protocol import (
 )
 from graphkit.runtime.sim.options import SimOptions
 from graphkit.stream import Event, HostCallback, Stream, stream_handle
+from graphkit.update_report import UpdateReport
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
-from graphkit.graph_exec import GraphExec, check_graph
+from graphkit.graph_exec import GraphExec, check_graph, check_kernel
 from graphkit.kernel import Kernel
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import Handle
@@ -23,6 +23,7 @@ from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
     DependencyType,
+    Dim3,
     Edge,
     EdgeData,
     InstantiateFlags,
@@ -33,7 +34,8 @@ from graphkit.runtime.protocol import (
     NodeType,
     Runtime,
 )
-from graphkit.stream import Event, HostCallback, event_handle
+from graphkit.stream import Event, HostCallback, event_handle, host_callback
+from graphkit.turn import Turn
 
 __all__ = ["Graph"]
 
@@ -50,9 +52,9 @@ class Graph:
 
     def __init__(self, *, runtime: Runtime | None = None) -> None:
         runtime = runtime or current()
-        self._setup(Handle(runtime, "graph", runtime.graph_create(), runtime.graph_destroy))
+        self._setup(Handle(runtime, "graph", runtime.graph_create(), runtime.graph_destroy), {})
 
-    def _setup(self, handle: Handle) -> None:
+    def _setup(self, handle: Handle, clusters: dict[tuple[int, ...], Dim3] | None = None) -> None:
         self.runtime: Runtime = handle.runtime
         self.handle = handle
         # A list that execs and captures share: closing the graph takes nothing from them.
@@ -62,7 +64,11 @@ class Graph:
         self._children: dict[int, Graph] = {}
         # They must forget the nodes that are destroyed here.
         self._execs: WeakSet[GraphExec] = WeakSet()
-        self._clusters: dict[int, tuple[int, ...]] | None = None
+        # None is not known: what others put into the graph must be asked for.
+        self._clusters = clusters
+        # The child graph node that this graph is inside of.
+        self.holder: Node | None = None
+        self._turn = Turn()
 
     @classmethod
     def of_handle(cls, handle: Handle) -> Graph:
@@ -100,8 +106,9 @@ class Graph:
                 "graph: expected a PyTorch, CuPy or cuda.core graph or a cudaGraph_t as an int, "
                 f"came {graph!r}"
             )
-        keep = graph if owner is None else (owner, graph)
-        return cls.of_handle(Handle(runtime or current(), "graph", address, None, keep))
+        adopted = cls.of_handle(Handle(runtime or current(), "graph", address, None))
+        adopted.owners.append((owner, graph))
+        return adopted
 
     @property
     def ptr(self) -> int:
@@ -129,7 +136,7 @@ class Graph:
         cooperative: bool = False,
         priority: int | None = None,
     ) -> Node:
-        """Add a kernel node (cudaGraphAddKernelNode).
+        """Add a kernel node (cuGraphAddKernelNode).
 
         One further call for each attribute given (cuGraphKernelNodeSetAttribute).
 
@@ -149,9 +156,10 @@ class Graph:
             TypeError: an argument too many, too few, or of the wrong type or size.
             ValueError: an extent of zero, a freed array, a node of another graph.
         """
-        if type(kernel) is not Kernel:
-            raise TypeError(f"kernel: expected a Kernel, came {type(kernel).__name__}")
+        check_kernel(kernel)
         runtime = self.runtime
+        # First, since a generator may add nodes of its own and pack their arguments.
+        dependencies = self._dependencies(deps)
         graph = self.handle.value or self.ptr
         kernel_params, owners = kernel.pack(args)
         params = KernelNodeParams(
@@ -163,16 +171,18 @@ class Graph:
         )
         plain = cluster is None and priority is None and not cooperative
         attributes = () if plain else launch_attributes(grid, cluster, cooperative, priority)
-        ptr = runtime.graph_add_kernel_node(graph, self._dependencies(deps), params)
-        for attribute in attributes:
-            try:
-                runtime.graph_kernel_node_set_attribute(ptr, attribute)
-            except BaseException:
-                runtime.graph_destroy_node(ptr)
-                raise
-        self._clusters = None
-        self._kernels.add(kernel)
-        return self._keep(ptr, NodeType.KERNEL, owners)
+        with self._turn:
+            ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
+            for attribute in attributes:
+                try:
+                    runtime.graph_kernel_node_set_attribute(ptr, attribute)
+                except BaseException:
+                    runtime.graph_destroy_node(ptr)
+                    raise
+            if cluster is not None:
+                self._clusters = None
+            self._kernels.add(kernel)
+            return self._keep(ptr, NodeType.KERNEL, owners)
 
     def add_memcpy_node(
         self,
@@ -182,7 +192,7 @@ class Graph:
         nbytes: int | None = None,
         deps: Node | Iterable[Node] = (),
     ) -> Node:
-        """Add a memcpy node (cudaGraphAddMemcpyNode).
+        """Add a memcpy node (cudaGraphAddMemcpyNode, or cudaGraphAddMemcpyNode1D).
 
         Arrays without gaps are copied as one run of bytes, views as rows (2-D) or slices of rows
         (3-D). A host array must stay where it is: the graph records its address and keeps it
@@ -195,8 +205,10 @@ class Graph:
             deps: nodes this one waits for.
         """
         params = memcpy_params(dst, src, nbytes)
-        ptr = self.runtime.graph_add_memcpy_node(self.ptr, self._dependencies(deps), params)
-        return self._keep(ptr, NodeType.MEMCPY, (dst, src))
+        before = self._dependencies(deps)
+        with self._turn:
+            ptr = self.runtime.graph_add_memcpy_node(self.ptr, before, params)
+            return self._keep(ptr, NodeType.MEMCPY, (dst, src))
 
     def add_memset_node(
         self,
@@ -215,33 +227,40 @@ class Graph:
             deps: nodes this one waits for.
         """
         params = memset_params(dst, value, nbytes)
-        ptr = self.runtime.graph_add_memset_node(self.ptr, self._dependencies(deps), params)
-        return self._keep(ptr, NodeType.MEMSET, dst)
+        before = self._dependencies(deps)
+        with self._turn:
+            ptr = self.runtime.graph_add_memset_node(self.ptr, before, params)
+            return self._keep(ptr, NodeType.MEMSET, dst)
 
-    def add_host_node(self, fn: Callable[[], Any], *, deps: Node | Iterable[Node] = ()) -> Node:
+    def add_host_node(
+        self, fn: Callable[[], Any] | HostCallback, *, deps: Node | Iterable[Node] = ()
+    ) -> Node:
         """Add a node that calls a Python function on the host (cudaGraphAddHostNode).
 
         Args:
-            fn: called without arguments, on a thread of CUDA's; it must not make CUDA calls.
+            fn: called without arguments, on a thread of CUDA's; it must not make CUDA calls. As a
+                :class:`graphkit.HostCallback` it can be asked later what it raised.
             deps: nodes this one waits for.
         """
-        callback = HostCallback(fn)
-        ptr = self.runtime.graph_add_host_node(self.ptr, self._dependencies(deps), callback.params)
-        return self._keep(ptr, NodeType.HOST, callback)
+        callback = host_callback(fn)
+        before = self._dependencies(deps)
+        with self._turn:
+            ptr = self.runtime.graph_add_host_node(self.ptr, before, callback.params)
+            return self._keep(ptr, NodeType.HOST, callback)
 
     def add_event_record_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that records an event (cudaGraphAddEventRecordNode)."""
-        ptr = self.runtime.graph_add_event_record_node(
-            self.ptr, self._dependencies(deps), event_handle(event)
-        )
-        return self._keep(ptr, NodeType.EVENT_RECORD, event)
+        handle, before = event_handle(event), self._dependencies(deps)
+        with self._turn:
+            ptr = self.runtime.graph_add_event_record_node(self.ptr, before, handle)
+            return self._keep(ptr, NodeType.EVENT_RECORD, event)
 
     def add_event_wait_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that waits for an event (cudaGraphAddEventWaitNode)."""
-        ptr = self.runtime.graph_add_event_wait_node(
-            self.ptr, self._dependencies(deps), event_handle(event)
-        )
-        return self._keep(ptr, NodeType.EVENT_WAIT, event)
+        handle, before = event_handle(event), self._dependencies(deps)
+        with self._turn:
+            ptr = self.runtime.graph_add_event_wait_node(self.ptr, before, handle)
+            return self._keep(ptr, NodeType.EVENT_WAIT, event)
 
     def add_child_graph_node(self, child: Graph, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that holds a copy of another graph (cudaGraphAddChildGraphNode).
@@ -249,31 +268,38 @@ class Graph:
         Later changes of ``child`` do not reach the copy; :meth:`child_graph` gives that.
         """
         check_graph(child, "child")
-        ptr = self.runtime.graph_add_child_graph_node(self.ptr, self._dependencies(deps), child.ptr)
-        self._clusters = None
-        return self._keep(ptr, NodeType.GRAPH, tuple(child.owners))
+        before = self._dependencies(deps)
+        with self._turn:
+            ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
+            if child.clusters:
+                self._clusters = None
+            return self._keep(ptr, NodeType.GRAPH, tuple(child.owners))
 
     def add_empty_node(self, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that does nothing (cudaGraphAddEmptyNode): a place where edges meet."""
-        ptr = self.runtime.graph_add_empty_node(self.ptr, self._dependencies(deps))
-        return self._keep(ptr, NodeType.EMPTY, None)
+        before = self._dependencies(deps)
+        with self._turn:
+            ptr = self.runtime.graph_add_empty_node(self.ptr, before)
+            return self._keep(ptr, NodeType.EMPTY, None)
 
     def remove_node(self, node: Node) -> None:
         """Take a node and its edges out of the graph (cudaGraphDestroyNode).
 
         Execs made before keep it. What it pointed at stays alive as long as the graph.
         """
-        self._check(node)
-        child = self._children.pop(node.ptr, None)
-        for exe in self._execs:
-            exe.forget_nodes(lambda known: known is node)
+        with self._turn:
+            self._check(node)
+            self.runtime.graph_destroy_node(node.ptr)
+            child = self._children.pop(node.ptr, None)
+            for exe in list(self._execs):
+                exe.forget_nodes(lambda known: known is node)
+                if child is not None:
+                    exe.forget_nodes(child.contains)
+            del self._nodes[node.ptr]
             if child is not None:
-                exe.forget_nodes(child.contains)
-        self.runtime.graph_destroy_node(node.ptr)
-        del self._nodes[node.ptr]
-        if child is not None:
-            child.close()
-        self._clusters = None
+                child.close()
+            if self._clusters:
+                self._clusters = None
 
     def _keep(self, ptr: int, type_: NodeType, owners: object) -> Node:
         self.owners.append(owners)
@@ -404,52 +430,48 @@ class Graph:
         if child is None:
             value = self.runtime.graph_child_graph_node_get_graph(node.ptr)
             child = Graph.of_handle(Handle(self.runtime, "graph", value, None, self.handle))
+            child.holder = node
             self._children[node.ptr] = child
         return child
 
     @property
-    def clusters(self) -> dict[int, tuple[int, ...]]:
-        """Cluster extents of the kernel nodes that have any, by the node's place in the order.
+    def clusters(self) -> dict[tuple[int, ...], Dim3]:
+        """Cluster extents of the kernel nodes that have any, by their place in the order.
 
-        Read once and remembered (cuGraphKernelNodeGetAttribute for each kernel node).
+        A place inside of a child graph is a path. Nothing is asked of CUDA where no node that was
+        added here has a cluster; else cuGraphKernelNodeGetAttribute for each kernel node, once.
         """
         if self._clusters is None:
-            found = {
-                index: read_cluster(node)
-                for index, node in enumerate(self.nodes)
-                if node.type is NodeType.KERNEL
-            }
-            self._clusters = {index: extents for index, extents in found.items() if extents}
+            found: dict[tuple[int, ...], Dim3] = {}
+            for place, node in enumerate(self.nodes):
+                if node.type is NodeType.GRAPH:
+                    inside = self.child_graph(node).clusters.items()
+                    found.update({(place, *path): extents for path, extents in inside})
+                elif node.type is NodeType.KERNEL and (extents := read_cluster(node)):
+                    found[(place,)] = extents
+            self._clusters = found
         return self._clusters
 
-    def counterpart(self, other: Graph, node: Node) -> Node:
-        """Return the node that stands here where ``node`` stands in ``other``.
-
-        Both graphs have the same topology; nodes are paired by their order.
-        """
-        check_graph(other, "other")
-        pointers, ours = self.runtime.graph_get_nodes(other.ptr), self.nodes
-        if len(pointers) != len(ours):
-            raise ValueError(
-                f"other: expected a graph of {len(ours)} nodes as this one, came {len(pointers)}; "
-                "nodes were added or removed since the graphs had the same topology"
-            )
-        if node.ptr in pointers:
-            return ours[pointers.index(node.ptr)]
-        for child in other.nodes:
-            if child.type is NodeType.GRAPH:
-                inner = other.child_graph(child)
-                if inner.contains(node):
-                    return self.child_graph(self.counterpart(other, child)).counterpart(inner, node)
-        raise ValueError(f"node: expected a node of {other!r}, came {node!r}")
-
-    def contains(self, node: Node) -> bool:
-        """Return whether a node is in this graph or in a child graph of it."""
+    def level_of(self, node: Node) -> Graph | None:
+        """Return the graph that a node is a node of: this one, a child graph in it, or None."""
         if not isinstance(node, Node):
             raise TypeError(f"node: expected a Node, came {type(node).__name__}")
         if node.graph_handle is self.handle:
-            return node.ptr in self._nodes
-        return any(child.contains(node) for child in self._children.values())
+            return self if node.ptr in self._nodes else None
+        for child in self._children.values():
+            found = child.level_of(node)
+            if found is not None:
+                return found
+        return None
+
+    def child_level(self, node: Node) -> Graph | None:
+        """Return the child graph of a node where somebody has looked at it, else None."""
+        level = self.level_of(node)
+        return None if level is None else level._children.get(node.ptr)
+
+    def contains(self, node: Node) -> bool:
+        """Return whether a node is in this graph or in a child graph of it."""
+        return self.level_of(node) is not None
 
     def clone(self) -> Graph:
         """Return an independent copy (cudaGraphClone); :meth:`in_clone` finds a node in it."""
@@ -480,7 +502,8 @@ class Graph:
         if isinstance(values, KernelNodeValues):
             text = f"{values.name}\\n{values.grid} x {values.block}"
         elif isinstance(values, MemcpyNodeParams):
-            extents = " x ".join(str(n) for n in values[6:9] if n > 1)
+            sizes = (values.width, values.height, values.depth)
+            extents = " x ".join(str(size) for size in sizes if size > 1)
             text = f"memcpy {values.kind.name.lower()}\\n{extents} bytes"
         elif isinstance(values, MemsetNodeParams):
             text = f"memset {values.value:#x}\\n{values.width} x {values.height}"
@@ -530,7 +553,7 @@ class Graph:
         """
         if self._execs and not self.handle.closed:
             self.clusters  # noqa: B018 - an update of theirs will want to know
-        for exe in self._execs:
+        for exe in list(self._execs):
             exe.forget_nodes(self.contains)
         for child in self._children.values():
             child.close()

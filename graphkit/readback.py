@@ -7,7 +7,7 @@ from graphkit.node import Argument, KernelNodeValues, Node, NodeValues
 from graphkit.params import ArgumentBlock
 from graphkit.runtime.protocol import Dim3, KernelNodeParams, LaunchAttributeID, NodeType
 
-__all__ = ["read_cluster", "read_kernel", "read_kernel_block", "read_values"]
+__all__ = ["kernel_values", "read_cluster", "read_kernel", "read_kernel_block", "read_values"]
 
 # The attributes that are read back, and the values that say the same as none.
 _ATTRIBUTES = {
@@ -31,8 +31,12 @@ def read_values(node: Node) -> NodeValues:
 
 def read_kernel(node: Node) -> KernelNodeValues:
     """Return a kernel node's parameters with its arguments and attributes."""
+    return kernel_values(node, *read_kernel_block(node))
+
+
+def kernel_values(node: Node, params: KernelNodeParams, block: ArgumentBlock) -> KernelNodeValues:
+    """Return parameters and arguments as values, with the attributes of a kernel node."""
     runtime = node.graph_handle.runtime
-    params, block = read_kernel_block(node)
     args = tuple(
         Argument(item.name, item.offset, item.size, block.value(index))
         for index, item in enumerate(block.parameters)

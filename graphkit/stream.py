@@ -250,6 +250,8 @@ def stream_handle(stream: object) -> int:
     if protocol is not None:
         pair = protocol() if callable(protocol) else protocol
         return int(pair[1])
+    if isinstance(stream, Event) or hasattr(type(stream), "__cuda_array_interface__"):
+        raise TypeError(f"stream: expected a stream, came {type(stream).__name__}")
     for attribute in ("ptr", "cuda_stream", "handle"):
         value = getattr(stream, attribute, None)
         if value is not None:

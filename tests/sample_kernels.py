@@ -55,7 +55,23 @@ def _blocks(launch: gk.Launch, seen: gk.Pointer) -> None:
     seen.view(launch.grid[0])[:] = launch.grid[0] * 1000 + launch.block[0]
 
 
+_NOTE = r"""
+extern "C" __global__ void note(int* seen, int first, int second) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        seen[0] = first;
+        seen[1] = second;
+        seen[2] = gridDim.x;
+    }
+}
+"""
+
+
+def _note(launch: gk.Launch, seen: gk.Pointer, first: int, second: int) -> None:
+    seen.view(3)[:] = first, second, launch.grid[0]
+
+
 ADD_SCALAR = gk.Kernel(_ADD_SCALAR, "add_scalar", twin=_add_scalar)
 AXPY = gk.Kernel(_AXPY, "axpy", twin=_axpy)
 INCREMENT = gk.Kernel(_INCREMENT, "increment", twin=_increment)
 BLOCKS = gk.Kernel(_BLOCKS, "blocks", twin=_blocks)
+NOTE = gk.Kernel(_NOTE, "note", twin=_note)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+
 import numpy as np
 import pytest
-from sample_kernels import ADD_SCALAR, AXPY, BLOCKS, INCREMENT
+from sample_kernels import ADD_SCALAR, AXPY, BLOCKS, INCREMENT, NOTE
 
 import graphkit as gk
 
@@ -582,57 +585,165 @@ def test_updating_with_another_cluster_is_refused(runtime, stream):
     assert seen.get().tolist() == [4032] * 4
 
 
-def test_an_interrupt_while_a_turn_is_taken_loses_it_not(runtime, stream):
-    exe = gk.Graph().instantiate()
-    exe.launch(stream)
-    turn = exe._turn
-
-    class Interrupted(type(turn)):
-        def pop(self):
-            super().pop()
-            raise KeyboardInterrupt  # as a signal does: behind the call
-
-    exe._turn = Interrupted(turn)
-    for take in (lambda: exe.launch(stream), exe._turn.__enter__):
-        with pytest.raises(KeyboardInterrupt):
-            take()
-        assert len(exe._turn) == 1
-    exe._turn = turn
-    exe.launch(stream)
-
-
-def test_what_another_thread_did_meanwhile_is_not_undone(runtime, stream):
-    x, y, z = gk.asarray(np.ones(8, np.float32)), gk.zeros(8), gk.zeros(8)
+def test_changes_of_two_threads_to_one_node_are_all_there(runtime, stream):
+    seen, n = gk.zeros(64, np.int32), 300
     graph = gk.Graph()
-    node = graph.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 1.0, 8))
+    node = graph.add_kernel_node(NOTE, 1, 1, (seen, 0, 0))
     exe = graph.instantiate()
-    exe.set_kernel_node_params(node, args={"a": 2.0})
 
-    class LookedUp(dict):
-        """Slots of which a thread without the turn looks one up, before another replaces it."""
+    def change(**what):
+        for value in range(1, n + 1):
+            exe.set_kernel_node_params(node, **{key: of(value) for key, of in what.items()})
 
-        def __init__(self, slot, change):
-            super().__init__({node: slot})
-            self.change = change
+    threads = [
+        threading.Thread(target=change, kwargs={"args": lambda v: {"first": v}}),
+        threading.Thread(target=change, kwargs={"args": lambda v: {"second": v}}),
+        threading.Thread(target=change, kwargs={"grid": lambda v: 1 + v % 2}),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run(exe, stream)
+    assert seen.get()[:3].tolist() == [n, n, 1]
 
-        def __getitem__(self, key):
-            slot = super().__getitem__(key)
-            exe._slots = dict(self)
-            self.change()
-            return slot
 
-    exe._slots = LookedUp(
-        exe._slots[node], lambda: exe.set_kernel_node_params(node, args={"y": z}, grid=2)
-    )
-    exe.set_kernel_node_params(node, args={"a": 3.0})
+def test_an_exec_that_another_thread_closes_is_refused_from_then_on(runtime, stream):
+    counter = gk.zeros(1, np.int32)
+    graph = gk.Graph()
+    node = graph.add_kernel_node(INCREMENT, 1, 1, (counter, 1))
+    exe = graph.instantiate()
+    refused = []
+
+    def use():
+        while not refused:
+            try:
+                exe.set_kernel_node_params(node, args={"by": 1})
+                exe.launch(stream)
+            except ValueError as error:
+                refused.append(str(error))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    while not counter.get()[0]:
+        stream.synchronize()
+    exe.close()
+    thread.join()
+    assert refused == ["exec: expected a live one, came a closed one"]
+
+
+def test_arguments_inside_of_a_child_graph_stay_those_that_were_set(x, y, stream):
+    child = gk.Graph()
+    child.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 1.0, N))
+    graph = gk.Graph()
+    holder = graph.add_child_graph_node(child)
+    exe = graph.instantiate()
+    inner = graph.child_graph(holder).nodes[0]
+    target = gk.zeros(N)
+    other = gk.Graph()
+    other.add_kernel_node(ADD_SCALAR, 1, 32, (x, target, 8.0, N))
+    exe.set_child_graph_node_params(holder, other)
+    exe.set_kernel_node_params(inner, args={"a": 5.0})
+    run(exe, stream)
+    assert np.array_equal(target.get(), x.get() + 5)
+    assert not y.get().any()
+
+
+def test_a_launcher_is_no_cycle(graph, stream):
+    exe = graph.instantiate()
+    go = exe.launcher(stream)
+    exe.launch(stream)
+    go()
+    stream.synchronize()
+    gc.disable()
+    try:
+        del exe, go
+        assert "executable graph" not in gk.live_handles()
+    finally:
+        gc.enable()
+
+
+def test_a_closed_stream_is_refused_also_when_it_was_launched_on(graph):
+    stream = gk.Stream()
+    exe = graph.instantiate()
+    go = exe.launcher(stream)
     exe.launch(stream)
     stream.synchronize()
-    assert not y.get().any()
-    assert (z.get() == 4).all()
+    stream.close()
+    for launch in (go, lambda: exe.launch(stream)):
+        with pytest.raises(ValueError, match="stream: expected a live one"):
+            launch()
 
-    exe._slots = LookedUp(exe._slots[node], exe.close)
-    with pytest.raises(ValueError, match="exec: expected a live one"):
-        exe.set_kernel_node_params(node, args={"a": 3.0})
+
+def test_an_update_by_a_shorter_graph_with_clusters_is_another_topology(runtime):
+    seen = gk.zeros(8, np.int32)
+    graph = gk.Graph()
+    first = graph.add_kernel_node(BLOCKS, 4, 32, (seen,))
+    graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=2, deps=first)
+    exe = graph.instantiate()
+    other = gk.Graph()
+    other.add_kernel_node(BLOCKS, 4, 32, (seen,))
+    assert exe.update(other).result is gk.ExecUpdateStatus.TOPOLOGY_CHANGED
+
+
+def test_other_clusters_inside_of_a_child_graph_are_refused(runtime):
+    seen = gk.zeros(8, np.int32)
+
+    def outer(cluster):
+        child = gk.Graph()
+        child.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=cluster)
+        graph = gk.Graph()
+        graph.add_child_graph_node(child)
+        return graph
+
+    report = outer(2).instantiate().update(outer(4))
+    assert report.result is gk.ExecUpdateStatus.ATTRIBUTES_CHANGED
+
+
+def test_a_report_compares_with_what_the_exec_holds(runtime):
+    seen = gk.zeros(8, np.int32)
+    graph = gk.Graph()
+    node = graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=2)
+    exe = graph.instantiate()
+    exe.set_kernel_node_params(node, block=64)
+    other = gk.Graph()
+    other.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=4)
+    report = exe.update(other)
+    changed = {item.what: (item.old, item.new) for item in report.differences}
+    assert changed["block"] == ((64, 1, 1), (32, 1, 1))
+
+
+def test_elements_of_another_size_are_refused_for_a_fill(runtime):
+    graph = gk.Graph()
+    node = graph.add_memset_node(gk.zeros(4), 1.0)
+    with pytest.raises(ValueError, match="elements of 4 bytes"):
+        graph.instantiate().set_memset_node_params(node, dst=gk.zeros(4, np.uint8))
+
+
+def test_a_host_node_tells_what_it_raised(runtime, stream):
+    def fail():
+        raise RuntimeError("no")
+
+    callback = gk.HostCallback(fail)
+    graph = gk.Graph()
+    graph.add_host_node(callback)
+    run(graph.instantiate(), stream)
+    assert str(callback.error) == "no"
+
+
+def test_dependencies_may_add_nodes_of_their_own(x, y, stream):
+    graph = gk.Graph()
+    target = gk.zeros(N)
+    graph.add_kernel_node(
+        ADD_SCALAR,
+        1,
+        32,
+        (x, target, 2.0, N),
+        deps=(graph.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 1.0, N)) for _ in range(1)),
+    )
+    run(graph.instantiate(), stream)
+    assert np.array_equal(y.get(), x.get() + 1)
+    assert np.array_equal(target.get(), x.get() + 2)
 
 
 def test_values_are_not_read_from_a_graph_that_has_lost_nodes(runtime, stream):
@@ -643,5 +754,7 @@ def test_values_are_not_read_from_a_graph_that_has_lost_nodes(runtime, stream):
     exe, other = graph.instantiate(), graph.clone()
     exe.update(other)
     other.remove_node(other.nodes[0])
-    with pytest.raises(ValueError, match="expected a graph of 1 nodes as this one, came 2"):
+    with pytest.raises(
+        ValueError, match="expected a graph of 2 nodes where .*, came 1"
+    ):
         exe.set_kernel_node_params(node, args={"a": 3.0})

@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import from the layers before its own, and from its own without a circle.
 LAYERS = (
     ("statuses", "errors"),
-    ("runtime", "turn", "lifetime", "device_array", "arrays"),
+    ("runtime", "lifetime", "turn", "device_array", "arrays"),
     ("stream", "c_signature", "launch_config", "params", "node"),
     ("copying", "kernel"),
     ("readback",),
+    ("update_report", "exec_nodes"),
     ("graph_exec",),
     ("graph",),
     ("capture",),

@@ -137,9 +137,9 @@ def test_clusters_are_known_by_the_place_of_their_node(runtime):
     graph.add_empty_node()
     graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=2)
     graph.add_kernel_node(BLOCKS, 4, 32, (seen,))
-    assert graph.clusters == {1: (2, 1, 1)}
+    assert graph.clusters == {(1,): (2, 1, 1)}
     graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=4)
-    assert graph.clusters == {1: (2, 1, 1), 3: (4, 1, 1)}
+    assert graph.clusters == {(1,): (2, 1, 1), (3,): (4, 1, 1)}
 
 
 def test_memcpy_nodes_are_read(x, y):

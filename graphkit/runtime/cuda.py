@@ -10,6 +10,7 @@ Only imported when the CUDA runtime is chosen: everything else works without CUD
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -101,13 +102,17 @@ def _require_device() -> None:
     raise RuntimeUnavailableError(reason, fix)
 
 
+_thread = threading.local()  # has `ready` once a context is current on this thread
+
+
 def _ensure_context() -> None:
     """Make the device's primary context current on this thread, unless some context is.
 
-    Every call of the runtime API does so by itself; calls of the driver API return 201 instead on
-    a thread that has made no runtime call yet. A context that is current is left alone: it may be
-    another library's own.
+    Every call of the runtime API does so by itself. Of the driver API most calls return 201 on a
+    thread that has made no runtime call yet, and cuGraphExecKernelNodeSetParams crashes (driver
+    580). A context that is current is left alone: it may be another library's own.
     """
+    _thread.ready = True
     status, context = driver.cuCtxGetCurrent()
     if not status and int(context):
         return
@@ -121,9 +126,11 @@ def _ensure_context() -> None:
 
 def _driver(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
     """Make a call of the driver API; once more, with a context, if the thread has none."""
+    if not hasattr(_thread, "ready"):
+        _ensure_context()
     result: tuple[Any, ...] = call(*arguments)
     if result[0]:
-        if int(result[0]) in _NO_CONTEXT:
+        if int(result[0]) in _NO_CONTEXT:  # somebody took the context away again
             _ensure_context()
             result = call(*arguments)
         if result[0]:
@@ -133,6 +140,8 @@ def _driver(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
 
 def _ctypes_call(name: str, call: Callable[[], int]) -> None:
     """The same for a status that comes from ctypes."""
+    if not hasattr(_thread, "ready"):
+        _ensure_context()
     status = call()
     if status in _NO_CONTEXT:
         _ensure_context()
@@ -504,6 +513,8 @@ class CudaRuntime:
     ) -> int:
         block = _borrow_block()
         before, count, struct = node_list(dependencies), len(dependencies), block.fill(params)
+        if not hasattr(_thread, "ready"):
+            _ensure_context()
         status, node = _add_kernel_node(graph, before, count, struct)
         if status:  # again, with a context if that is missing, or to say why it fails
             node = _driver(_add_kernel_node, graph, before, count, struct)[1]
@@ -726,6 +737,8 @@ class CudaRuntime:
             raise CudaError("cudaGraphLaunch", error.status) from None
 
     def graph_exec_update(self, exec_: int, graph: int) -> ExecUpdateResultInfo:
+        if not hasattr(_thread, "ready"):
+            _ensure_context()
         status, info = cuda_driver.exec_update(exec_, graph)
         if status in _NO_CONTEXT:
             _ensure_context()
@@ -861,6 +874,10 @@ class CudaRuntime:
         exec_handle, node_handle = driver.CUgraphExec(exec_), driver.CUgraphNode(node)
 
         def set_params() -> None:
+            try:
+                _thread.ready  # noqa: B018 - costs a fifth of asking the driver
+            except AttributeError:
+                _ensure_context()
             if call(exec_handle, node_handle, struct)[0]:
                 _driver(call, exec_handle, node_handle, struct)  # again, to say why it fails
 

@@ -613,23 +613,26 @@ def test_an_exec_that_another_thread_closes_is_refused_from_then_on(runtime, str
     graph = gk.Graph()
     node = graph.add_kernel_node(INCREMENT, 1, 1, (counter, 1))
     exe = graph.instantiate()
-    refused = []
+    launched, refused = threading.Event(), []
 
     def use():
-        while not refused:
+        for _ in range(100_000):
             try:
                 exe.set_kernel_node_params(node, args={"by": 1})
                 exe.launch(stream)
+                stream.synchronize()
             except ValueError as error:
                 refused.append(str(error))
+                return
+            launched.set()
 
     thread = threading.Thread(target=use)
     thread.start()
-    while not counter.get()[0]:
-        stream.synchronize()
+    assert launched.wait(timeout=20)
     exe.close()
     thread.join()
     assert refused == ["exec: expected a live one, came a closed one"]
+    assert counter.get()[0] >= 1
 
 
 def test_arguments_inside_of_a_child_graph_stay_those_that_were_set(x, y, stream):

@@ -38,55 +38,55 @@ def launch(made, *params, edges=()):
 # --- races
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_two_unordered_nodes_that_touch_the_same_bytes(simulate, seed):
-    made = simulate(order_seed=seed)
-    x, y = made.device(0.0), made.device(0.0)
-    with pytest.raises(SimulationError) as caught:
-        launch(made, made.fill(x, 1.0), made.axpy(y, x))
-    message = str(caught.value)
-    for words in ("race", "'fill'", "'axpy'", f"{4 * N} bytes", f"{x:x}", "writes", "reads"):
-        assert words in message
+def test_two_unordered_nodes_that_touch_the_same_bytes(simulate):
+    for seed in SEEDS:
+        made = simulate(order_seed=seed)
+        x, y = made.device(0.0), made.device(0.0)
+        with pytest.raises(SimulationError) as caught:
+            launch(made, made.fill(x, 1.0), made.axpy(y, x))
+        message = str(caught.value)
+        for words in ("race", "'fill'", "'axpy'", f"{4 * N} bytes", f"{x:x}", "writes", "reads"):
+            assert words in message
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_race_between_writers_of_a_part(simulate, seed):
-    made = simulate(order_seed=seed)
-    x = made.device(0.0)
-    launch(made, made.fill(x, 1.0, 8), made.fill(x + 32, 1.0, 8))
-    with pytest.raises(SimulationError, match=" 4 bytes"):
-        launch(made, made.fill(x, 1.0, 9), made.fill(x + 32, 1.0, 8))
+def test_a_race_between_writers_of_a_part(simulate):
+    for seed in SEEDS:
+        made = simulate(order_seed=seed)
+        x = made.device(0.0)
+        launch(made, made.fill(x, 1.0, 8), made.fill(x + 32, 1.0, 8))
+        with pytest.raises(SimulationError, match=" 4 bytes"):
+            launch(made, made.fill(x, 1.0, 9), made.fill(x + 32, 1.0, 8))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_readers_do_not_race_and_paths_order(simulate, seed):
-    made = simulate(order_seed=seed)
-    x, y, z = (made.device(0.0) for _ in range(3))
-    launch(made, made.axpy(y, x), made.axpy(z, x))
-    path = made.fill(x, 1.0), made.nothing(), made.axpy(y, x), made.axpy(z, x)
-    launch(made, *path, edges=[(0, 1), (1, 2), (1, 3)])
-    launch(made, made.fill(x, 1.0), made.axpy(y, x), edges=[(0, 1, EdgeData(1, 0, 1))])
+def test_readers_do_not_race_and_paths_order(simulate):
+    for seed in SEEDS:
+        made = simulate(order_seed=seed)
+        x, y, z = (made.device(0.0) for _ in range(3))
+        launch(made, made.axpy(y, x), made.axpy(z, x))
+        path = made.fill(x, 1.0), made.nothing(), made.axpy(y, x), made.axpy(z, x)
+        launch(made, *path, edges=[(0, 1), (1, 2), (1, 3)])
+        launch(made, made.fill(x, 1.0), made.axpy(y, x), edges=[(0, 1, EdgeData(1, 0, 1))])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_copies_and_fills_race_too(simulate, seed):
-    made = simulate(order_seed=seed)
-    x, y, graph = made.device(0.0), made.device(0.0), made.graph()
-    made.runtime.graph_add_memset_node(graph, [], made.memset(x))
-    made.runtime.graph_add_memcpy_node(graph, [], made.copy(y, x))
-    with pytest.raises(SimulationError, match=r"race.*node"):
-        made.run(made.exec(graph))
+def test_copies_and_fills_race_too(simulate):
+    for seed in SEEDS:
+        made = simulate(order_seed=seed)
+        x, y, graph = made.device(0.0), made.device(0.0), made.graph()
+        made.runtime.graph_add_memset_node(graph, [], made.memset(x))
+        made.runtime.graph_add_memcpy_node(graph, [], made.copy(y, x))
+        with pytest.raises(SimulationError, match=r"race.*node"):
+            made.run(made.exec(graph))
 
 
 @pytest.mark.parametrize("execution", ["on_wait", "at_once"])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_race_between_streams(simulate, seed, execution):
-    made = simulate(order_seed=seed, execution=execution)
-    x, y, streams = made.device(0.0), made.device(0.0), [made.stream(), made.stream()]
-    made.launch(made.fill(x, 1.0), streams[0])
-    made.launch(made.axpy(y, x), streams[1])
-    with pytest.raises(SimulationError, match="race"):
-        made.runtime.device_synchronize()
+def test_a_race_between_streams(simulate, execution):
+    for seed in SEEDS:
+        made = simulate(order_seed=seed, execution=execution)
+        x, y, streams = made.device(0.0), made.device(0.0), [made.stream(), made.stream()]
+        made.launch(made.fill(x, 1.0), streams[0])
+        made.launch(made.axpy(y, x), streams[1])
+        with pytest.raises(SimulationError, match="race"):
+            made.runtime.device_synchronize()
 
 
 @pytest.mark.parametrize("execution", ["on_wait", "at_once"])

@@ -263,7 +263,8 @@ def benchmarks(results: Path = RESULTS) -> str:
         "`make bench` measures anew on the device at hand.",
         "",
     ]
-    files = sorted(path for path in results.glob("*/*.json") if not path.stem.startswith("gpu-suite"))
+    found = results.glob("*/*.json")
+    files = sorted(path for path in found if not path.stem.startswith("gpu-suite"))
     for path in files:
         content = json.loads(path.read_text(encoding="utf-8"))
         lines += _benchmark(path, content["provenance"], content["rows"])

@@ -32,19 +32,32 @@ cuda.bindings runtime 2.8, CuPy's launch 2.3):
 - instantiate, upload, first launch and update of 100 nodes or more: within 5% of C, because the
   driver's work hides everything else.
 
-How they did in the first two runs, before any tuning (docs/benchmarks.md has the figures of the
-runs that are kept):
+How they did (docs/benchmarks.md is made of the runs that are kept):
 
-- Launches: a Python frame or two more than predicted.
-- Sets: far over. In turns with its neighbours C is faster than it is alone, and of the two modules
-  of cuda.bindings the driver's has the cheaper setter.
-- Build: an order of magnitude over. The memory that an earlier graph left makes C's own call much
-  cheaper than fresh memory does, and graphkit's work was guessed too small.
-- Instantiate, upload and first launch: as predicted. Update: over at 100 nodes, as predicted at
-  1,000.
+- No budget of the design is met. `launcher()` stands a Python frame above CuPy's own call, and
+  that call alone stands above 1.10 x C: converting two ints and letting go of the interpreter's
+  lock cost that much. `launch(stream)`: as predicted. Sets: twice what was predicted, because C
+  is faster in turns with its neighbours than alone, and Python slower. Build: twice.
+- Instantiate, upload and first launch: as predicted. Update: over at 100 nodes and fewer.
 - Not predicted: an update that changes an int in every node costs C several times one that changes
   nothing. cuda.core's launches back to back take what the device takes; nobody else's do. Why is
   not known.
+
+What was tried to come closer, and what became of it:
+
+- Launch: CuPy's entry instead of cuda.bindings or ctypes (kept: the cheapest installed);
+  functools.partial instead of a closure (no gain, and it would let CuPy's exception out); a cell
+  for the handle instead of a second closure (kept); a C extension for this one call (a trial, not
+  kept: 8% below `launcher()` when it lets go of the lock, 13% when it keeps it, which may deadlock
+  with host nodes); a list's pop instead of a lock around `launch(stream)` (kept: it had cost more
+  than everything else of that call).
+- Set: the driver's setter instead of the runtime's (kept: a tenth cheaper); plain numbers stored
+  through a memoryview, without a function call (kept); no copy of handles, structs or names, all
+  prebound (kept). What is left is the keyword call, the dict, and undoing on failure. cuda.bindings
+  alone takes 1.4 x C of the 1.5.
+- Build: arguments packed into one block a thread instead of one a node (kept); the struct filled by
+  one pack (kept); extents, dependencies and NumPy scalars told by exact type (kept: it had been two
+  thirds of the call). What is left is a Node and its owners, and checking arguments.
 """
 
 from __future__ import annotations

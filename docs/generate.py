@@ -10,14 +10,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
-import json
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ForwardRef
 
 import graphkit
 from graphkit import errors, statuses
+
+# The benchmarks are scripts: their folder is theirs to import from.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import launch_overhead
+import launch_setting
+import measure
 
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "bench" / "results"
@@ -252,61 +258,48 @@ def _tree(kind: type[Exception], depth: int = 0) -> Iterator[str]:
 
 
 def benchmarks(results: Path = RESULTS) -> str:
-    """Return the page with every row of every results file."""
+    """Return the page with every results file: a table a question, then the budgets."""
     lines = [
         generated_from("the files in bench/results"),
         "",
         "# Benchmarks",
         "",
-        "Medians with the 20th and 80th percentile of `n` samples each. Contenders of one table",
-        "ran interleaved in one process. The ratio is the value over that of the baseline.",
-        "`make bench` measures anew on the device at hand.",
+        "Medians; the files in `bench/results` also hold the 20th and 80th percentile and the",
+        "number of samples. Contenders of one table ran interleaved in one process. `make bench`",
+        "measures anew on the device at hand; `bench/README.md` says how.",
         "",
     ]
     found = results.glob("*/*.json")
     files = sorted(path for path in found if not path.stem.startswith("gpu-suite"))
     for path in files:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        lines += _benchmark(path, content["provenance"], content["rows"])
+        lines += [f"## {path.stem}: {path.parent.name}", "", measure.markdown(path)]
+        if path.stem == "launch_overhead":
+            lines += _budgets(path)
     if not files:
         lines += ["No results yet.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _benchmark(path: Path, source: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
-    packages = ", ".join(f"{name} {version}" for name, version in source["packages"].items())
-    yield f"## {path.stem}: {source['device']}"
+def _budgets(path: Path) -> Iterator[str]:
+    _, rows = measure.read_results(path)
+    yield "**Budgets** (host us): what graphkit set out to reach, as a multiple of C."
     yield ""
-    yield (
-        f"Driver {source['driver']}, CUDA {source['cuda']}, Python {source['python']}, {packages}; "
-        f"{source['date'][:10]}, code {source['digest'][:12]}."
+    yield "| what | C | best peer | graphkit | ratio | budget | met |"
+    yield "|---|---:|---|---:|---:|---:|---|"
+    verdicts = measure.judge(
+        rows, launch_overhead.BUDGETS, floor=launch_setting.FLOOR, own=launch_setting.OWN
     )
+    for verdict in verdicts:
+        budget, peer = verdict.budget, f"{verdict.peer} {_three(verdict.peer_value)}"
+        limit = f"{budget.limit:.2f}" + (", ahead of peers" if budget.ahead_of_peers else "")
+        met = {True: "yes", False: "no", None: ""}[verdict.met]
+        cells = [budget.what, _three(verdict.floor), peer, _three(verdict.value)]
+        yield f"| {' | '.join([*cells, _three(verdict.ratio), limit, met])} |"
     yield ""
-    for (metric, unit), group in _by_metric(rows):
-        yield from (f"### {metric}, {unit}", "")
-        yield "| case | value | p20 | p80 | n | baseline | ratio |"
-        yield "|---|---:|---:|---:|---:|---|---:|"
-        for row in group:
-            cells = [row["case"], *(_number(row.get(key)) for key in ("value", "p20", "p80", "n"))]
-            cells += [row.get("baseline") or "", _number(row.get("ratio"))]
-            yield f"| {' | '.join(cells)} |"
-        yield ""
 
 
-def _by_metric(
-    rows: Iterable[dict[str, Any]],
-) -> Iterable[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    """Group rows so that host and device time never share a column."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["metric"], row["unit"]), []).append(row)
-    return groups.items()
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 PAGES = {"reference.md": reference, "errors.md": errors_page, "benchmarks.md": benchmarks}

@@ -55,8 +55,8 @@ What was tried to come closer, and what became of it:
   prebound (kept). What is left is the keyword call, the dict, and undoing on failure. cuda.bindings
   alone takes 1.4 x C of the 1.5.
 - Build: arguments packed into one block a thread instead of one a node (kept); the struct filled by
-  one pack (kept); extents, dependencies and NumPy scalars told by exact type (kept: it had been half
-  of the call). What is left is a Node and its owners, and checking arguments.
+  one pack (kept); extents, dependencies and NumPy scalars told by exact type (kept: half of the
+  call had gone there). What is left is a Node and its owners, and checking arguments.
 """
 
 from __future__ import annotations

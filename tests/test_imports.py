@@ -22,8 +22,11 @@ LAYERS = (
     ("graph_exec",),
     ("graph",),
     ("capture",),
-    ("rebind", "signature", "pool_policy"),
+    ("rebind", "signature", "frameworks", "staging", "topology", "pool_policy"),
+    ("retarget", "pool_stats"),
+    ("pool_manifest",),
     ("exec_pool", "pipeline", "profile"),
+    ("pool_metrics",),
     ("",),  # graphkit/__init__.py itself
     ("cli",),
     ("__main__",),

@@ -18,6 +18,7 @@ from graphkit.errors import (
     GraphkitError,
     GraphUpdateError,
     NotSimulated,
+    RebindError,
     RuntimeUnavailableError,
     SimulationError,
 )
@@ -26,6 +27,7 @@ from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.lifetime import live_handles
 from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
+from graphkit.rebind import BoundGraph, Slot, bind
 from graphkit.runtime import current, probe, use
 from graphkit.runtime.protocol import (
     CaptureStatus,
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Argument",
     "ArrayInfo",
+    "BoundGraph",
     "CaptureError",
     "CaptureStatus",
     "CudaError",
@@ -76,12 +79,15 @@ __all__ = [
     "NotSimulated",
     "Parameter",
     "Pointer",
+    "RebindError",
     "RuntimeUnavailableError",
     "SimOptions",
     "SimulationError",
+    "Slot",
     "Stream",
     "UpdateReport",
     "asarray",
+    "bind",
     "capture",
     "current",
     "describe",

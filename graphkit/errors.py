@@ -15,6 +15,7 @@ __all__ = [
     "GraphUpdateError",
     "GraphkitError",
     "NotSimulated",
+    "RebindError",
     "RuntimeUnavailableError",
     "SimulationError",
     "explain",
@@ -85,6 +86,34 @@ class GraphUpdateError(CudaError):
     def __init__(self, call: str, code: int, report: Any) -> None:
         super().__init__(call, code, str(report))
         self.report = report
+
+
+class RebindError(GraphkitError):
+    """A captured graph cannot be rebound; the message says which part of it, and why.
+
+    Attributes:
+        node: place of the node in the graph's order, a path where it is inside of a child graph;
+            None when it is about the whole.
+        kernel: name of the node's kernel, None for nodes of other kinds.
+        parameter: name of the kernel's parameter, or of a copy's end, None when it is about the
+            whole node.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        node: tuple[int, ...] | None = None,
+        kernel: str | None = None,
+        parameter: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.node = node
+        self.kernel = kernel
+        self.parameter = parameter
+
+    def __reduce__(self) -> tuple[type[RebindError], tuple[Any, ...]]:
+        return type(self), (self.message, self.node, self.kernel, self.parameter)
 
 
 class SimulationError(GraphkitError):

@@ -488,6 +488,11 @@ class GraphExec:
         with self._turn:
             self._replaced.extend(self._nodes.forget(gone))
 
+    def release(self, owners: list[object]) -> None:
+        """Let go of operands once the launches so far are done. For graphkit itself."""
+        if self._streams:
+            self._keep(owners)
+
     def _let_go(self) -> None:
         """Hand replaced operands over to the events that say when launches are done with them."""
         replaced, self._replaced = self._replaced, []

@@ -1,0 +1,457 @@
+"""Which words of a captured graph belong to which buffer or scalar: found by comparing captures.
+
+The same function is captured on its buffers, on them again, and on other buffers of the same
+shapes; with a scalar also with other values of that. A word that moved exactly as a buffer moved,
+each time, belongs to that buffer. What differs between captures on the same buffers is the
+function's own: its temporaries. Whatever else moved cannot be rebound, and is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from graphkit.c_signature import Parameter
+from graphkit.errors import RebindError
+from graphkit.snapshot import NodeState, Snapshot
+
+__all__ = [
+    "BufferWord",
+    "Captures",
+    "Moved",
+    "ScalarWord",
+    "Span",
+    "check_same_launches",
+    "encode",
+    "find_words",
+    "scalar_codes",
+    "windows",
+]
+
+_INTEGERS = {4: ("<i", "<I"), 8: ("<q", "<Q")}
+_FLOATS = {4: ("<f",), 8: ("<d",)}
+# The code of a parameter whose type is known.
+_CODES = {
+    ("i", 4): "<i",
+    ("u", 4): "<I",
+    ("i", 8): "<q",
+    ("u", 8): "<Q",
+    ("f", 4): "<f",
+    ("f", 8): "<d",
+}
+
+
+class Span(NamedTuple):
+    """The bytes of a buffer: ``low`` is the first, ``high`` is behind the last."""
+
+    low: int
+    high: int
+
+
+class Moved(NamedTuple):
+    """A capture on other buffers: where each lay."""
+
+    snapshot: Snapshot
+    addresses: Mapping[str, int]
+    spans: Mapping[str, Span]
+
+
+class Captures(NamedTuple):
+    """All captures of one function.
+
+    Attributes:
+        first: the one that will be rebound.
+        repeats: on the same buffers, with the same scalars.
+        moved: on other buffers.
+        scalars: for each scalar, its value in ``first``, and others with their captures.
+    """
+
+    first: Moved
+    repeats: Sequence[Snapshot]
+    moved: Sequence[Moved]
+    scalars: Mapping[str, tuple[object, Sequence[tuple[object, Snapshot]]]]
+
+
+class BufferWord(NamedTuple):
+    """A word of the node ``number`` that holds a buffer's address, ``distance`` bytes further."""
+
+    buffer: str
+    number: int
+    offset: int
+    distance: int
+
+
+class ScalarWord(NamedTuple):
+    """A word that holds a scalar: ``codes`` are the types (of struct) that it may have."""
+
+    scalar: str
+    number: int
+    offset: int
+    codes: tuple[str, ...]
+
+
+# --- launches as a whole -------------------------------------------------------------------------
+
+
+def check_same_launches(first: Snapshot, other: Snapshot, when: str) -> None:
+    """Refuse a capture whose nodes or edges are others than those of the first one.
+
+    Args:
+        first: the capture that will be rebound.
+        other: another capture of the same function.
+        when: what was different about it, for the message.
+
+    Raises:
+        RebindError: naming the first node that differs.
+    """
+    for mine, theirs in zip(first.nodes, other.nodes, strict=False):
+        if mine.place != theirs.place or mine.node.type is not theirs.node.type:
+            raise mine.error(f"{when} it is {theirs}, so that no node can be rebound")
+        changed = [
+            f"{name} {old} became {new}"
+            for (name, old), (_, new) in zip(mine.fixed, theirs.fixed, strict=True)
+            if old != new
+        ]
+        if changed:
+            kernel = "" if mine.kernel == theirs.kernel else f", kernel {theirs.kernel}"
+            raise mine.error(f"{when} {', '.join(changed)}{kernel}, which cannot be rebound")
+    if len(first.nodes) != len(other.nodes):
+        raise RebindError(
+            f"fn was captured as {len(first.nodes)} nodes, and {when} as {len(other.nodes)}"
+        )
+    if first.edges != other.edges:
+        place = max(edge[1] for edge in first.edges ^ other.edges)
+        node = next(node for node in first.nodes if node.place == place)
+        raise node.error(f"{when} it waits for other nodes")
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def windows(state: NodeState) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the pieces of a node's data: at most 8 bytes, of one parameter."""
+    total = len(state.data)
+    ends = sorted(
+        {item.offset for item in state.parameters}
+        | {item.offset + item.size for item in state.parameters}
+        | {total}
+    )
+    start, at = 0, 0
+    while start < total:
+        while ends[at] <= start:
+            at += 1
+        end = min(start - start % 8 + 8, ends[at])
+        yield start, end
+        start = end
+
+
+def _word(data: bytes, offset: int) -> int:
+    return int.from_bytes(data[offset : offset + 8], "little")
+
+
+def find_words(captures: Captures) -> tuple[list[BufferWord], list[ScalarWord]]:
+    """Find every word that follows a buffer or a scalar.
+
+    Raises:
+        RebindError: when a word moved as nothing explains, when a buffer or scalar has no word, or
+            when the function launched differently on one of the captures.
+    """
+    first = captures.first.snapshot
+    for repeat in captures.repeats:
+        check_same_launches(
+            first, repeat, "fn is not deterministic: captured on the same buffers again,"
+        )
+    for moved in captures.moved:
+        check_same_launches(first, moved.snapshot, "captured on other buffers of the same shapes,")
+    for name, (_, others) in captures.scalars.items():
+        for value, snapshot in others:
+            check_same_launches(first, snapshot, f"captured with {name} = {value!r},")
+    buffers: list[BufferWord] = []
+    scalars: list[ScalarWord] = []
+    for index in range(len(first.nodes)):
+        search = _NodeSearch(captures, index)
+        buffers += search.buffer_words()
+        scalars += search.scalar_words()
+    _check_all_used(captures, buffers, scalars)
+    return buffers, scalars
+
+
+def _check_all_used(
+    captures: Captures, buffers: Sequence[BufferWord], scalars: Sequence[ScalarWord]
+) -> None:
+    used = {word.buffer for word in buffers} | {word.scalar for word in scalars}
+    for name in captures.first.addresses:
+        if name not in used:
+            raise RebindError(
+                f"{name}: never used: no node follows this buffer. fn does not touch it, or keeps "
+                "a reference to another one that it uses instead, or touches it on another stream "
+                "or outside of CUDA"
+            )
+    for name in captures.scalars:
+        if name not in used:
+            raise RebindError(f"{name}: never used: no word of a node follows this scalar")
+
+
+class _NodeSearch:
+    """The same node in all captures."""
+
+    def __init__(self, captures: Captures, index: int) -> None:
+        self.captures = captures
+        self.index = index
+        self.state = captures.first.snapshot.nodes[index]
+        self.data = self.state.data
+        self.repeats = [repeat.nodes[index].data for repeat in captures.repeats]
+        self.moved = [moved.snapshot.nodes[index].data for moved in captures.moved]
+        self.by_scalar = {
+            name: [snapshot.nodes[index].data for _, snapshot in others]
+            for name, (_, others) in captures.scalars.items()
+        }
+        self._check_table()
+        self.windows = [] if self._all_equal() else list(windows(self.state))
+        # What differs on the same buffers: the function's own temporaries.
+        self.own = {
+            (start, end)
+            for start, end in self.windows
+            if any(data[start:end] != self.data[start:end] for data in self.repeats)
+        }
+        self._check_own()
+
+    def _all_equal(self) -> bool:
+        others = [*self.repeats, *self.moved, *chain.from_iterable(self.by_scalar.values())]
+        return all(data == self.data for data in others)
+
+    def _check_table(self) -> None:
+        """Refuse a copy of host memory that carries a buffer's address to the device."""
+        state, captures = self.state, self.captures
+        tables = [moved.snapshot.nodes[self.index].table for moved in captures.moved]
+        if not state.table or not tables or len(set(map(len, [state.table, *tables]))) > 1:
+            return
+        for offset in range(0, len(state.table) - 7, 8):
+            old = _word(state.table, offset)
+            if all(_word(table, offset) == old for table in tables):
+                continue
+            if name := self._follows(old, [_word(table, offset) for table in tables]):
+                raise state.error(
+                    f"the host memory that it copies holds the address of {name} ({offset} bytes "
+                    "in): a table of pointers, which no change of this node reaches"
+                )
+
+    def _check_own(self) -> None:
+        """Refuse a word that is a buffer's on one capture and something else on another."""
+        first = self.captures.first
+        seen = [(self.data, first.spans)]
+        seen += [(data, first.spans) for data in self.repeats]
+        seen += [
+            (data, moved.spans) for data, moved in zip(self.moved, self.captures.moved, strict=True)
+        ]
+        for start, end in self.own:
+            if end - start < 8:
+                continue
+            for data, spans in seen:
+                word = _word(data, start)
+                for name, span in spans.items():
+                    if span.low <= word < span.high:
+                        raise self.state.error(
+                            f"points into {name} on one capture and elsewhere on another one of "
+                            "the same buffers: fn is not deterministic in its launches",
+                            start,
+                        )
+
+    def _follows(self, old: int, new: Sequence[int]) -> str | None:
+        """Return the buffer that moved as a word did, on each of the other captures."""
+        for name, address in self.captures.first.addresses.items():
+            if all(
+                (word - old) % 2**64 == (moved.addresses[name] - address) % 2**64
+                for word, moved in zip(new, self.captures.moved, strict=True)
+            ):
+                return name
+        return None
+
+    def buffer_words(self) -> Iterator[BufferWord]:
+        """Yield the words that follow a buffer; refuse one that nothing explains."""
+        explained: set[int] = set()
+        moved = [
+            (start, end)
+            for start, end in self.windows
+            if (start, end) not in self.own
+            and any(data[start:end] != self.data[start:end] for data in self.moved)
+        ]
+        # Aligned words first; then those of packed structs, which straddle two of them.
+        places = [start for start, _ in moved]
+        straddling = [at for start in places for at in (start - 4, start + 4)]
+        for offset in [*places, *straddling]:
+            if explained.intersection(range(offset, offset + 8)) or not self._whole(offset):
+                continue
+            old = _word(self.data, offset)
+            if all(_word(data, offset) == old for data in self.moved):
+                continue
+            name = self._follows(old, [_word(data, offset) for data in self.moved])
+            if name is None:
+                continue
+            self._check_by_scalars(name, offset)
+            explained.update(range(offset, offset + 8))
+            distance = old - self.captures.first.addresses[name]
+            yield BufferWord(name, self.index, offset, distance)
+        for start, end in moved:
+            for data in self.moved:
+                for at in range(start, end):
+                    if data[at] != self.data[at] and at not in explained:
+                        raise self._unexplained(start, end, data)
+        self._check_kept(explained)
+
+    def _whole(self, offset: int) -> bool:
+        """Return whether 8 bytes at an offset are one parameter's and nobody's temporary."""
+        if offset < 0 or offset + 8 > len(self.data):
+            return False
+        if any(start < offset + 8 and offset < end for start, end in self.own):
+            return False
+        return self.state.parameter_at(offset) == self.state.parameter_at(offset + 7)
+
+    def _check_by_scalars(self, name: str, offset: int) -> None:
+        for scalar, datas in self.by_scalar.items():
+            if any(data[offset : offset + 8] != self.data[offset : offset + 8] for data in datas):
+                raise self.state.error(
+                    f"an address of {name} that {scalar} moves, too: pass what {scalar} selects "
+                    "as a buffer of its own",
+                    offset,
+                )
+
+    def _unexplained(self, start: int, end: int, data: bytes) -> RebindError:
+        names = ", ".join(self.captures.first.addresses)
+        old, new = (int.from_bytes(item[start:end], "little") for item in (self.data, data))
+        return self.state.error(
+            f"{old:#x} became {new:#x} when the buffers were others, which is as none of {names} "
+            "moved: fn passes on something that it made of an address, or memory of its own that "
+            "depends on one",
+            start,
+        )
+
+    def _check_kept(self, explained: set[int]) -> None:
+        """Refuse a word that points into a first buffer and stayed when that was another one."""
+        if not self.captures.moved or not self.captures.first.spans:
+            return
+        spans = self.captures.first.spans
+        lowest = min(span.low for span in spans.values())
+        highest = max(span.high for span in spans.values())
+        for offset in range(0, len(self.data) - 7, 8):
+            word = _word(self.data, offset)
+            if not lowest <= word < highest or offset in explained:
+                continue
+            parameter = self.state.parameter_at(offset)
+            if parameter is not None and parameter.pointer is False:
+                continue  # a number, known to be none
+            for name, span in spans.items():
+                if span.low <= word < span.high:
+                    raise self.state.error(
+                        f"points into the first {name} also when fn is given another one: fn keeps "
+                        "a reference of its own to it",
+                        offset,
+                    )
+
+    # --- scalars ---------------------------------------------------------------------------------
+
+    def scalar_words(self) -> Iterator[ScalarWord]:
+        """Yield the words that follow a scalar; refuse one that changes in another way."""
+        cells = {
+            name: {
+                at
+                for start, end in self.windows
+                if (start, end) not in self.own
+                for at in range(start, end, 4)
+                if any(data[at : min(at + 4, end)] != self.data[at : min(at + 4, end)]
+                       for data in datas)
+            }
+            for name, datas in self.by_scalar.items()
+        }  # fmt: skip
+        for name, changed in cells.items():
+            others = set().union(*(cells[other] for other in cells if other != name))
+            left = set(changed)
+            while left:
+                at = min(left)
+                word = self._scalar_word(name, at, others)
+                if word is None:
+                    raise self._not_the_scalar(name, at)
+                size = max(struct.calcsize(code) for code in word.codes)
+                left -= set(range(word.offset, word.offset + size))
+                yield word
+
+    def _scalar_word(self, name: str, at: int, others: set[int]) -> ScalarWord | None:
+        first, rest = self.captures.scalars[name]
+        pairs = [(first, self.data)]
+        pairs += [(value, snap.nodes[self.index].data) for value, snap in rest]
+        parameter = self.state.parameter_at(at)
+        for offset in dict.fromkeys((at - at % 8, at)):
+            codes = []
+            for size in (4, 8):
+                aligned = offset % size == 0 and offset <= at < offset + size
+                if not aligned or others & {offset, offset + size - 4}:
+                    continue
+                if self.state.parameter_at(offset + size - 1) != parameter:
+                    continue
+                known = _known_code(parameter, offset)
+                codes += [
+                    code
+                    for code in scalar_codes(pairs, offset, size)
+                    if known is None or code == known
+                ]
+            if codes:
+                return ScalarWord(name, self.index, offset, tuple(codes))
+        return None
+
+    def _not_the_scalar(self, name: str, at: int) -> RebindError:
+        value, others = self.captures.scalars[name]
+        for other, snap in others:
+            data = snap.nodes[self.index].data
+            if data[at : at + 4] != self.data[at : at + 4]:
+                old, new = (int.from_bytes(d[at : at + 4], "little") for d in (self.data, data))
+                return self.state.error(
+                    f"{old:#x} became {new:#x} when {name} went from {value!r} to {other!r}, and "
+                    f"is not {name} itself as a 4- or 8-byte integer or float: fn computes it on "
+                    "the host; pass that as the scalar, or let the kernel compute it",
+                    at,
+                )
+        raise AssertionError("a cell that changed differs in some capture")
+
+
+def _known_code(parameter: Parameter | None, offset: int) -> str | None:
+    """Return the struct code of a number whose type a kernel's signature says, else None."""
+    if parameter is None or parameter.dtype is None:
+        return None
+    if parameter.pointer:
+        return "<Q"
+    kind, inside = parameter.dtype, offset - parameter.offset
+    while kind.subdtype is not None or kind.fields is not None:
+        if kind.subdtype is not None:
+            kind = kind.subdtype[0]
+            inside %= kind.itemsize
+            continue
+        assert kind.fields is not None
+        for field, start, *_ in kind.fields.values():
+            if start <= inside < start + field.itemsize:
+                kind, inside = field, inside - start
+                break
+        else:
+            return ""  # between two fields: no number of any type
+    return _CODES.get((kind.kind, kind.itemsize), "")
+
+
+def encode(code: str, value: object) -> bytes | None:
+    """Return a number as the type of a struct code, None when that cannot hold it."""
+    try:
+        if code[1] in "fd":
+            return struct.pack(code, float(value))  # type: ignore[arg-type]
+        return struct.pack(code, operator.index(value))  # type: ignore[arg-type]
+    except (struct.error, TypeError, ValueError, OverflowError):
+        return None
+
+
+def scalar_codes(pairs: Sequence[tuple[object, bytes]], offset: int, size: int) -> list[str]:
+    """Return the types of ``size`` bytes in which data at an offset is the value, each time."""
+    return [
+        code
+        for code in (*_INTEGERS[size], *_FLOATS[size])
+        if all(encode(code, value) == data[offset : offset + size] for value, data in pairs)
+    ]

@@ -1,0 +1,173 @@
+"""Capture a function several times: on its buffers, on them again, and on others like them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from graphkit.buffers import ALIGNMENT, Buffer
+from graphkit.capture import capture
+from graphkit.device_array import DeviceArray
+from graphkit.differences import Captures, Moved
+from graphkit.frameworks import PrivateMemory, view_like
+from graphkit.graph import Graph
+from graphkit.snapshot import Snapshot, snapshot
+from graphkit.user_function import UserFunction
+
+__all__ = ["Captured", "capture_differently", "keep_capture"]
+
+
+class Captured(NamedTuple):
+    """One capture: the graph, what the function returned, and the memory that it allocated."""
+
+    graph: Graph
+    result: Any
+    memory: PrivateMemory
+
+    def close(self) -> None:
+        """Destroy the graph and give the memory back."""
+        self.graph.close()
+        self.memory.close()
+
+
+def keep_capture(fn: UserFunction, stream: object, arguments: Mapping[str, object]) -> Captured:
+    """Capture a function, with private memory for what it allocates.
+
+    Raises:
+        CaptureError: when the capture died.
+        Exception: whatever the function raised.
+    """
+    memory = PrivateMemory()
+    try:
+        with memory.allocating(), capture(stream) as graph:
+            result = fn(arguments, stream)
+    except BaseException:
+        memory.close()
+        raise
+    return Captured(graph, result, memory)
+
+
+@contextmanager
+def _while(what: str) -> Iterator[None]:
+    """Add to whatever is raised what was going on."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This was raised while fn was captured {what}.")
+        raise
+
+
+def _look(fn: UserFunction, stream: object, arguments: Mapping[str, object], what: str) -> Snapshot:
+    """Capture a function once more, and keep nothing but the bytes."""
+    with _while(what):
+        captured = keep_capture(fn, stream, arguments)
+    # What the first capture allocated is still held, so this one's must lie elsewhere; given back
+    # at once, no more than two captures' memory is held at a time.
+    try:
+        return snapshot(captured.graph)
+    finally:
+        captured.close()
+
+
+def capture_differently(
+    fn: UserFunction,
+    stream: object,
+    first: Captured,
+    arrays: Mapping[str, object],
+    buffers: Mapping[str, Buffer],
+    scalars: Mapping[str, Sequence[object]],
+) -> Captures:
+    """Capture a function again in every way that tells its words apart.
+
+    Twice more on the same buffers, the second time at the very end, so that what changes from call
+    to call shows; twice on other buffers, each moved by another distance; and once for each
+    further value of each scalar.
+
+    Args:
+        fn: the function.
+        stream: the stream to capture on.
+        first: its first capture, on ``arrays`` and the first value of each scalar.
+        arrays: the buffers by name.
+        buffers: their layouts.
+        scalars: the values of each scalar by name, two or more.
+
+    Raises:
+        RebindError: when a node's contents cannot be read back.
+        CaptureError: when a capture died.
+        Exception: whatever the function raised.
+    """
+    values = {name: given[0] for name, given in scalars.items()}
+    addresses = {name: buffer.address for name, buffer in buffers.items()}
+    origin = _moved(snapshot(first.graph), buffers, addresses)
+
+    def again() -> Snapshot:
+        return _look(fn, stream, {**arrays, **values}, "a second time on the same buffers")
+
+    repeats = [again()]
+    moved = []
+    if buffers:
+        memory, places = _scratch(buffers)
+        for there in places:
+            others = {
+                name: view_like(arrays[name], buffer.over(memory, there[name]))
+                for name, buffer in buffers.items()
+            }
+            what = "on other buffers of the same shapes"
+            moved.append(_moved(_look(fn, stream, {**others, **values}, what), buffers, there))
+    by_scalar: dict[str, tuple[object, list[tuple[object, Snapshot]]]] = {}
+    for name, given in scalars.items():
+        by_scalar[name] = given[0], []
+        for value in given[1:]:
+            seen_so = _look(
+                fn, stream, {**arrays, **values, name: value}, f"with {name} = {value!r}"
+            )
+            by_scalar[name][1].append((value, seen_so))
+    repeats.append(again())
+    return Captures(origin, repeats, moved, by_scalar)
+
+
+def _moved(seen: Snapshot, buffers: Mapping[str, Buffer], addresses: Mapping[str, int]) -> Moved:
+    spans = {name: buffer.span(addresses[name]) for name, buffer in buffers.items()}
+    return Moved(seen, addresses, spans)
+
+
+def _scratch(buffers: Mapping[str, Buffer]) -> tuple[DeviceArray, list[dict[str, int]]]:
+    """Return memory, and two places in it for each buffer, as well aligned as the buffer is.
+
+    No two buffers move by the same distance, to neither place. The first place has the buffer's
+    own remainder by 512, the second one is aligned no better than the buffer must be: a kernel
+    that was chosen for more would differ. Nothing runs on this memory, so the two may overlap.
+    """
+    runtime = next(iter(buffers.values())).runtime
+    layout = _lay_out(0, buffers)
+    room = max(there[name] + buffer.high for there in layout for name, buffer in buffers.items())
+    # The distances depend on where the memory is: its address is known when it is there.
+    spare = 2 * ALIGNMENT * (2 + 4 * len(buffers) ** 2)
+    memory = DeviceArray(room + spare, np.uint8, runtime=runtime)
+    return memory, _lay_out(memory.ptr, buffers)
+
+
+def _lay_out(base: int, buffers: Mapping[str, Buffer]) -> list[dict[str, int]]:
+    step = 2 * ALIGNMENT
+    first: dict[str, int] = {}
+    second: dict[str, int] = {}
+    distances: tuple[set[int], set[int]] = set(), set()
+    end = base
+    for number, (name, buffer) in enumerate(buffers.items()):
+        address = end - buffer.low
+        address += (buffer.address - address) % step
+        # By twice its alignment, an address keeps that and changes what it is modulo more.
+        shift = 2 * buffer.alignment if buffer.alignment < ALIGNMENT else 0
+        if buffer.alignment == ALIGNMENT and not address % step:
+            shift = ALIGNMENT
+        there = address + shift + step * (number + 1)
+        while address - buffer.address in distances[0] or there - buffer.address in distances[1]:
+            address, there = address + step, there + step
+        first[name], second[name] = address, there
+        distances[0].add(address - buffer.address)
+        distances[1].add(there - buffer.address)
+        end = there + buffer.high
+    return [first, second]

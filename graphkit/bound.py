@@ -10,7 +10,7 @@ from typing import Any
 
 from graphkit.arrays import is_array
 from graphkit.buffers import Buffer, check_no_overlap
-from graphkit.differences import Span, encode
+from graphkit.differences import encode
 from graphkit.errors import RebindError
 from graphkit.graph_exec import GraphExec
 from graphkit.readback import read_kernel_block
@@ -18,7 +18,6 @@ from graphkit.runtime.protocol import NodeType
 from graphkit.snapshot import NodeState
 
 __all__ = [
-    "REPLACED_LIMIT",
     "TYPE_NAMES",
     "BoundBuffer",
     "BoundScalar",
@@ -28,8 +27,9 @@ __all__ = [
     "restore",
 ]
 
-# How many replaced buffers are held before an event says when they are free.
-REPLACED_LIMIT = 32
+# How many replaced buffers are held before an event says when they are free, and how many bytes.
+_REPLACED_LIMIT = 128
+_REPLACED_BYTES = 64 << 20
 
 
 # The codes of :mod:`struct`, as NumPy calls them.
@@ -97,7 +97,7 @@ class BoundState:
     collector. ``addresses``, ``spans`` and ``owners`` are by the buffer's number.
     """
 
-    __slots__ = ("addresses", "buffers", "exe", "nodes", "owners", "replaced", "spans")
+    __slots__ = ("_extents", "addresses", "buffers", "exe", "nodes", "owners", "replaced", "spans")
 
     def __init__(
         self,
@@ -109,8 +109,11 @@ class BoundState:
         self.exe = exe
         self.nodes = nodes  # CUDA reads their memory whenever one of them is set
         self.buffers = buffers
+        self._extents = [(buffer.low, buffer.high) for buffer in buffers.values()]
         self.addresses = [buffer.address for buffer in buffers.values()]
-        self.spans = [buffer.span(buffer.address) for buffer in buffers.values()]
+        self.spans: list[tuple[int, int]] = [
+            buffer.span(buffer.address) for buffer in buffers.values()
+        ]
         # What is bound, and what was and launches may still use. The graph's owners are what its
         # execs keep until their launches are done.
         self.owners = [arrays[name] for name in buffers]
@@ -125,10 +128,13 @@ class BoundState:
 
     def check_no_overlap(self, addresses: Sequence[int]) -> None:
         """Refuse buffers at these addresses that share an element."""
-        names = dict(zip(self.buffers, addresses, strict=True))
-        spans = sorted(self.buffers[name].span(address) for name, address in names.items())
-        if any(one.high > other.low for one, other in pairwise(spans)):
-            check_no_overlap(self.buffers, names)
+        spans = [
+            (address + low, address + high)
+            for address, (low, high) in zip(addresses, self._extents, strict=True)
+        ]
+        spans.sort()
+        if any(one[1] > other[0] for one, other in pairwise(spans)):
+            check_no_overlap(self.buffers, dict(zip(self.buffers, addresses, strict=True)))
 
 
 class BoundBuffer:
@@ -145,6 +151,9 @@ class BoundBuffer:
         self.buffer = buffer
         self.commits = commits
         self.check: Callable[[Any], Any] = buffer.checker()
+        # An event for each replaced buffer would cost more than the change itself.
+        span = buffer.high - buffer.low
+        self.replaced_limit = max(1, min(_REPLACED_LIMIT, _REPLACED_BYTES // span))
         self._words = words
 
     def held(self, state: BoundState) -> Any:
@@ -158,18 +167,20 @@ class BoundBuffer:
 
     def take(self, state: BoundState, address: Any, owner: object) -> None:
         """Note what has been set, and whose it is."""
-        number = self.number
+        number, buffer = self.number, self.buffer
         state.addresses[number] = address
-        state.spans[number] = self.buffer.span(address)
+        state.spans[number] = (address + buffer.low, address + buffer.high)
         state.replaced.append(state.owners[number])
         state.owners[number] = owner
+        if len(state.replaced) >= self.replaced_limit:
+            state.let_go()
 
     def setter(self, state: BoundState) -> Callable[[Any], None]:
         """Return what binds one array to this buffer alone: the hot path."""
         check, number, write = self.check, self.number, self.write
         low, high = self.buffer.low, self.buffer.high
         addresses, spans = state.addresses, state.spans
-        owners, replaced = state.owners, state.replaced
+        owners, replaced, limit = state.owners, state.replaced, self.replaced_limit
         commits = tuple(self.commits.values())
         # With one buffer there is none to overlap; with one word there is nothing to go through.
         others = () if len(spans) == 1 else spans
@@ -181,8 +192,9 @@ class BoundBuffer:
             address = check(value)
             old = addresses[number]
             if address != old:
+                start, end = address + low, address + high
                 for one, other in others:
-                    if one < address + high and address + low < other:
+                    if one < end and start < other:
                         # Perhaps only the old place of this very buffer, or an interleaved view.
                         state.check_no_overlap(
                             [*addresses[:number], address, *addresses[number + 1 :]]
@@ -200,11 +212,12 @@ class BoundBuffer:
                     restore(error, [(write, old)], commits)
                     raise
                 addresses[number] = address
-                spans[number] = Span(address + low, address + high)
-            if owners[number] is not value:
-                replaced.append(owners[number])
+                spans[number] = (start, end)
+            owner = owners[number]
+            if owner is not value:
+                replaced.append(owner)
                 owners[number] = value
-                if len(replaced) > REPLACED_LIMIT:
+                if len(replaced) >= limit:
                     state.let_go()
 
         return set_buffer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from graphkit.arrays import ArrayInfo, device_pointer
 from graphkit.device_array import DeviceArray
 from graphkit.differences import Span
+from graphkit.frameworks import fingerprint
 from graphkit.runtime.protocol import MemoryType, Runtime
 
 __all__ = ["ALIGNMENT", "Buffer", "alignment_of", "check_no_overlap"]
@@ -25,6 +26,11 @@ _MAX_WORK: Any = 100_000  # NumPy's stubs know of two values only
 def alignment_of(address: int) -> int:
     """Return the greatest power of two, up to 256, that an address is a multiple of."""
     return min(address & -address, ALIGNMENT)
+
+
+def names_device(kind: type) -> bool:
+    """Return whether the fingerprint of an array of this type says which device it lies on."""
+    return any(base.__module__.partition(".")[0] in ("cupy", "torch") for base in kind.__mro__)
 
 
 class Buffer:
@@ -117,13 +123,19 @@ class Buffer:
         return info.ptr
 
     def checker(self) -> Callable[[Any], int]:
-        """Return :meth:`check` with a short way for arrays of our own."""
-        check, runtime, mask = self.check, self.runtime, self.alignment - 1
+        """Return :meth:`check` with a short way for arrays of ours, CuPy and PyTorch."""
+        check, name, runtime, mask = self.check, self.name, self.runtime, self.alignment - 1
         shape, strides, dtype = self.info.shape, self.info.strides, self.info.dtype
+        # A layout that passed. Those libraries' name the device; of others CUDA is asked each time.
+        passed: Hashable = None
+        named_by: type | None = None
 
         def checked(value: Any) -> int:
-            if type(value) is DeviceArray and value.runtime is runtime:
-                address: int = value.memory.value
+            nonlocal passed, named_by
+            kind = type(value)
+            address: int
+            if kind is DeviceArray and value.runtime is runtime:
+                address = value.memory.value
                 if (
                     address
                     and value.shape == shape
@@ -133,7 +145,14 @@ class Buffer:
                     address += value.offset
                     if not address & mask:
                         return address
-            return check(value)
+            elif kind is named_by:
+                address, layout = fingerprint(value, name)
+                if layout == passed and address and not address & mask:
+                    return address
+            address = check(value)
+            if names_device(kind):
+                named_by, passed = kind, fingerprint(value, name)[1]
+            return address
 
         return checked
 

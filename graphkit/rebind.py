@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from graphkit.arrays import is_array
 from graphkit.bound import (
-    REPLACED_LIMIT,
     TYPE_NAMES,
     BoundBuffer,
     BoundScalar,
@@ -135,9 +134,9 @@ class BoundGraph:
             if capture_is_live():
                 self._refuse_capturing(self._bound[0])
             if len(buffers) == 1:
-                for name in buffers:
+                for name, value in buffers.items():
                     if name in self._setters:
-                        self._setters[name](buffers[name])
+                        self._setters[name](value)
                         return
             self._rebind(buffers)
         except NotRestoredError:
@@ -175,8 +174,6 @@ class BoundGraph:
             raise
         for bound, _, new, value in changed:
             bound.take(state, new, value)
-        if len(state.replaced) > REPLACED_LIMIT:
-            state.let_go()
 
     def launch(self, stream: object | None = None) -> None:
         """Launch on what is bound (cudaGraphLaunch).

@@ -8,6 +8,7 @@
 """
 
 from graphkit.arrays import ArrayInfo, describe
+from graphkit.baked import Baked, check_baked
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
 from graphkit.copying import memcpy_async, memset_async
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Argument",
     "ArrayInfo",
+    "Baked",
     "BoundGraph",
     "CaptureError",
     "CaptureStatus",
@@ -89,6 +91,7 @@ __all__ = [
     "asarray",
     "bind",
     "capture",
+    "check_baked",
     "current",
     "describe",
     "empty",

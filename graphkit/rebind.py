@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NoReturn
 
 from graphkit.arrays import is_array
@@ -147,6 +148,7 @@ class BoundGraph:
 
     def _rebind(self, values: Mapping[str, object]) -> None:
         """Check everything, then write and set it; the caller has the turn."""
+        self._exe.ptr  # noqa: B018 - refuses a closed one
         state, named = self._state, self._named
         changed: list[tuple[BoundBuffer | BoundScalar, Any, Any, object]] = []
         addresses = list(state.addresses)
@@ -236,7 +238,6 @@ class BoundGraph:
             turn.append(None)
 
     def _refuse_name(self, name: str) -> NoReturn:
-        self._exe.ptr  # noqa: B018 - a closed one knows no names
         raise TypeError(f"{name}: expected one of {', '.join(self._named)}, came an unknown name")
 
     def _refuse_capturing(self, stream: object) -> None:
@@ -255,8 +256,10 @@ class BoundGraph:
     def _close(self) -> None:
         self._setters.clear()
         self._named.clear()
-        self._exe.close()
+        self._exe.close()  # it keeps until its launches are done what is let go of here
         self.graph.close()
+        self.graph.owners = []
+        self._state.owners, self._state.replaced = [], []
 
     def __enter__(self) -> BoundGraph:
         return self
@@ -356,7 +359,10 @@ def bind(
 
 
 def check_scalars(
-    scalars: Mapping[str, Sequence[object]] | None, buffers: Mapping[str, object]
+    scalars: Mapping[str, Sequence[object]] | None,
+    buffers: Mapping[str, object],
+    *,
+    numbers: bool = True,
 ) -> dict[str, tuple[object, ...]]:
     """Return the values of each scalar; refuse what is no such mapping."""
     if scalars is None:
@@ -369,9 +375,9 @@ def check_scalars(
             raise TypeError(f"{name}: expected a buffer or a scalar, came both")
         if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
             raise TypeError(f"{name}: expected two or more values, came {values!r}")
-        if any(is_array(value) or not hasattr(value, "__float__") for value in values):
+        if numbers and any(is_array(item) or not hasattr(item, "__float__") for item in values):
             raise TypeError(f"{name}: expected numbers, came {values!r}")
-        if len(values) < 2 or len(set(values)) < len(values):
+        if len(values) < 2 or any(one == other for one, other in combinations(values, 2)):
             raise ValueError(f"{name}: expected two or more different values, came {values!r}")
         found[name] = tuple(values)
     return found

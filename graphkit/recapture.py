@@ -15,6 +15,7 @@ from graphkit.differences import Captures, Moved
 from graphkit.frameworks import PrivateMemory, view_like
 from graphkit.graph import Graph
 from graphkit.snapshot import Snapshot, snapshot
+from graphkit.stream import runtime_of
 from graphkit.user_function import UserFunction
 
 __all__ = ["Captured", "capture_differently", "keep_capture"]
@@ -40,7 +41,7 @@ def keep_capture(fn: UserFunction, stream: object, arguments: Mapping[str, objec
         CaptureError: when the capture died.
         Exception: whatever the function raised.
     """
-    memory = PrivateMemory()
+    memory = PrivateMemory(runtime=runtime_of(stream))
     try:
         with memory.allocating(), capture(stream) as graph:
             result = fn(arguments, stream)

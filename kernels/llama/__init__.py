@@ -14,8 +14,9 @@ Everything that changes from token to token lies in device memory, so the host o
 """
 
 from .checkpoint import Checkpoint, CheckpointError, Llama3Scaling, LlamaConfig
-from .decoder import BUILDS, Build, Decode, DecodeLaunch, Decoder
+from .decoder import BUILDS, Build, Decode, Decoder
 from .generation import BUNDLED_MODEL, BuildRun, Summary, generate
+from .model import DecodeLaunch
 from .tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
 
 __all__ = [

@@ -42,6 +42,9 @@ class Decoder:
         top_k: draw among so many most likely tokens; 0 means all.
         top_p: draw among the most likely tokens that have this share of the probability.
 
+    Attributes:
+        llama: its weights, which another decoder may share, its activations and its caches.
+
     Raises:
         ValueError: an argument out of range, before anything is allocated.
     """
@@ -59,10 +62,10 @@ class Decoder:
         if batch < 1:
             raise ValueError(f"batch: expected 1 sequence or more, came {batch}")
         check_draw(temperature, top_k, top_p)
-        self._llama = Llama(checkpoint, rows=batch, max_len=max_len)
+        self.llama = Llama(checkpoint, rows=batch, max_len=max_len)
         self.config = checkpoint.config
         self.batch = batch
-        self.max_len = max_len = self._llama.max_len
+        self.max_len = max_len = self.llama.max_len
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self._prompts: tuple[tuple[int, ...], ...] = ()
 
@@ -71,12 +74,12 @@ class Decoder:
         self.prompt_len = gk.zeros(batch, np.int32)
         self.next_token = gk.zeros(batch, np.int32)
         self.random_state = gk.zeros((batch, 4), np.uint32)
-        self.logits = self._llama.logits
+        self.logits = self.llama.logits
         self.launches: tuple[DecodeLaunch, ...] = self._list_launches()
 
     def _list_launches(self) -> tuple[DecodeLaunch, ...]:
         """List the kernel launches of a decode step, once for all builds."""
-        launches = self._llama.launches(self.tokens, self.position)
+        launches = self.llama.launches(self.tokens, self.position)
         if self.temperature == 0.0:
             choice = argmax(self.logits, self.next_token)
         else:
@@ -204,7 +207,9 @@ class Decode:
             self.exec.close()
 
 
-def check_prompt(prompt: Sequence[int], max_len: int, vocab_size: int) -> None:
+def check_prompt(
+    prompt: Sequence[int], max_len: int, vocab_size: int, argument: str = "prompt"
+) -> None:
     """Check that a prompt can be decoded, before anything is launched.
 
     Raises:
@@ -212,12 +217,12 @@ def check_prompt(prompt: Sequence[int], max_len: int, vocab_size: int) -> None:
             holds a token outside the vocabulary.
     """
     if not len(prompt):
-        raise ValueError("prompt: expected at least one token, came an empty prompt")
+        raise ValueError(f"{argument}: expected at least one token, came an empty prompt")
     if len(prompt) >= max_len:
         raise ValueError(
-            f"prompt: expected at most {max_len - 1} tokens, since the cache holds {max_len} with "
-            f"the one that follows, came {len(prompt)}"
+            f"{argument}: expected at most {max_len - 1} tokens, since the cache holds {max_len} "
+            f"with the one that follows, came {len(prompt)}"
         )
     for token in prompt:
         if not 0 <= token < vocab_size:
-            raise ValueError(f"prompt: expected tokens below {vocab_size}, came {token}")
+            raise ValueError(f"{argument}: expected tokens below {vocab_size}, came {token}")

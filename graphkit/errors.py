@@ -12,6 +12,7 @@ from graphkit.statuses import STATUSES, Status
 __all__ = [
     "CaptureError",
     "CudaError",
+    "FallbackError",
     "GraphUpdateError",
     "GraphkitError",
     "NotSimulated",
@@ -85,6 +86,25 @@ class GraphUpdateError(CudaError):
     def __init__(self, call: str, code: int, report: Any) -> None:
         super().__init__(call, code, str(report))
         self.report = report
+
+
+class FallbackError(GraphkitError):
+    """A strict exec pool had no graph for a request.
+
+    Attributes:
+        reason: why, as ``ExecPool.stats()`` counts it.
+        why: the same in a sentence.
+        key: the signature of the request's bucket, as text.
+    """
+
+    def __init__(self, reason: str, why: str, key: str) -> None:
+        self.reason = reason
+        self.why = why
+        self.key = key
+        super().__init__(f"no graph for {key}: {reason}, {why}")
+
+    def __reduce__(self) -> tuple[type[FallbackError], tuple[str, str, str]]:
+        return type(self), (self.reason, self.why, self.key)
 
 
 class SimulationError(GraphkitError):

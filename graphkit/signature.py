@@ -13,7 +13,7 @@ import numpy as np
 
 from graphkit.arrays import ArrayInfo, device_pointer, is_array
 
-__all__ = ["ArraySignature", "Signature"]
+__all__ = ["ArraySignature", "Signature", "typed_value"]
 
 
 class ArraySignature(NamedTuple):
@@ -82,8 +82,8 @@ class Signature:
                 dtype = _dtype_name(info.dtype)
                 arrays.append(ArraySignature(name, info.shape, dtype, _layout(info), device))
             else:
-                values.append((name, _typed(value, name)))
-        return cls(tuple(arrays), tuple(values), None if extra is None else _typed(extra, "extra"))
+                values.append((name, typed_value(value, name)))
+        return cls(tuple(arrays), tuple(values), None if extra is None else typed_value(extra, "extra"))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -160,16 +160,21 @@ def _layout(info: ArrayInfo) -> str:
 _JSON_TYPES: dict[type, str] = {kind: kind.__name__ for kind in (type(None), bool, int, str)}
 
 
-def _typed(value: object, argument: str) -> tuple[str, Hashable]:
+def typed_value(value: object, argument: str) -> tuple[str, Hashable]:
+    """Return a value with the name of its type, so that ``==`` is sameness.
+
+    Raises:
+        TypeError: when it is not hashable, or has an array inside.
+    """
     kind = type(value)
     if kind in _JSON_TYPES:
         return _JSON_TYPES[kind], value
     if kind is float or kind is complex:
         return kind.__name__, _exactly(value)
     if isinstance(value, tuple):
-        return _type_name(kind), tuple(_typed(item, argument) for item in value)
+        return _type_name(kind), tuple(typed_value(item, argument) for item in value)
     if isinstance(value, frozenset):
-        return _type_name(kind), frozenset(_typed(item, argument) for item in value)
+        return _type_name(kind), frozenset(typed_value(item, argument) for item in value)
     if isinstance(value, np.generic):
         item = value.item()
         if type(item) in (bool, int, float, complex):

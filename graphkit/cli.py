@@ -1,4 +1,4 @@
-"""The command line: ``graphkit info | generate | bench | inspect``."""
+"""The command line: ``graphkit info | generate | bench | inspect | pool``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _clear_errors() -> Iterator[None]:
     except (GraphkitError, ValueError, TypeError, OSError, ImportError) as error:
         if sys.stdout is not None:  # it was closed before we began
             sys.stdout.flush()
-        typer.echo(f"graphkit: error: {error}", err=True)
+        typer.echo(f"graphkit: error: {_printable(str(error))}", err=True)
         raise typer.Exit(1) from None
 
 
@@ -99,7 +99,7 @@ def _table(*columns: str) -> Table:
 
 
 def _printable(text: str) -> str:
-    """Make control characters visible: a model may write those that steer a terminal."""
+    """Make control characters visible: a model or a file may hold those that steer a terminal."""
     return "".join(
         char if char in "\n\t" or char.isprintable() else f"\\x{ord(char):02x}" for char in text
     )
@@ -328,6 +328,18 @@ def _print_nodes(graph: Any) -> None:
     console.print(table)
     programmatic = sum(edge.programmatic for edge in graph.edges)
     console.print(f"{len(number)} nodes, {len(graph.edges)} edges ({programmatic} programmatic *)")
+
+
+@app.command()
+def pool(
+    manifest: Annotated[Path, typer.Argument(help="The file that ExecPool.save_manifest wrote.")],
+) -> None:
+    """Show the keys of an exec pool's manifest, the most valuable first."""
+    with _clear_errors():
+        from graphkit.pool_manifest import Manifest
+        from graphkit.pool_table import manifest_table
+
+        Console(highlight=False).print(manifest_table(Manifest.load(manifest)))
 
 
 def main() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphkit.arrays import describe
 from graphkit.lifetime import keep_for_capture, keep_until_done
 from graphkit.node import memcpy_params, memset_params
-from graphkit.runtime.protocol import CaptureStatus, MemcpyKind
+from graphkit.runtime import current
+from graphkit.runtime.protocol import CaptureStatus, MemcpyKind, Runtime
 from graphkit.stream import runtime_of, stream_handle
 
-__all__ = ["memcpy_async", "memset_async"]
+__all__ = ["host_copy", "memcpy_async", "memset_async"]
 
 _TO_HOST = (MemcpyKind.HOST_TO_HOST, MemcpyKind.DEVICE_TO_HOST)
 
@@ -76,3 +83,27 @@ def memset_async(dst: object, value: object, stream: object, *, nbytes: int | No
         )
     runtime.memset_async(params.dst, element[0], params.width * params.element_size, handle)
     keep_for_capture(runtime, handle, (dst,))
+
+
+def host_copy(array: object, runtime: Runtime | None = None) -> NDArray[Any]:
+    """Wait for the device, then return anybody's array as a new one on the host (cudaMemcpy).
+
+    Args:
+        array: an array of any library, on the device or the host.
+        runtime: the runtime to use; the current one by default.
+
+    Raises:
+        ValueError: for negative strides.
+    """
+    info = describe(array)
+    steps = [(n - 1) * step for n, step in zip(info.shape, info.strides, strict=True)]
+    if min(steps, default=0) < 0 and 0 not in info.shape:
+        raise ValueError(f"array: expected positive strides, came {info.strides}")
+    if 0 in info.shape:
+        return np.empty(info.shape, info.dtype)
+    span = np.empty(sum(steps) + info.dtype.itemsize, np.uint8)
+    runtime = runtime or current()
+    runtime.device_synchronize()
+    kind = MemcpyKind.HOST_TO_HOST if info.on_host else MemcpyKind.DEVICE_TO_HOST
+    runtime.memcpy(span.ctypes.data, info.ptr, span.nbytes, kind)
+    return np.ndarray(info.shape, info.dtype, span.data, 0, info.strides).copy()

@@ -133,6 +133,22 @@ class DeviceArray:
         view.offset = self.offset + part.__array_interface__["data"][0] - base
         return view
 
+    def view(self, shape: int | Sequence[int], dtype: DTypeLike) -> DeviceArray:
+        """Return an array of another shape and dtype over the first bytes of this one.
+
+        Raises:
+            ValueError: when this array has gaps, or fewer bytes.
+        """
+        view = object.__new__(DeviceArray)
+        view.runtime, view.memory, view.offset = self.runtime, self.memory, self.offset
+        view.shape, view.dtype = _extents(shape), _plain_dtype(dtype)
+        view.strides = contiguous_strides(view.shape, view.dtype.itemsize)
+        if self.strides != contiguous_strides(self.shape, self.dtype.itemsize):
+            raise ValueError(f"view: expected an array without gaps, came strides {self.strides}")
+        if view.nbytes > self.nbytes:
+            raise ValueError(f"shape: expected at most {self.nbytes} bytes, came {view.nbytes}")
+        return view
+
     def get(self) -> NDArray[Any]:
         """Wait for the device, then return a copy of the array on the host (cudaMemcpy).
 

@@ -12,6 +12,7 @@ from graphkit.statuses import STATUSES, Status
 __all__ = [
     "CaptureError",
     "CudaError",
+    "FallbackError",
     "GraphUpdateError",
     "GraphkitError",
     "NotSimulated",
@@ -114,6 +115,25 @@ class RebindError(GraphkitError):
 
     def __reduce__(self) -> tuple[type[RebindError], tuple[Any, ...]]:
         return type(self), (self.message, self.node, self.kernel, self.parameter)
+
+
+class FallbackError(GraphkitError):
+    """A strict exec pool had no graph for a request.
+
+    Attributes:
+        reason: why, as ``ExecPool.stats()`` counts it.
+        why: the same in a sentence.
+        key: the signature of the request's bucket, as text.
+    """
+
+    def __init__(self, reason: str, why: str, key: str) -> None:
+        self.reason = reason
+        self.why = why
+        self.key = key
+        super().__init__(f"no graph for {key}: {reason}, {why}")
+
+    def __reduce__(self) -> tuple[type[FallbackError], tuple[str, str, str]]:
+        return type(self), (self.reason, self.why, self.key)
 
 
 class SimulationError(GraphkitError):

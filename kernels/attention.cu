@@ -6,6 +6,9 @@
 // shared memory depends on the number of warps and not on the context. Any grid works, and any
 // block of 1 to 8 whole warps. head_dim at most 256. A position past the cache reads the whole of
 // it; a negative one attends to nothing and gives zeros.
+//
+// With slots, sequence b has row slots[b] of the caches instead of row b; the caches have
+// slot_count rows, and a slot outside them attends to nothing.
 
 #define MINUS_INFINITY __int_as_float(0xff800000)  // no math.h under NVRTC
 
@@ -14,18 +17,20 @@ constexpr int SHARE = MAX_HEAD_DIM / 32;  // elements of a head that one lane ho
 constexpr int MAX_WARPS = 8;
 
 extern "C" __global__ void attention(
-    const float* q, const float* k_cache, const float* v_cache, const int* position, float* out,
-    int batch, int heads, int kv_heads, int head_dim, int max_len, float scale) {
+    const float* q, const float* k_cache, const float* v_cache, const int* position,
+    const int* slots, float* out, int batch, int slot_count, int heads, int kv_heads, int head_dim,
+    int max_len, float scale) {
     __shared__ float warp_max[MAX_WARPS], warp_sum[MAX_WARPS];
     __shared__ float warp_value[MAX_WARPS][MAX_HEAD_DIM];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
 
     for (int b = blockIdx.y; b < batch; b += gridDim.y) {
-        const int length = max(0, min(position[b] + 1, max_len));
+        const int slot = slots ? slots[b] : b, upto = max(0, min(position[b] + 1, max_len));
+        const int length = slot >= 0 && slot < slot_count ? upto : 0;
         for (int head = blockIdx.x; head < heads; head += gridDim.x) {
             const long long dense = ((long long)b * heads + head) * head_dim;
             const long long cached =
-                ((long long)b * kv_heads + head / (heads / kv_heads)) * max_len * head_dim;
+                ((long long)slot * kv_heads + head / (heads / kv_heads)) * max_len * head_dim;
             float query[SHARE], value[SHARE];
 #pragma unroll
             for (int i = 0; i < SHARE; ++i) {

@@ -1,7 +1,8 @@
 // embedding: out[b, :] = table[tokens[b, position[b]], :]
 //
 // tokens [batch, max_len] and position [batch] are device memory, so a captured launch follows the
-// sequence without the host. One block per row of out; any grid and any block work.
+// sequence without the host. Without positions the first token of each row is taken.
+// One block per row of out; any grid and any block work.
 // An id outside the vocabulary, or a position outside the buffer, gives a row of NaN: it shows in
 // the logits, and nothing out of bounds is read.
 
@@ -23,7 +24,7 @@ __device__ __forceinline__ void embed(
     const int* tokens, const int* position, const Weight* table, float* out,
     int batch, int max_len, int vocab, int width) {
     for (int row = blockIdx.x; row < batch; row += gridDim.x) {
-        const int at = position[row];
+        const int at = position ? position[row] : 0;
         const int token = (at >= 0 && at < max_len) ? tokens[(long long)row * max_len + at] : -1;
         const bool known = token >= 0 && token < vocab;
         const Weight* from = table + (long long)(known ? token : 0) * width;

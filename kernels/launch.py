@@ -19,6 +19,7 @@ from graphkit.runtime.protocol import Dim3
 __all__ = ["KernelLaunch"]
 
 WARP = 32
+NULL = 0  # the address of an array that is left out
 
 
 class KernelLaunch(NamedTuple):
@@ -101,6 +102,11 @@ def check(
     if not info.contiguous:
         raise ValueError(f"{argument}: expected C order without gaps, came strides {info.strides}")
     return shape
+
+
+def batch_of(slots: object | None, slot_count: int) -> int:
+    """Return the number of sequences: of ``slots``, or one for each row of the caches."""
+    return slot_count if slots is None else check("slots", slots, ("batch",), np.int32)[0]
 
 
 def size(argument: str, shape: Sequence[int]) -> int:

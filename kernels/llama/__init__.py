@@ -11,16 +11,23 @@ Everything that changes from token to token lies in device memory, so the host o
         decode.launch()
     decode.stream.synchronize()
     print(bytes(decoder.tokens.get()[0, :65].tolist()))
+
+Sequences that come and go share a :class:`BatchedDecoder`, whose steps take any number of them;
+:func:`serve` continues several prompts with it.
 """
 
+from .batching import BatchedDecoder
 from .checkpoint import Checkpoint, CheckpointError, Llama3Scaling, LlamaConfig
-from .decoder import BUILDS, Build, Decode, DecodeLaunch, Decoder
+from .decoder import BUILDS, Build, Decode, Decoder
 from .generation import BUNDLED_MODEL, BuildRun, Summary, generate
+from .model import DecodeLaunch, Llama
+from .serving import Piece, Served, Step, serve
 from .tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
 
 __all__ = [
     "BUILDS",
     "BUNDLED_MODEL",
+    "BatchedDecoder",
     "Build",
     "BuildRun",
     "ByteTokenizer",
@@ -30,9 +37,14 @@ __all__ = [
     "DecodeLaunch",
     "Decoder",
     "FileTokenizer",
+    "Llama",
     "Llama3Scaling",
     "LlamaConfig",
+    "Piece",
+    "Served",
+    "Step",
     "Summary",
     "generate",
     "load_tokenizer",
+    "serve",
 ]

@@ -5,51 +5,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 import graphkit as gk
-from graphkit.arrays import ArrayInfo, describe
-from graphkit.device_array import BFLOAT16
-from graphkit.runtime.protocol import MemcpyKind
 
 from ..advance import advance
 from ..argmax import argmax
-from ..attention import attention
-from ..embedding import embedding
-from ..launch import KernelLaunch
-from ..matvec import matvec
-from ..residual_add import residual_add
-from ..rms_norm import rms_norm
-from ..rope_append import rope_append
 from ..sample import check_draw, random_state, sample
-from ..silu_mul import silu_mul
 from .checkpoint import Checkpoint
+from .model import DecodeLaunch, Llama
 
-__all__ = ["BUILDS", "Build", "Decode", "DecodeLaunch", "Decoder"]
+__all__ = ["BUILDS", "Build", "Decode", "Decoder"]
 
 Build = Literal["eager", "capture", "manual"]
 BUILDS: tuple[Build, ...] = get_args(Build)
-
-_FLOAT32 = np.dtype(np.float32)
-
-
-@dataclass(frozen=True)
-class DecodeLaunch:
-    """One kernel launch of a decode step.
-
-    Attributes:
-        name: what it does and where, such as ``"layers.0.attention"``.
-        launch: kernel, launch configuration and arguments.
-        after: the launches it waits for, by their place in :attr:`Decoder.launches`.
-    """
-
-    name: str
-    launch: KernelLaunch
-    after: tuple[int, ...]
 
 
 class Decoder:
@@ -70,6 +42,9 @@ class Decoder:
         top_k: draw among so many most likely tokens; 0 means all.
         top_p: draw among the most likely tokens that have this share of the probability.
 
+    Attributes:
+        llama: its weights, which another decoder may share, its activations and its caches.
+
     Raises:
         ValueError: an argument out of range, before anything is allocated.
     """
@@ -84,17 +59,13 @@ class Decoder:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> None:
-        config = checkpoint.config
-        max_len = config.max_position_embeddings if max_len is None else max_len
         if batch < 1:
             raise ValueError(f"batch: expected 1 sequence or more, came {batch}")
-        if not 2 <= max_len <= config.max_position_embeddings:
-            limit = config.max_position_embeddings
-            raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
         check_draw(temperature, top_k, top_p)
-        self.config = config
+        self.llama = Llama(checkpoint, rows=batch, max_len=max_len)
+        self.config = checkpoint.config
         self.batch = batch
-        self.max_len = max_len
+        self.max_len = max_len = self.llama.max_len
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self._prompts: tuple[tuple[int, ...], ...] = ()
 
@@ -103,80 +74,12 @@ class Decoder:
         self.prompt_len = gk.zeros(batch, np.int32)
         self.next_token = gk.zeros(batch, np.int32)
         self.random_state = gk.zeros((batch, 4), np.uint32)
-        self.logits = gk.zeros((batch, config.vocab_size), np.float32)
-        self.launches: tuple[DecodeLaunch, ...] = self._list_launches(checkpoint)
+        self.logits = self.llama.logits
+        self.launches: tuple[DecodeLaunch, ...] = self._list_launches()
 
-    def _list_launches(self, checkpoint: Checkpoint) -> tuple[DecodeLaunch, ...]:
+    def _list_launches(self) -> tuple[DecodeLaunch, ...]:
         """List the kernel launches of a decode step, once for all builds."""
-        config, batch = self.config, self.batch
-        heads, kv_heads, dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        tensors = checkpoint.tensors
-        cosines, sines = map(gk.asarray, config.rotary_tables(self.max_len))
-        x = gk.empty((batch, config.hidden_size))
-        normed = gk.empty((batch, config.hidden_size))
-        q = gk.empty((batch, heads, dim))
-        k = gk.empty((batch, kv_heads, dim))
-        v = gk.empty((batch, kv_heads, dim))
-        attended = gk.empty((batch, heads, dim))
-        gate = gk.empty((batch, config.intermediate_size))
-        up = gk.empty((batch, config.intermediate_size))
-        branch = gk.empty((batch, config.hidden_size))
-        # Places of the cache beyond the position are never read, but a zero is easier to look at.
-        cache_shape = (batch, kv_heads, self.max_len, dim)
-        self.k_cache = [gk.zeros(cache_shape) for _ in range(config.num_hidden_layers)]
-        self.v_cache = [gk.zeros(cache_shape) for _ in range(config.num_hidden_layers)]
-
-        launches: list[DecodeLaunch] = []
-
-        def add(name: str, launch: KernelLaunch, *after: int) -> int:
-            launches.append(DecodeLaunch(name, launch, after))
-            return len(launches) - 1
-
-        table = device_matrix(tensors["model.embed_tokens.weight"])
-        done = add("embedding", embedding(self.tokens, self.position, table, x))
-        for layer in range(config.num_hidden_layers):
-            at = f"layers.{layer}."
-            prefix = f"model.layers.{layer}."
-
-            def matrix(name: str, prefix: str = prefix) -> Any:
-                return device_matrix(tensors[f"{prefix}{name}.weight"])
-
-            def vector(name: str, prefix: str = prefix) -> Any:
-                return device_vector(tensors[f"{prefix}{name}.weight"])
-
-            eps = config.rms_norm_eps
-            norm = add(at + "norm", rms_norm(x, vector("input_layernorm"), normed, eps), done)
-            to_q = add(at + "q", matvec(matrix("self_attn.q_proj"), normed, q), norm)
-            to_k = add(at + "k", matvec(matrix("self_attn.k_proj"), normed, k), norm)
-            to_v = add(at + "v", matvec(matrix("self_attn.v_proj"), normed, v), norm)
-            caches = self.k_cache[layer], self.v_cache[layer]
-            rope = add(
-                at + "rope_append",
-                rope_append(q, k, v, cosines, sines, *caches, self.position),
-                *(to_q, to_k, to_v),
-            )
-            attend = add(
-                at + "attention", attention(q, *caches, self.position, attended, dim**-0.5), rope
-            )
-            to_o = add(at + "o", matvec(matrix("self_attn.o_proj"), attended, branch), attend)
-            # In place: everything that read x before is behind `branch`.
-            done = add(at + "add", residual_add(branch, x, x), to_o)
-            norm = add(
-                at + "mlp_norm", rms_norm(x, vector("post_attention_layernorm"), normed, eps), done
-            )
-            to_gate = add(at + "gate", matvec(matrix("mlp.gate_proj"), normed, gate), norm)
-            to_up = add(at + "up", matvec(matrix("mlp.up_proj"), normed, up), norm)
-            silu = add(at + "silu_mul", silu_mul(gate, up, gate), to_gate, to_up)
-            down = add(at + "down", matvec(matrix("mlp.down_proj"), gate, branch), silu)
-            done = add(at + "mlp_add", residual_add(branch, x, x), down)
-        weight = device_vector(tensors["model.norm.weight"])
-        norm = add("norm", rms_norm(x, weight, normed, config.rms_norm_eps), done)
-        head = table if config.tie_word_embeddings else device_matrix(tensors["lm_head.weight"])
-        to_logits = add("lm_head", matvec(head, normed, self.logits), norm)
+        launches = self.llama.launches(self.tokens, self.position)
         if self.temperature == 0.0:
             choice = argmax(self.logits, self.next_token)
         else:
@@ -188,10 +91,9 @@ class Decoder:
                 top_k=self.top_k,
                 top_p=self.top_p,
             )
-        chosen = add("choose", choice, to_logits)
-        add(
-            "advance", advance(self.tokens, self.next_token, self.prompt_len, self.position), chosen
-        )
+        append = advance(self.tokens, self.next_token, self.prompt_len, self.position)
+        for name, launch in (("choose", choice), ("advance", append)):
+            launches.append(DecodeLaunch(name, launch, (len(launches) - 1,)))
         return tuple(launches)
 
     def start(self, *prompts: Sequence[int], seed: int = 0) -> None:
@@ -305,7 +207,9 @@ class Decode:
             self.exec.close()
 
 
-def check_prompt(prompt: Sequence[int], max_len: int, vocab_size: int) -> None:
+def check_prompt(
+    prompt: Sequence[int], max_len: int, vocab_size: int, argument: str = "prompt"
+) -> None:
     """Check that a prompt can be decoded, before anything is launched.
 
     Raises:
@@ -313,53 +217,12 @@ def check_prompt(prompt: Sequence[int], max_len: int, vocab_size: int) -> None:
             holds a token outside the vocabulary.
     """
     if not len(prompt):
-        raise ValueError("prompt: expected at least one token, came an empty prompt")
+        raise ValueError(f"{argument}: expected at least one token, came an empty prompt")
     if len(prompt) >= max_len:
         raise ValueError(
-            f"prompt: expected at most {max_len - 1} tokens, since the cache holds {max_len} with "
-            f"the one that follows, came {len(prompt)}"
+            f"{argument}: expected at most {max_len - 1} tokens, since the cache holds {max_len} "
+            f"with the one that follows, came {len(prompt)}"
         )
     for token in prompt:
         if not 0 <= token < vocab_size:
-            raise ValueError(f"prompt: expected tokens below {vocab_size}, came {token}")
-
-
-def device_matrix(tensor: Any) -> Any:
-    """Return a matrix in device memory in a dtype that the kernels multiply by.
-
-    Host arrays are copied; float16 becomes float32. Device arrays are used as they are.
-
-    Raises:
-        ValueError: a device array is not C-ordered, or neither float32 nor bfloat16.
-    """
-    info = describe(tensor)
-    if info.on_host:
-        host = _host_copy(info)
-        return gk.asarray(host if host.dtype in (_FLOAT32, BFLOAT16) else host.astype(_FLOAT32))
-    if not info.contiguous or info.dtype not in (_FLOAT32, BFLOAT16):
-        raise ValueError(
-            "tensor: expected float32 or bfloat16 in C order in device memory, "
-            f"came {info.dtype} of shape {info.shape} with strides {info.strides}"
-        )
-    return tensor
-
-
-def device_vector(tensor: Any) -> Any:
-    """Return a small vector in device memory as float32, copied where it is not."""
-    info = describe(tensor)
-    if info.dtype == _FLOAT32 and not info.on_host:
-        return tensor
-    return gk.asarray(_host_copy(info).astype(_FLOAT32))
-
-
-def _host_copy(info: ArrayInfo) -> NDArray[Any]:
-    if isinstance(info.owner, np.ndarray):
-        return info.owner
-    if not info.contiguous:
-        raise ValueError(f"tensor: expected C order, came strides {info.strides}")
-    host = np.empty(info.shape, info.dtype)
-    kind = MemcpyKind.HOST_TO_HOST if info.on_host else MemcpyKind.DEVICE_TO_HOST
-    runtime = gk.current()
-    runtime.device_synchronize()
-    runtime.memcpy(host.ctypes.data, info.ptr, info.nbytes, kind)
-    return host
+            raise ValueError(f"{argument}: expected tokens below {vocab_size}, came {token}")

@@ -91,8 +91,6 @@ def generate(
         ValueError: an empty prompt, one longer than the model's context, or an argument out of
             range.
     """
-    if tokens < 1:
-        raise ValueError(f"tokens: expected 1 or more, came {tokens}")
     if build not in BUILDS:
         raise ValueError(f"build: expected one of {', '.join(BUILDS)}, came {build!r}")
     checkpoint = Checkpoint.load(model)
@@ -101,16 +99,9 @@ def generate(
     ids = tokenizer.encode(prompt)
     limit = config.max_position_embeddings
     check_prompt(ids, limit, config.vocab_size)
-    needed = len(ids) + tokens
-    if needed > limit:
-        raise ValueError(
-            f"tokens: expected at most {limit - len(ids)} after a prompt of {len(ids)}, since the "
-            f"cache holds {limit}, came {tokens}"
-        )
     decoder = Decoder(
         checkpoint,
-        # No more cache than this text needs: a context of 131,072 tokens would take gigabytes.
-        max_len=min(-(-needed // _CACHE_GRAIN) * _CACHE_GRAIN, limit),
+        max_len=cache_places(len(ids), tokens, limit),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -124,7 +115,7 @@ def generate(
             if other != build:
                 decode = decoder.build(other)
                 try:
-                    yield _run(decode, ids, len(chosen), seed, timed)
+                    yield repeat(decode, ids, len(chosen), seed, timed)
                 finally:
                     decode.close()
 
@@ -148,7 +139,7 @@ def generate(
         if rest:
             pieces.append(rest)
             yield rest
-        runs = [_run(first, ids, len(chosen), seed)] if timed else [_describe(first, ids, chosen)]
+        runs = [repeat(first, ids, len(chosen), seed)] if timed else [_describe(first, ids, chosen)]
         if compare:
             runs += compared(chosen)
         # The streamed tokens count too: a timed run of the same build repeats them.
@@ -165,6 +156,24 @@ def generate(
     return build_and_launch()
 
 
+def cache_places(prompt: int, tokens: int, limit: int) -> int:
+    """Return the places of a cache for a prompt and what follows it, all counted in tokens.
+
+    No more than this text needs: a context of 131,072 tokens would take gigabytes.
+
+    Raises:
+        ValueError: the model's context, ``limit``, has no place for so many.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens: expected 1 or more, came {tokens}")
+    if prompt + tokens > limit:
+        raise ValueError(
+            f"tokens: expected at most {limit - prompt} after a prompt of {prompt}, since the "
+            f"cache holds {limit}, came {tokens}"
+        )
+    return min(-(-(prompt + tokens) // _CACHE_GRAIN) * _CACHE_GRAIN, limit)
+
+
 def _describe(
     decode: Decode, prompt: list[int], chosen: list[int], milliseconds: float | None = None
 ) -> BuildRun:
@@ -173,7 +182,9 @@ def _describe(
     return BuildRun(decode.build, decode.node_count, launches, tuple(chosen), milliseconds)
 
 
-def _run(decode: Decode, prompt: list[int], count: int, seed: int, timed: bool = True) -> BuildRun:
+def repeat(
+    decode: Decode, prompt: list[int], count: int, seed: int, timed: bool = True
+) -> BuildRun:
     """Decode the same again without reading in between: one wait, at the end."""
     decoder = decode.decoder
     decoder.start(prompt, seed=seed)

@@ -48,6 +48,23 @@ def test_matches_float64(run, poisoned, rng, batch, heads, kv_heads, head_dim, m
     np.testing.assert_allclose(out.get(), expected, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("slots", [[2, 0], [6, 5, 1], [3], [4, 1, 0, 6, 2, 5, 3, -1, 7]])
+def test_a_sequence_attends_to_its_slot(run, poisoned, rng, slots):
+    batch, position = len(slots), rng.integers(0, 9, len(slots)).astype(np.int32)
+    q, *_ = operands(rng, batch, 4, 2, 6, 9)
+    _, k_cache, v_cache = operands(rng, 7, 4, 2, 6, 9)
+    for slot in set(range(7)) - set(slots):  # nobody's slot must not be read
+        k_cache[slot] = v_cache[slot] = np.nan
+    out = poisoned(q.shape)
+    device = (*map(gk.asarray, (q, k_cache, v_cache, position)), out)
+    run(attention(*device, slots=gk.asarray(np.array(slots, np.int32))))
+    real = [b for b, slot in enumerate(slots) if 0 <= slot < 7]
+    gathered = (cache[[slots[b] for b in real]] for cache in (k_cache, v_cache))
+    expected = np.zeros(q.shape)  # outside of the caches: nothing to attend to
+    expected[real] = reference(q[real], *gathered, position[real], 6**-0.5)
+    np.testing.assert_allclose(out.get(), expected, rtol=2e-5, atol=1e-5)
+
+
 def test_large_scores_stay_finite(run, poisoned, rng):
     q, k_cache, v_cache = operands(rng, 1, 4, 2, 16, 50)
     out = poisoned(q.shape)
@@ -99,5 +116,9 @@ def test_arguments_are_checked(runtime):
         attention(q, cache, cache, gk.zeros(2, np.int32), q)
     with pytest.raises(ValueError, match=r"^out: expected shape \(1, 32\), came \(1, 2, 16, 8\)"):
         attention(q, cache, cache, position, cache)
+    with pytest.raises(ValueError, match=r"^slots: expected shape \(batch\), came \(1, 1\)"):
+        attention(q, cache, cache, position, q, slots=gk.zeros((1, 1), np.int32))
+    with pytest.raises(ValueError, match=r"^q: expected shape \(3, heads \* head_dim\), came"):
+        attention(q, cache, cache, position, q, slots=gk.zeros(3, np.int32))
     with pytest.raises(ValueError, match=r"^scale: expected a finite number, came nan"):
         attention(q, cache, cache, position, q, float("nan"))

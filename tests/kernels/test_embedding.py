@@ -28,6 +28,16 @@ def test_takes_the_row_of_the_token_at_the_position(
     np.testing.assert_array_equal(out.get(), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+def test_without_positions_there_is_one_token_a_row(run, poisoned, rng, dtype):
+    table = rng.standard_normal((11, 35)).astype(dtype)
+    tokens = np.array([4, 0, 10, 4, 11, -1], np.int32)
+    out = poisoned((6, 35))
+    run(embedding(gk.asarray(tokens), None, gk.asarray(table), out))
+    np.testing.assert_array_equal(out.get()[:4], table[tokens[:4]].astype(np.float32))
+    assert np.isnan(out.get()[4:]).all()
+
+
 def test_what_lies_outside_gives_nan(run, rng):
     tokens, position, table = arrays(rng, 5, 4, 9, 35, np.float32)
     tokens[0], tokens[1] = 9, -1
@@ -47,6 +57,8 @@ def test_arguments_are_checked(runtime):
         embedding(out, position, table, out)
     with pytest.raises(ValueError, match=r"^position: expected shape \(2\), came \(3,\)"):
         embedding(tokens, gk.zeros(3, np.int32), table, out)
+    with pytest.raises(ValueError, match=r"^tokens: expected shape \(batch\), came \(2, 8\)"):
+        embedding(tokens, None, table, out)
     with pytest.raises(ValueError, match=r"^out: expected shape \(2, 3\), came \(5, 3\)"):
         embedding(tokens, position, table, table)
     with pytest.raises(TypeError, match=r"^table: .* on the host"):

@@ -84,6 +84,18 @@ def test_a_row_of_x_that_is_nan_spoils_no_other(run, poisoned, rng):
     np.testing.assert_allclose(y.get()[others], reference(weight, x)[others], rtol=1e-5, atol=1e-4)
 
 
+@DTYPES
+@pytest.mark.parametrize(("m", "k"), [(24, 6), (37, 50), (192, 192), (61, 515)])
+def test_a_row_gives_the_same_bits_in_any_batch(run, poisoned, rng, m, k, dtype):
+    weight, x = operands(rng, 11, m, k, dtype)
+    device_weight, whole = gk.asarray(weight), poisoned((11, m))
+    run(matvec(device_weight, gk.asarray(x), whole))
+    for first, last in ((0, 1), (7, 8), (10, 11), (3, 5), (2, 9)):
+        part = poisoned((last - first, m))
+        run(matvec(device_weight, gk.asarray(x[first:last]), part))
+        np.testing.assert_array_equal(part.get(), whole.get()[first:last])
+
+
 def test_arguments_are_checked(runtime):
     weight, x, y = gk.zeros((6, 5)), gk.zeros((2, 5)), gk.zeros((2, 6))
     with pytest.raises(

@@ -53,6 +53,32 @@ def test_rotates_and_appends_and_touches_nothing_else(
     np.testing.assert_array_equal(v_cache.get(), expected_v)
 
 
+@pytest.mark.parametrize("slots", [[2, 0], [4, 3, 1], [1], [3, -1, 0, 5, 4, 2, 1]])
+def test_appends_to_the_slot_of_a_sequence(run, rng, slots):
+    batch, count, max_len = len(slots), 5, 7
+    q, k, v = operands(rng, batch, 4, 2, 8)
+    cosines, sines = tables(max_len, 8)
+    old = rng.standard_normal((2, count, 2, max_len, 8)).astype(np.float32)
+    position = rng.integers(0, max_len, batch).astype(np.int32)
+    device_q, k_cache, v_cache = gk.asarray(q), *map(gk.asarray, old)
+    run(
+        rope_append(
+            *(device_q, *map(gk.asarray, (k, v, cosines, sines)), k_cache, v_cache),
+            gk.asarray(position),
+            slots=gk.asarray(np.array(slots, np.int32)),
+        )
+    )
+    real = [b for b, slot in enumerate(slots) if 0 <= slot < count]
+    at, rows = position[real], [slots[b] for b in real]
+    expected_q, (expected_k, expected_v) = q.astype(np.float64), old
+    expected_q[real] = rotated(q[real], cosines[at], sines[at])
+    expected_k[rows, :, at] = rotated(k[real], cosines[at], sines[at])
+    expected_v[rows, :, at] = v[real]
+    np.testing.assert_allclose(device_q.get(), expected_q, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(k_cache.get(), expected_k, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(v_cache.get(), expected_v)
+
+
 @pytest.mark.parametrize("outside", [-1, 4])
 def test_a_position_outside_the_cache_changes_nothing(run, rng, outside):
     q, k, v = operands(rng, 1, 2, 1, 8)
@@ -77,6 +103,7 @@ def test_arguments_are_checked(runtime):
     good |= {"cos_table": table, "sin_table": table, "k_cache": cache, "v_cache": cache}
     good["position"] = position
     rope_append(**good)
+    rope_append(**good, slots=position)
     for name, wrong, message in (
         ("q", gk.zeros((1, 4, 9)), r"q: expected whole heads of 8, came 36 elements a row"),
         ("k", q, r"k: expected shape \(1, 16\), came \(1, 4, 8\)"),
@@ -86,6 +113,8 @@ def test_arguments_are_checked(runtime):
         ("k_cache", gk.zeros((1, 2, 16, 7)), r"k_cache: expected an even head_dim, came 7"),
         ("v_cache", gk.zeros((1, 2, 15, 8)), r"v_cache: expected shape \(1, 2, 16, 8\)"),
         ("position", gk.zeros(1, np.int64), r"position: expected dtype int32, came int64"),
+        ("slots", gk.zeros(1), r"slots: expected dtype int32, came float32"),
+        ("slots", gk.zeros(2, np.int32), r"q: expected shape \(2, heads \* head_dim\), came"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             rope_append(**(good | {name: wrong}))

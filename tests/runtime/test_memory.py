@@ -57,6 +57,19 @@ def test_memory_is_counted(runtime, made):
     assert (after, before <= total) == (before, True)
 
 
+def test_executable_graphs_take_device_memory(runtime, made):
+    graph, x = made.graph(), made.device()
+    for _ in range(1_000):
+        runtime.graph_add_kernel_node(graph, [], made.fill(x, 1.0))
+    stream = made.stream()
+    before, _ = runtime.mem_get_info()
+    # Many at once, since a device takes and keeps memory for them by the block.
+    for _ in range(16):
+        runtime.graph_upload(made.exec(graph), stream)
+    runtime.stream_synchronize(stream)
+    assert runtime.mem_get_info()[0] < before
+
+
 def test_too_much_memory_is_refused(runtime, made):
     assert made.code(runtime.malloc, 1 << 50) == 2
 

@@ -207,6 +207,46 @@ def test_device_memory_runs_out(simulate):
     made.device(nbytes=1 << 20)
 
 
+def test_an_exec_takes_memory_by_its_nodes(simulate):
+    made = simulate(total_memory=1 << 20, exec_bytes_per_node=1000)
+    runtime, graph, child = made.runtime, made.graph(), made.graph()
+    for _ in range(3):
+        runtime.graph_add_empty_node(child, [])
+    runtime.graph_add_child_graph_node(graph, [], child)
+    runtime.graph_add_empty_node(graph, [])
+    exe = made.exec(graph)
+    assert runtime.mem_get_info() == ((1 << 20) - 5000, 1 << 20)
+    assert runtime.graph_exec_update(exe, graph).result == 0
+    assert runtime.mem_get_info()[0] == (1 << 20) - 5000
+    made.destroy("exec", exe)
+    assert runtime.mem_get_info()[0] == 1 << 20
+
+
+def test_an_exec_that_finds_no_memory_is_not_made(simulate):
+    made = simulate(total_memory=4096, exec_bytes_per_node=1000)
+    runtime, graph = made.runtime, made.graph()
+    for _ in range(3):
+        runtime.graph_add_empty_node(graph, [])
+    first, before = made.exec(graph), runtime.live_handles()
+    assert made.code(made.exec, graph) == 2
+    assert (runtime.mem_get_info()[0], runtime.live_handles()) == (1096, before)
+    assert made.code(runtime.malloc, 1097) == 2
+    made.destroy("exec", first)
+    made.exec(graph)
+    made.device(nbytes=1096)
+
+
+def test_a_graph_that_cannot_be_instantiated_takes_no_memory(simulate):
+    made = simulate()
+    runtime, graph = made.runtime, made.graph()
+    a, b = (runtime.graph_add_empty_node(graph, []) for _ in range(2))
+    made.connect(graph, a, b)
+    made.connect(graph, b, a)
+    before = runtime.mem_get_info()
+    assert made.code(made.exec, graph) == 1
+    assert runtime.mem_get_info() == before
+
+
 # --- when work runs, and how it fails
 
 
@@ -365,7 +405,13 @@ def test_an_error_says_which_call_and_why(simulate):
 
 @pytest.mark.parametrize(
     "options",
-    [{"uninitialized": "ones"}, {"execution": "later"}, {"total_memory": 0}, {"quarantine": -1}],
+    [
+        {"uninitialized": "ones"},
+        {"execution": "later"},
+        {"total_memory": 0},
+        {"exec_bytes_per_node": -1},
+        {"quarantine": -1},
+    ],
 )
 def test_options_that_make_no_sense(options):
     (name,) = options
@@ -418,7 +464,9 @@ def test_a_host_function_that_runs_at_once_cannot_wait_for_its_own_launch():
         exe.launch(stream)
 
 
-@pytest.mark.parametrize("name", ["order_seed", "total_memory", "quarantine"])
+@pytest.mark.parametrize(
+    "name", ["order_seed", "total_memory", "exec_bytes_per_node", "quarantine"]
+)
 @pytest.mark.parametrize("value", [None, float("nan"), "1"])
 def test_sizes_and_seeds_are_ints(name, value):
     with pytest.raises(TypeError, match=f"{name}: expected an int"):

@@ -377,14 +377,17 @@ class GraphCalls(StreamCalls):
             check_device_launch(found)
         if flags & InstantiateFlags.UPLOAD:
             self.state.stream(upload_stream)
-        exec_ = SimExec(self.state.new_handle("exec"), found, flags, ExecGraph.of(found))
+        held = ExecGraph.of(found)
+        nbytes = sum(1 for _ in found.all_nodes()) * self.state.options.exec_bytes_per_node
+        self.state.memory.take(nbytes)  # the last that may refuse: nothing is made until here
+        exec_ = SimExec(self.state.new_handle("exec"), found, flags, held, nbytes)
         self.state.execs[exec_.handle] = exec_
         return exec_.handle
 
     @cuda_call("cudaGraphExecDestroy")
     def graph_exec_destroy(self, exec_: int) -> None:
         self.state.refuse_if_unsafe("cudaGraphExecDestroy")
-        self.state.exec(exec_)
+        self.state.memory.give_back(self.state.exec(exec_).nbytes)
         del self.state.execs[exec_]
 
     @cuda_call("cudaGraphUpload")

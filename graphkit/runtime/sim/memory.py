@@ -70,11 +70,8 @@ class MemoryTable:
         Raises:
             Refused: 2 when simulated device memory, or the host's own, has run out.
         """
-        if kind is MemoryType.DEVICE and self.used + nbytes > self.total:
-            raise Refused(
-                Code.MEMORY_ALLOCATION,
-                f"{nbytes} bytes asked for, {self.total - self.used} of {self.total} free",
-            )
+        if kind is MemoryType.DEVICE:
+            self._check_room(nbytes)
         try:
             allocation = Allocation(nbytes, kind)
         except MemoryError:
@@ -88,6 +85,26 @@ class MemoryTable:
         self._addresses.insert(index, allocation.address)
         self._by_address[allocation.address] = allocation
         return allocation
+
+    def take(self, nbytes: int) -> None:
+        """Count device memory that has no address, such as what an executable graph takes.
+
+        Raises:
+            Refused: 2 when simulated device memory has run out.
+        """
+        self._check_room(nbytes)
+        self.used += nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        """End what :meth:`take` counted."""
+        self.used -= nbytes
+
+    def _check_room(self, nbytes: int) -> None:
+        if self.used + nbytes > self.total:
+            raise Refused(
+                Code.MEMORY_ALLOCATION,
+                f"{nbytes} bytes asked for, {self.total - self.used} of {self.total} free",
+            )
 
     def exact(self, address: int, kind: MemoryType) -> Allocation:
         """Return the live allocation that starts at ``address``.

@@ -165,12 +165,13 @@ class ExecGraph:
 
 @dataclass(eq=False)
 class SimExec:
-    """An executable graph."""
+    """An executable graph, and the device memory that it takes."""
 
     handle: int
     source: SimGraph
     flags: InstantiateFlags
     graph: ExecGraph
+    nbytes: int
     last: tuple[Work, ...] = ()
 
 

@@ -25,6 +25,9 @@ class SimOptions:
         execution: ``"on_wait"`` runs work when somebody waits for it, so that a missing
             synchronization shows; ``"at_once"`` runs it inside the call that submits it.
         total_memory: bytes of simulated device memory; past it, allocations fail with status 2.
+        exec_bytes_per_node: bytes of device memory that an executable graph takes for each of its
+            nodes, those of child graphs included; past ``total_memory``, instantiating fails with
+            status 2.
         quarantine: bytes of freed memory kept unused, so that late accesses are recognised.
     """
 
@@ -33,10 +36,11 @@ class SimOptions:
     order_seed: int = 0
     execution: Literal["on_wait", "at_once"] = "on_wait"
     total_memory: int = 4 << 30
+    exec_bytes_per_node: int = 2400
     quarantine: int = 64 << 20
 
     def __post_init__(self) -> None:
-        for name in ("order_seed", "total_memory", "quarantine"):
+        for name in ("order_seed", "total_memory", "exec_bytes_per_node", "quarantine"):
             value = getattr(self, name)
             if not isinstance(value, int):
                 raise TypeError(f"{name}: expected an int, got {value!r}")
@@ -48,5 +52,6 @@ class SimOptions:
             raise ValueError(f"execution: expected one of {_EXECUTION}, came {self.execution!r}")
         if self.total_memory <= 0:
             raise ValueError(f"total_memory: expected a positive number, came {self.total_memory}")
-        if self.quarantine < 0:
-            raise ValueError(f"quarantine: expected at least 0, came {self.quarantine}")
+        for name in ("exec_bytes_per_node", "quarantine"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected at least 0, came {getattr(self, name)}")

@@ -1,0 +1,149 @@
+"""Captures a pool's function for a bucket: warm-ups, the sizes of what it returns, the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from graphkit.arrays import ArrayInfo, describe
+from graphkit.capture import capture
+from graphkit.frameworks import PrivateMemory, current_stream, view_like
+from graphkit.pool_graph import PoolGraph, alignment_of
+from graphkit.returned import Returned
+from graphkit.runtime.protocol import Runtime
+from graphkit.lattice import Lattice
+from graphkit.staging import launch
+from graphkit.stream import Event, Stream, stream_handle
+from graphkit.user_function import UserFunction
+
+__all__ = ["BucketCapture"]
+
+
+class BucketCapture:
+    """Runs a pool's function on staging memory, eagerly and under capture.
+
+    Captures have a stream of their own: on the pool's, another thread's eager launches would
+    become a part of the graph. Libraries keep a workspace a stream, which the warm-ups create on
+    this one, outside of any graph's memory.
+
+    Args:
+        fn: the pool's function.
+        lattice: the pool's buckets.
+        runtime: the pool's runtime.
+        launch_stream: where the pool's launches go; warm-ups run behind and before them.
+        warmups: eager runs before a capture.
+    """
+
+    def __init__(
+        self,
+        fn: UserFunction,
+        lattice: Lattice,
+        runtime: Runtime,
+        launch_stream: object,
+        warmups: int,
+    ) -> None:
+        self._fn = fn
+        self._lattice = lattice
+        self._launch_stream = launch_stream
+        self._warmups = warmups
+        self._runtime = runtime
+        self.stream = Stream(runtime=runtime)
+        self.memory = PrivateMemory(runtime=runtime)
+        self._event = Event(runtime=runtime)
+
+    @contextmanager
+    def in_stream_order(self) -> Iterator[None]:
+        """Run the body's launches behind the pool's launches so far, and before all later ones."""
+        self._event.record(self._launch_stream)
+        self.stream.wait_event(self._event)
+        try:
+            yield
+        finally:
+            self._event.record(self.stream)
+            self._runtime.stream_wait_event(stream_handle(self._launch_stream), self._event.ptr)
+
+    def copy_in(self, made: PoolGraph, infos: Sequence[ArrayInfo]) -> None:
+        """Copy a request's arrays into the staging memory, eagerly."""
+        self._copy(made, infos, inward=True)
+
+    def _copy(self, made: PoolGraph, infos: Sequence[ArrayInfo], *, inward: bool) -> None:
+        for copies in made.copies(infos, alignment_of(info.ptr for info in infos)):
+            if copies.inward is inward:
+                launch(copies.template, made.address_pairs(copies, infos), self.stream)
+
+    def run(self, made: PoolGraph, values: Mapping[str, object]) -> Any:
+        """Run the function eagerly on what is staged, and return what it returns."""
+        return self._fn({**values, **{item.name: item.array for item in made.staged}}, self.stream)
+
+    def capture(
+        self,
+        made: PoolGraph,
+        values: Mapping[str, object],
+        infos: Sequence[ArrayInfo],
+        sizes: Sequence[int],
+    ) -> None:
+        """Warm up, then capture; fills in the graph of a bucket.
+
+        Args:
+            made: the bucket, with its staging memory.
+            values: arguments that are no arrays.
+            infos: the request's arrays, which the warm-ups run on.
+            sizes: the bucket's size of each dimension.
+
+        Raises:
+            CaptureError: when the capture died.
+            Exception: whatever the function raised.
+        """
+        with self.in_stream_order():
+            for number in range(self._warmups):
+                self.copy_in(made, infos)
+                # What libraries keep for good, made by the first run, belongs to no graph.
+                with self.memory.allocating() if number else nullcontext():
+                    self.run(made, values)
+        exact = [describe(item.memory) for item in made.staged]
+        with (
+            self.memory.allocating(),
+            current_stream(self.stream),
+            capture(self.stream) as graph,
+        ):
+            self._copy(made, exact, inward=True)
+            returned = Returned(self.run(made, values))
+            self._copy(made, exact, inward=False)
+        if returned.arrays:
+            with self.in_stream_order():
+                self._learn_axes(made, values, returned, sizes)
+        copies = made.copies(exact, alignment_of(info.ptr for info in exact))
+        made.fill(graph, copies, None if returned.value is None else returned)
+
+    def _learn_axes(
+        self,
+        made: PoolGraph,
+        values: Mapping[str, object],
+        returned: Returned,
+        sizes: Sequence[int],
+    ) -> None:
+        """Find the axes to cut: run the function at a smaller size of each dimension."""
+        for dimension, size in enumerate(sizes):
+            smaller = self._smaller(dimension, size)
+            if smaller == size:
+                continue  # only requests of just this size fall into the bucket
+            at = [*sizes[:dimension], smaller, *sizes[dimension + 1 :]]
+            shapes = self._lattice.shapes_at(at, made.shapes)
+            # The front of what is staged holds values that the function may be given, too.
+            parts = {
+                item.name: view_like(item.array, item.memory.view(shapes[item.name], item.dtype))
+                for item in made.staged
+            }
+            other = Returned(self._fn({**values, **parts}, self.stream))
+            returned.compare(other, dimension, size, smaller)
+
+    def _smaller(self, dimension: int, size: int) -> int:
+        """Return another size of a dimension: the next smaller bucket, else half of this one."""
+        smaller = [other for other in self._lattice.dimensions[dimension].sizes if other < size]
+        return max(smaller, default=max(size // 2, 1))
+
+    def close(self) -> None:
+        """Let go of the stream; the memory stays with the graphs that use it."""
+        self._event.close()
+        self.stream.close()

@@ -1,0 +1,146 @@
+"""The graphs of a pool's buckets, and the staging memory that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+import numpy as np
+
+from graphkit.arena import Arena
+from graphkit.arrays import describe
+from graphkit.bucket_capture import BucketCapture
+from graphkit.lattice import Lattice
+from graphkit.frameworks import view_like
+from graphkit.pool_graph import PoolGraph, StagedArgument
+from graphkit.pool_request import Request
+from graphkit.runtime.protocol import Runtime
+from graphkit.signature import Signature
+from graphkit.trial import Trial
+
+__all__ = ["BucketGraphs"]
+
+
+class BucketGraphs:
+    """Captures graphs by key and keeps them in host memory.
+
+    Args:
+        runtime: the pool's runtime.
+        lattice: the pool's buckets.
+        capture: captures the pool's function.
+        outputs: names of arguments that the function writes without reading them.
+        inouts: names of those that it reads and writes.
+        fill: by name what the padding becomes.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        lattice: Lattice,
+        capture: BucketCapture,
+        outputs: frozenset[str],
+        inouts: frozenset[str],
+        fill: Mapping[str, object],
+    ) -> None:
+        self._runtime = runtime
+        self._lattice = lattice
+        self._capture = capture
+        self._outputs, self._inouts = outputs, inouts
+        self._fill = fill
+        self._arenas: dict[str, Arena] = {}
+        self._graphs: dict[Signature, PoolGraph] = {}
+
+    def __contains__(self, key: Signature) -> bool:
+        return key in self._graphs
+
+    def __getitem__(self, key: Signature) -> PoolGraph:
+        return self._graphs[key]
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the staging memory that new graphs use."""
+        return sum(arena.nbytes for arena in self._arenas.values())
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes that the function allocated for itself under capture."""
+        return self._capture.memory.nbytes
+
+    @property
+    def owners(self) -> list[object]:
+        """What launches of any of the graphs may use."""
+        return [self._capture.memory, *(made.owners for made in self._graphs.values())]
+
+    def growth(self, request: Request) -> int:
+        """Return by how many bytes the staging memory would grow for a request's bucket."""
+        if request.key in self._graphs:
+            return 0
+        none = Arena(self._runtime)
+        return sum(
+            self._arenas.get(name, none).growth(self._largest(request, name))
+            for name in request.infos
+        )
+
+    def capture(self, request: Request, arguments: Mapping[str, object]) -> PoolGraph:
+        """Capture the graph of a request's bucket, warming up on the request's arrays."""
+        made = PoolGraph(request.key, self._stage(request, arguments))
+        infos = [describe(arguments[name], name) for name in request.infos]
+        self._capture.capture(made, request.values, infos, request.fit.sizes)
+        self._graphs[request.key] = made
+        return made
+
+    def _stage(
+        self, request: Request, arguments: Mapping[str, object]
+    ) -> tuple[StagedArgument, ...]:
+        """Return the staging memory of a bucket, allocating what is missing."""
+        staged = []
+        for name, info in request.infos.items():
+            arena = self._arenas.setdefault(name, Arena(self._runtime))
+            memory = arena.reserve(self._largest(request, name))
+            part = memory.view(request.fit.shapes[name], info.dtype)
+            fill = np.asarray(self._fill.get(name, 0)).astype(info.dtype).tobytes()
+            staged.append(
+                StagedArgument(
+                    name,
+                    part,
+                    view_like(arguments[name], part),
+                    fill,
+                    reads=name not in self._outputs,
+                    writes=name in self._outputs or name in self._inouts,
+                )
+            )
+        return tuple(staged)
+
+    def _largest(self, request: Request, name: str) -> int:
+        """Return the bytes of an argument in the largest bucket of requests like this one."""
+        sizes = [dimension.sizes[-1] for dimension in self._lattice.dimensions]
+        shape = self._lattice.shapes_at(sizes, request.fit.shapes)[name]
+        return prod(shape) * request.infos[name].dtype.itemsize
+
+    def trial(
+        self,
+        request: Request,
+        arguments: Mapping[str, object],
+        launch: Callable[[], object],
+        stream: object,
+    ) -> Trial:
+        """Return what runs a captured bucket both ways on a request's arrays."""
+        infos = [describe(arguments[name], name) for name in request.infos]
+        made = self._graphs[request.key]
+        return Trial(self._capture, made, request.values, infos, launch, stream)
+
+    def forget(self, key: Signature) -> PoolGraph:
+        """Give up a bucket's graph, which no exec may hold, and return it."""
+        made = self._graphs.pop(key)
+        made.close()
+        return made
+
+    def close(self) -> None:
+        """Give up all graphs and the staging memory."""
+        for key in list(self._graphs):
+            self.forget(key)
+        self._arenas.clear()
+        self._capture.close()

@@ -1,0 +1,129 @@
+"""An exec of a pool: it holds one bucket's graph at a time, with the addresses of one request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from graphkit.graph_exec import GraphExec
+from graphkit.kernel import Kernel
+from graphkit.node import Node
+from graphkit.params import ArgumentBlock
+from graphkit.pool_graph import Binding, PoolGraph, StagingNode
+from graphkit.retarget import ExecTarget
+from graphkit.runtime.protocol import KernelNodeParams
+from graphkit.update_report import UpdateReport
+
+__all__ = ["PoolExec"]
+
+
+class _ExecStaging:
+    """A staging node of an exec: its arguments, and the call that sets the node to them.
+
+    Attributes:
+        words: the arguments as 8-byte words, some of which are addresses.
+        commit: set the node to the arguments (cuGraphExecKernelNodeSetParams).
+    """
+
+    __slots__ = ("_block", "_exec", "_node", "_setters", "_view", "commit", "words")
+
+    def __init__(self, exec_: GraphExec, node: Node, kernel: Kernel) -> None:
+        self._exec = exec_
+        self._node = node
+        self._block = ArgumentBlock(kernel.parameters)
+        self._view = self._block.view
+        self.words = self._view.cast("Q")
+        self._setters: dict[StagingNode, Callable[[], Any]] = {}
+        self.commit: Callable[[], Any]
+
+    def bind(self, staging: StagingNode, arguments: bytes) -> None:
+        """Take over a bucket's launch configuration and another request's copies."""
+        self._view[:] = arguments
+        commit = self._setters.get(staging)
+        if commit is None:
+            runtime = self._exec.runtime
+            params = KernelNodeParams(
+                staging.kernel.function(runtime),
+                staging.grid,
+                staging.block,
+                shared_mem=0,
+                kernel_params=self._block.kernel_params,
+            )
+            commit = runtime.kernel_node_setter(self._exec.ptr, self._node.ptr, params)
+            self._setters[staging] = commit
+        self.commit = commit
+
+
+class PoolExec:
+    """An executable graph that serves all buckets of one topology, one after the other.
+
+    Attributes:
+        number: what the policy calls it.
+        holds: the bucket whose graph it has now.
+        binding: the shape of request it is bound to, None when none of ``holds``.
+        addresses: the arrays of that request.
+        launch: launch it on the pool's stream.
+    """
+
+    def __init__(self, number: int, graph: PoolGraph, stream: object) -> None:
+        self.number = number
+        self.binding: Binding | None = None
+        self.addresses: list[int] = []
+        self.exec = graph.graph.instantiate(upload_stream=stream)
+        self._target = ExecTarget(self.exec)
+        self.launch = self.exec.launcher(stream)
+        self.holds = graph
+        graph.exec = self
+        # CUDA finds an exec's nodes by those of the graph that it was made from.
+        nodes = graph.graph.nodes
+        self.staging = [
+            _ExecStaging(self.exec, nodes[item.place], item.kernel) for item in graph.staging
+        ]
+
+    def bind(self, binding: Binding) -> None:
+        """Take over the copies of another shape of request; addresses follow."""
+        parts = zip(self.staging, binding.graph.staging, binding.blocks, strict=True)
+        for node, staging, arguments in parts:
+            node.bind(staging, arguments)
+        self.binding, self.addresses = binding, []
+
+    def put(self, binding: Binding, addresses: list[int]) -> bool:
+        """Set the staging nodes to a request, and return whether anything had to be set."""
+        if self.binding is binding and self.addresses == addresses:
+            return False
+        if self.binding is not binding:
+            self.bind(binding)
+        for node, moving in zip(self.staging, binding.words, strict=True):
+            words = node.words
+            for index, word in moving:
+                words[word] = addresses[index]
+            node.commit()
+        self.addresses = addresses
+        return True
+
+    def set_nodes(self, graph: PoolGraph, places: Sequence[int]) -> None:
+        """Move to another bucket by the nodes that differ."""
+        self._let_go()
+        self._target.set_nodes(graph.values, places)
+        self._hold(graph)
+
+    def update(self, graph: PoolGraph) -> UpdateReport:
+        """Move to another bucket by a whole update."""
+        held = self._let_go()
+        report = self._target.update(graph.graph)
+        self._hold(graph if report else held)
+        return report
+
+    def _let_go(self) -> PoolGraph:
+        self.binding = None
+        self.holds.exec = None
+        return self.holds
+
+    def _hold(self, graph: PoolGraph) -> None:
+        self.holds = graph
+        graph.exec = self
+
+    def close(self) -> None:
+        """Destroy the exec; launches in flight still finish."""
+        self._let_go()
+        self.exec.close()

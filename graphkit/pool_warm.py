@@ -1,0 +1,188 @@
+"""Warming a pool up: which requests to make beforehand, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from graphkit.arrays import ArrayInfo, describe, is_array
+from graphkit.device_array import DeviceArray, contiguous_strides
+from graphkit.frameworks import view_like
+from graphkit.lattice import Lattice
+from graphkit.pool_manifest import ManifestEntry
+from graphkit.pool_policy import Reason
+from graphkit.runtime.protocol import Runtime
+from graphkit.signature import Signature
+from graphkit.staging import PaddedCopy, launch, templates
+from graphkit.trial import Times
+
+__all__ = ["WarmProgress", "WarmReport", "WarmRequest", "WarmRow", "requests_of"]
+
+
+@dataclass(frozen=True)
+class WarmRow:
+    """What became of one bucket.
+
+    Attributes:
+        key: the signature of its graph.
+        milliseconds: host time that it took.
+        reason: why it stays eager, None when a graph is there.
+        why: the same in a sentence.
+        times: how long both ways take on the device, where that was measured.
+    """
+
+    key: Signature
+    milliseconds: float
+    reason: Reason | None
+    why: str
+    times: Times | None
+
+
+@dataclass(frozen=True)
+class WarmReport:
+    """What became of :meth:`ExecPool.warm`.
+
+    Attributes:
+        rows: one for each bucket that was reached, in that order.
+        left: buckets that were not, since the time was up.
+        seconds: all of it.
+    """
+
+    rows: tuple[WarmRow, ...]
+    left: int
+    seconds: float
+
+    @property
+    def captured(self) -> int:
+        """How many buckets have a graph."""
+        return sum(row.reason is None for row in self.rows)
+
+    def __str__(self) -> str:
+        text = f"{self.captured} of {len(self.rows) + self.left} buckets in {self.seconds:.2f} s"
+        for row in self.rows:
+            if row.reason is not None:
+                text += f"\n  {row.key}: {row.reason}, {row.why}"
+        return text
+
+
+class WarmRequest(NamedTuple):
+    """A request to make beforehand: the shapes of its arrays and where their elements come from."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    example: Mapping[str, object]
+
+    def arguments(self, fill: Mapping[str, object], runtime: Runtime, stream: object) -> dict[str, Any]:
+        """Return its arguments; arrays begin with the example's elements, then comes the fill."""
+        made: dict[str, Any] = {}
+        for name, value in self.example.items():
+            if name not in self.shapes:
+                made[name] = value
+                continue
+            info = describe(value, name)
+            array = DeviceArray(self.shapes[name], info.dtype, runtime=runtime)
+            _begin_with(array, info, fill.get(name, 0), stream)
+            made[name] = view_like(value, array)
+        return made
+
+
+def _begin_with(array: DeviceArray, info: ArrayInfo, fill: object, stream: object) -> None:
+    valid = tuple(min(pair) for pair in zip(array.shape, info.shape, strict=True))
+    copy = PaddedCopy(
+        extents=array.shape,
+        valid=valid,
+        src_strides=info.strides,
+        dst_strides=contiguous_strides(array.shape, array.dtype.itemsize),
+        itemsize=array.dtype.itemsize,
+        fill=np.asarray(fill).astype(array.dtype).tobytes(),
+        alignment=array.dtype.itemsize,
+    )
+    for template in templates([copy]):
+        launch(template, [(info.ptr, array.ptr)], stream)
+
+
+def requests_of(
+    lattice: Lattice,
+    example: Mapping[str, object] | None,
+    entries: Sequence[ManifestEntry],
+    runtime: Runtime,
+) -> list[WarmRequest]:
+    """Return the requests to warm up with: the manifest's in their order, else every bucket.
+
+    Args:
+        lattice: the buckets.
+        example: the arguments of a request; None takes arrays of graphkit's own.
+        entries: the manifest's, the most valuable first.
+        runtime: where arrays of graphkit's own go.
+
+    Raises:
+        ValueError: when there is neither, or the example lacks an argument of the manifest.
+    """
+    if entries:
+        return [_of_entry(entry.key, example, runtime) for entry in entries]
+    if example is None:
+        raise ValueError(
+            "example: expected the arguments of a request, or a manifest that has keys, came neither"
+        )
+    shapes = {
+        name: describe(value, name).shape for name, value in example.items() if is_array(value)
+    }
+    return [WarmRequest(lattice.shapes_at(sizes, shapes), example) for sizes in lattice.points()]
+
+
+def _of_entry(
+    key: Signature, example: Mapping[str, object] | None, runtime: Runtime
+) -> WarmRequest:
+    arguments: dict[str, object] = {name: value for name, (_, value) in key.values}
+    for array in key.arrays:
+        if example is None:
+            smallest = tuple(min(extent, 1) for extent in array.shape)
+            arguments[array.name] = DeviceArray(smallest, array.dtype, runtime=runtime)
+        elif array.name in example:
+            arguments[array.name] = example[array.name]
+        else:
+            raise ValueError(
+                f"example: expected the argument {array.name} of the manifest, came "
+                f"{', '.join(example)}"
+            )
+    return WarmRequest({array.name: array.shape for array in key.arrays}, arguments)
+
+
+class WarmProgress:
+    """A bar over the buckets, with milliseconds and free memory; nothing when it is off."""
+
+    def __init__(self, shown: bool, total: int) -> None:
+        self._bar: Any = None
+        if shown:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                TextColumn("warming up"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[last]}"),
+            )
+            self._task = self._bar.add_task("", total=total, last="")
+
+    def show(self, row: WarmRow, free: int) -> None:
+        """Count a bucket and say what it took."""
+        if self._bar is not None:
+            last = f"{row.key}  {row.milliseconds:.1f} ms  {free / (1 << 30):.1f} GiB free"
+            self._bar.update(self._task, advance=1, last=last)
+
+    def __enter__(self) -> WarmProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

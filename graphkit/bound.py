@@ -112,7 +112,8 @@ class BoundState:
         self._extents = [(buffer.low, buffer.high) for buffer in buffers.values()]
         self.addresses = [buffer.address for buffer in buffers.values()]
         self.spans: list[tuple[int, int]] = [
-            buffer.span(buffer.address) for buffer in buffers.values()
+            (buffer.address + buffer.low, buffer.address + buffer.high)
+            for buffer in buffers.values()
         ]
         # What is bound, and what was and launches may still use. The graph's owners are what its
         # execs keep until their launches are done.

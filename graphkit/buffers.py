@@ -63,10 +63,12 @@ class Buffer:
         # From the first element to the first byte, and behind the last.
         self.low = sum(min(step, 0) for step in steps)
         self.high = sum(max(step, 0) for step in steps) + self.info.dtype.itemsize
+        self._axes = _nested_axes(self.info)
 
     def span(self, address: int) -> Span:
         """Return the bytes of a buffer of this layout at an address."""
-        return Span(address + self.low, address + self.high)
+        itemsize = self.info.dtype.itemsize
+        return Span(address + self.low, address + self.high, self._axes, itemsize)
 
     def over(self, memory: DeviceArray, address: int) -> DeviceArray:
         """Return an array of this layout at an address inside of ``memory``."""
@@ -155,6 +157,21 @@ class Buffer:
             return address
 
         return checked
+
+
+def _nested_axes(info: ArrayInfo) -> tuple[tuple[int, int], ...]:
+    """Return (distance, elements) of the axes, widest first; none where they are not nested."""
+    axes = sorted(
+        (abs(step), extent)
+        for extent, step in zip(info.shape, info.strides, strict=True)
+        if extent > 1
+    )
+    inside = info.dtype.itemsize
+    for step, extent in axes:
+        if step < inside:
+            return ()
+        inside = (extent - 1) * step + inside
+    return () if inside == info.nbytes else tuple(reversed(axes))
 
 
 def check_no_overlap(buffers: Mapping[str, Buffer], addresses: Mapping[str, int]) -> None:

@@ -45,10 +45,29 @@ _CODES = {
 
 
 class Span(NamedTuple):
-    """The bytes of a buffer: ``low`` is the first, ``high`` is behind the last."""
+    """The bytes of a buffer.
+
+    Attributes:
+        low: the first byte.
+        high: behind the last byte.
+        axes: (distance in bytes, elements) of each axis, the widest first; empty for a buffer
+            without gaps, or of axes that are not nested, which counts as all of its span.
+        itemsize: bytes of an element.
+    """
 
     low: int
     high: int
+    axes: tuple[tuple[int, int], ...] = ()
+    itemsize: int = 1
+
+    def holds(self, address: int) -> bool:
+        """Return whether an address is that of a byte of an element, not of a gap."""
+        if not self.low <= address < self.high:
+            return False
+        rest = address - self.low
+        for step, extent in self.axes:
+            rest -= min(rest // step, extent - 1) * step
+        return not self.axes or rest < self.itemsize
 
 
 class Moved(NamedTuple):
@@ -67,12 +86,15 @@ class Captures(NamedTuple):
         repeats: on the same buffers, with the same scalars.
         moved: on other buffers.
         scalars: for each scalar, its value in ``first``, and others with their captures.
+        together: on other buffers and with the last value of each scalar; None where there are
+            not two things to change.
     """
 
     first: Moved
     repeats: Sequence[Snapshot]
     moved: Sequence[Moved]
     scalars: Mapping[str, tuple[object, Sequence[tuple[object, Snapshot]]]]
+    together: Moved | None = None
 
 
 class BufferWord(NamedTuple):
@@ -169,12 +191,18 @@ def find_words(captures: Captures) -> tuple[list[BufferWord], list[ScalarWord]]:
     for name, (_, others) in captures.scalars.items():
         for value, snapshot in others:
             check_same_launches(first, snapshot, f"captured with {name} = {value!r},")
+    if captures.together is not None:
+        check_same_launches(
+            first, captures.together.snapshot, "captured with everything changed at once,"
+        )
     buffers: list[BufferWord] = []
     scalars: list[ScalarWord] = []
     for index in range(len(first.nodes)):
         search = _NodeSearch(captures, index)
-        buffers += search.buffer_words()
-        scalars += search.scalar_words()
+        mine, theirs = [*search.buffer_words()], [*search.scalar_words()]
+        search.check_together(mine, theirs)
+        buffers += mine
+        scalars += theirs
     _check_all_used(captures, buffers, scalars)
     return buffers, scalars
 
@@ -221,6 +249,8 @@ class _NodeSearch:
 
     def _all_equal(self) -> bool:
         others = [*self.repeats, *self.moved, *chain.from_iterable(self.by_scalar.values())]
+        if self.captures.together is not None:
+            others.append(self.captures.together.snapshot.nodes[self.index].data)
         return all(data == self.data for data in others)
 
     def _check_table(self) -> None:
@@ -253,7 +283,7 @@ class _NodeSearch:
             for data, spans in seen:
                 word = _word(data, start)
                 for name, span in spans.items():
-                    if span.low <= word < span.high:
+                    if span.holds(word):
                         raise self.state.error(
                             f"points into {name} on one capture and elsewhere on another one of "
                             "the same buffers: fn is not deterministic in its launches",
@@ -344,7 +374,7 @@ class _NodeSearch:
             if parameter is not None and parameter.pointer is False:
                 continue  # a number, known to be none
             for name, span in spans.items():
-                if span.low <= word < span.high:
+                if span.holds(word):
                     raise self.state.error(
                         f"points into the first {name} also when fn is given another one: fn keeps "
                         "a reference of its own to it",
@@ -400,6 +430,32 @@ class _NodeSearch:
             if codes:
                 return ScalarWord(name, self.index, offset, tuple(codes))
         return None
+
+    def check_together(self, buffers: Sequence[BufferWord], scalars: Sequence[ScalarWord]) -> None:
+        """Refuse a word that is not what its buffers and scalars say when all of them change.
+
+        One at a time, the product of two scalars looks like one of them when the other is 1.
+        """
+        together = self.captures.together
+        if together is None:
+            return
+        data = together.snapshot.nodes[self.index].data
+        expected = bytearray(self.data)
+        for word in buffers:
+            address = together.addresses[word.buffer] + word.distance
+            expected[word.offset : word.offset + 8] = address.to_bytes(8, "little")
+        for scalar in scalars:
+            _, others = self.captures.scalars[scalar.scalar]
+            raw = encode(scalar.codes[0], others[-1][0])
+            assert raw is not None  # it was found with this value, too
+            expected[scalar.offset : scalar.offset + len(raw)] = raw
+        for start, end in windows(self.state) if bytes(expected) != data else ():
+            if (start, end) not in self.own and expected[start:end] != data[start:end]:
+                raise self.state.error(
+                    "when all buffers and scalars change at once, this is not what each of them "
+                    "makes of it alone: fn computes it of several",
+                    start,
+                )
 
     def _not_the_scalar(self, name: str, at: int) -> RebindError:
         value, others = self.captures.scalars[name]

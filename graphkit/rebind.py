@@ -326,7 +326,8 @@ def bind(
         captures = capture_differently(function, stream, first, buffers, layouts, given)
         buffer_words, scalar_words = find_words(captures)
         nodes = captures.first.snapshot.nodes
-        for word in buffer_words:
+        words: list[BufferWord | ScalarWord] = [*buffer_words, *scalar_words]
+        for word in words:
             _check_settable(runtime, nodes[word.number], word)
         exe = first.graph.instantiate()
     except BaseException:
@@ -334,7 +335,6 @@ def bind(
         raise
     _disown(first.graph, captures.first.spans.values())
     first.graph.owners.append((function, first.memory))
-    words: list[BufferWord | ScalarWord] = [*buffer_words, *scalar_words]
     held = {number: ExecNode(exe, nodes[number]) for number in {word.number for word in words}}
     named: dict[str, BoundBuffer | BoundScalar] = {}
     for number, (name, layout) in enumerate(layouts.items()):
@@ -408,9 +408,15 @@ def _slot(state: NodeState, word: BufferWord | ScalarWord) -> Slot:
     return Slot(word.scalar, *where, types=tuple(TYPE_NAMES[code] for code in word.codes))
 
 
-def _check_settable(runtime: Runtime, state: NodeState, word: BufferWord) -> None:
+def _check_settable(runtime: Runtime, state: NodeState, word: BufferWord | ScalarWord) -> None:
     """Refuse a word in a node that CUDA cannot change in an exec."""
-    if state.node.type in (NodeType.KERNEL, NodeType.MEMSET):
+    if state.node.type is NodeType.KERNEL:
+        return
+    if isinstance(word, ScalarWord):
+        raise state.error(
+            f"follows {word.scalar}, and holds no number that can be set", word.offset
+        )
+    if state.node.type is NodeType.MEMSET:
         return
     if state.node.type is NodeType.MEMCPY:
         copy = runtime.graph_memcpy_node_get_params(state.node.ptr)

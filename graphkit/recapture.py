@@ -84,8 +84,8 @@ def capture_differently(
     """Capture a function again in every way that tells its words apart.
 
     Twice more on the same buffers, the second time at the very end, so that what changes from call
-    to call shows; twice on other buffers, each moved by another distance; and once for each
-    further value of each scalar.
+    to call shows; twice on other buffers, each moved by another distance; once for each further
+    value of each scalar; and once with all of that changed.
 
     Args:
         fn: the function.
@@ -109,6 +109,8 @@ def capture_differently(
 
     repeats = [again()]
     moved = []
+    others = dict(arrays)
+    there: dict[str, int] = {}
     if buffers:
         memory, places = _scratch(buffers)
         for there in places:
@@ -126,8 +128,13 @@ def capture_differently(
                 fn, stream, {**arrays, **values, name: value}, f"with {name} = {value!r}"
             )
             by_scalar[name][1].append((value, seen_so))
+    together = None
+    if len(scalars) + bool(buffers) > 1:
+        last = {name: given[-1] for name, given in scalars.items()}
+        what = "with other buffers and scalars at once"
+        together = _moved(_look(fn, stream, {**others, **last}, what), buffers, there)
     repeats.append(again())
-    return Captures(origin, repeats, moved, by_scalar)
+    return Captures(origin, repeats, moved, by_scalar, together)
 
 
 def _moved(seen: Snapshot, buffers: Mapping[str, Buffer], addresses: Mapping[str, int]) -> Moved:

@@ -488,6 +488,16 @@ def test_what_follows_a_scalar_otherwise_cannot_be_rebound(runtime, stream, fn, 
         gk.bind(called, stream, x=gk.zeros(6, np.int32), scalars={"n": (1, 2)})
 
 
+def test_a_product_of_two_scalars_is_told_from_one_of_them(runtime, stream):
+    seen = gk.zeros(3, np.int32)
+
+    def fn(pos, scale):
+        NOTE(1, 32, (seen, pos * scale, pos), stream=stream)
+
+    with pytest.raises(gk.RebindError, match=r"parameter first.*fn computes it of several"):
+        gk.bind(fn, stream, scalars={"pos": (1, 2), "scale": (0, 5)})
+
+
 class Streamed:
     """An array that knows the test's stream."""
 
@@ -595,6 +605,20 @@ def test_a_reference_of_its_own_to_a_first_buffer(x, y, stream):
         "add_scalar",
         "x",
     )
+
+
+def test_another_part_of_an_allocation_is_no_reference_to_a_buffer(runtime, stream):
+    rows = gk.asarray(np.arange(4 * N, dtype=np.float32).reshape(4, N))
+    weights, y = rows[:, N // 2 :], gk.zeros(N)
+
+    def fn(x, y):
+        ADD_SCALAR(1, 32, (x, y, 0.0, N // 2), stream=stream)
+        AXPY(1, 32, (weights[1], y, 1.0, N // 2), stream=stream)
+
+    bound = gk.bind(fn, stream, x=rows[:, : N // 2], y=y)
+    other = gk.asarray(np.full((4, N), 100, np.float32))
+    launched(bound, x=other[:, : N // 2])
+    assert y.get().tolist()[: N // 2] == [100 + N + N // 2 + i for i in range(N // 2)]
 
 
 def test_a_buffer_that_is_never_used(x, y, stream):

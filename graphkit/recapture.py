@@ -18,7 +18,7 @@ from graphkit.snapshot import Snapshot, snapshot
 from graphkit.stream import runtime_of
 from graphkit.user_function import UserFunction
 
-__all__ = ["Captured", "capture_differently", "keep_capture"]
+__all__ = ["Captured", "capture_differently", "keep_capture", "scratch_places"]
 
 
 class Captured(NamedTuple):
@@ -112,7 +112,7 @@ def capture_differently(
     others = dict(arrays)
     there: dict[str, int] = {}
     if buffers:
-        memory, places = _scratch(buffers)
+        memory, places = scratch_places(buffers)
         for there in places:
             others = {
                 name: view_like(arrays[name], buffer.over(memory, there[name]))
@@ -142,7 +142,7 @@ def _moved(seen: Snapshot, buffers: Mapping[str, Buffer], addresses: Mapping[str
     return Moved(seen, addresses, spans)
 
 
-def _scratch(buffers: Mapping[str, Buffer]) -> tuple[DeviceArray, list[dict[str, int]]]:
+def scratch_places(buffers: Mapping[str, Buffer]) -> tuple[DeviceArray, list[dict[str, int]]]:
     """Return memory, and two places in it for each buffer, as well aligned as the buffer is.
 
     No two buffers move by the same distance, to neither place. The first place has the buffer's

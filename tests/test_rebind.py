@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from sample_kernels import ADD_SCALAR, AXPY, BLOCKS, INCREMENT, NOTE
 
 import graphkit as gk
+from graphkit.buffers import Buffer, alignment_of
 from graphkit.params import ArgumentBlock
+from graphkit.recapture import scratch_places
 from graphkit.runtime.protocol import (
     KernelNodeParams,
     KernelSource,
@@ -372,6 +374,21 @@ def test_host_nodes_stay_what_they_are(x, y, stream):
     assert calls == [0, 1]
 
 
+def test_event_nodes_stay_what_they_are(runtime, x, y, stream):
+    event = gk.Event()
+
+    def fn(x, y, stream):
+        info = runtime.stream_get_capture_info(stream.ptr)
+        recorded = runtime.graph_add_event_record_node(info.graph, (), event.ptr)
+        runtime.graph_add_event_wait_node(info.graph, (recorded,), event.ptr)
+        add(x, y, stream)
+
+    bound = gk.bind(fn, stream, x=x, y=y)
+    launched(bound, x=numbers(10))
+    assert event.query()
+    assert np.array_equal(y.get(), np.arange(11, 11 + N))
+
+
 def test_the_function_does_not_run_while_it_is_bound(x, y, stream):
     gk.bind(add, stream, x=x, y=y)
     stream.synchronize()
@@ -531,6 +548,51 @@ def test_scalars_are_checked_before_anything_is_captured(x, y, stream, scalars, 
 
     with pytest.raises(error, match=message):
         gk.bind(fn, stream, x=x, y=y, scalars=scalars)
+
+
+def test_scalars_in_a_struct_of_a_known_type(runtime, stream):
+    seen = gk.zeros(3, np.int32)
+
+    def twin(launch, sizes, seen):
+        seen.view(3)[:] = sizes["rows"], sizes["columns"], sizes["more"][1]
+
+    code = """
+    struct Sizes { long long rows; int columns; int more[3]; };
+    extern "C" __global__ void note_sizes(Sizes sizes, int* seen) {
+        if (threadIdx.x == 0) {
+            seen[0] = sizes.rows;
+            seen[1] = sizes.columns;
+            seen[2] = sizes.more[1];
+        }
+    }
+    """
+    sizes = np.dtype([("rows", "<i8"), ("columns", "<i4"), ("more", "<i4", 3)])
+    kernel = gk.Kernel(code, "note_sizes", twin=twin, types={"Sizes": sizes})
+
+    def fn(rows, columns, more, seen):
+        value = np.array((rows, columns, (0, more, 0)), sizes)[()]
+        kernel(1, 32, (value, seen), stream=stream)
+
+    scalars = {"rows": (1, 2), "columns": (3, 4), "more": (5, 6)}
+    bound = gk.bind(fn, stream, seen=seen, scalars=scalars)
+    assert [(slot.buffer, slot.offset, slot.types) for slot in bound.slots] == [
+        ("seen", 24, ()),
+        ("rows", 0, ("int64",)),
+        ("columns", 8, ("int32",)),
+        ("more", 16, ("int32",)),
+    ]
+    launched(bound, rows=-1, columns=-2, more=-3)
+    assert seen.get().tolist() == [-1, -2, -3]
+
+
+def test_a_scalar_that_is_no_kernels_cannot_be_rebound(runtime, stream):
+    x = gk.zeros(64)
+
+    def fn(at):
+        gk.memset_async(at, 0, stream, nbytes=4)
+
+    with pytest.raises(gk.RebindError, match=r"memset.*follows at, and holds no number"):
+        gk.bind(fn, stream, scalars={"at": (x.ptr, x.ptr + 4)})
 
 
 # --- functions that cannot be bound --------------------------------------------------------------
@@ -885,6 +947,63 @@ def test_a_choice_by_alignment_is_seen(runtime, stream):
         gk.bind(fn, stream, x=x, y=y)
 
 
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 600)), min_size=1, max_size=12))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_scratch_buffers_move_by_distances_of_their_own(runtime, shapes):
+    memory = gk.empty(1 << 15, np.uint8)
+    buffers, at = {}, 0
+    for number, (rows, gap) in enumerate(shapes):
+        array = memory[at : at + 3 * rows : 3]
+        buffers[f"b{number}"] = Buffer(f"b{number}", array, runtime)
+        at += 3 * rows + gap
+    taken, places = scratch_places(buffers)
+    for there in places:
+        distances = {there[name] - buffer.address for name, buffer in buffers.items()}
+        assert len(distances) == len(buffers)
+        end = taken.ptr
+        for name, buffer in buffers.items():
+            assert alignment_of(there[name]) == buffer.alignment
+            assert there[name] + buffer.low >= end
+            end = there[name] + buffer.high
+        assert end <= taken.ptr + taken.nbytes
+    for name, buffer in buffers.items():
+        assert (places[0][name] - buffer.address) % 512 == 0
+        assert places[1][name] != places[0][name]
+
+
+@pytest.mark.parametrize("library", ["torch", "cupy", "numba"])
+def test_cuda_is_not_asked_again_about_arrays_that_name_their_device(
+    x, y, stream, runtime, monkeypatch, library
+):
+    """Arrays of CuPy and PyTorch, as far as they are told by their type."""
+
+    class Theirs:
+        __module__ = f"{library}.arrays"
+
+        def __init__(self, array):
+            self.array = array
+
+        @property
+        def __cuda_array_interface__(self):
+            return self.array.__cuda_array_interface__
+
+    asked = []
+    ask = runtime.pointer_get_attributes
+    monkeypatch.setattr(
+        runtime, "pointer_get_attributes", lambda address: [asked.append(address), ask(address)][1]
+    )
+    bound = gk.bind(add, stream, x=x, y=y)
+    asked.clear()
+    for start in (10, 20, 30):
+        launched(bound, x=Theirs(numbers(start)))
+        assert np.array_equal(y.get(), np.arange(start + 1, start + 1 + N))
+    assert len(asked) == (3 if library == "numba" else 1)
+    with pytest.raises(ValueError, match="x: expected shape"):
+        bound.rebind(x=Theirs(gk.zeros(N + 1)))
+    with pytest.raises(ValueError, match="x: expected an address that is a multiple of 256"):
+        bound.rebind(x=Theirs(gk.zeros(2 * N)[4 : 4 + N]))
+
+
 def test_an_empty_buffer_is_refused(y, stream):
     with pytest.raises(ValueError, match=r"x: expected at least one element, came \(0,\)"):
         gk.bind(add, stream, x=gk.zeros(0), y=y)
@@ -897,6 +1016,8 @@ def test_arguments_that_the_function_does_not_take(x, y, stream):
         gk.bind(add, stream, x=x, y=y, z=y)
     with pytest.raises(TypeError, match="expected at least one buffer or scalar, came none"):
         gk.bind(lambda: None, stream)
+    with pytest.raises(TypeError, match="stream: expected another name"):
+        gk.check_baked(add, stream, x=x, y=y, scalars={"stream": (1, 2)})
     with pytest.raises(TypeError, match="fn: expected a function"):
         gk.bind(5, stream, x=x)
     with pytest.raises(TypeError, match="stream: expected a graphkit"):

@@ -21,7 +21,14 @@ from graphkit.runtime import current
 from graphkit.runtime.protocol import CaptureMode, Runtime
 from graphkit.stream import runtime_of, stream_handle
 
-__all__ = ["PrivateMemory", "current_stream", "device_of", "fingerprint", "view_like"]
+__all__ = [
+    "PrivateMemory",
+    "current_stream",
+    "device_of",
+    "draws_random_numbers",
+    "fingerprint",
+    "view_like",
+]
 
 
 def _imported(runtime: Runtime) -> tuple[Any, Any]:
@@ -87,6 +94,19 @@ def current_stream(stream: object) -> Iterator[None]:
         yield
 
 
+# What PyTorch says, version by version, when a generator of its is asked for numbers in a capture
+# that it did not begin: it could not move the generator on at each launch.
+_GENERATOR_REFUSES = ("CUDA generator", "RNG op during graph capture", "philox_cuda_state")
+
+
+def draws_random_numbers(error: BaseException) -> bool:
+    """Return whether an error is PyTorch's refusal to draw random numbers inside of a capture."""
+    if type(error) is not RuntimeError or "torch" not in sys.modules:
+        return False
+    message = str(error)
+    return any(words in message for words in _GENERATOR_REFUSES)
+
+
 # --- where memory comes from ---------------------------------------------------------------------
 
 # Reentrant because a finalizer may close a PrivateMemory inside these functions.
@@ -102,7 +122,9 @@ class _Pools:
         self.runtime = runtime
         self.segments: list[Any] = []  # what CuPy's pool got from cudaMalloc
         self._cupy: Any = None
-        self.torch: dict[int, Any] = {}  # a torch.cuda.MemPool belongs to one device
+        # A torch.cuda.MemPool belongs to one device. One is for what this thread allocates, another
+        # for what other threads do on the captured stream: a pool is routed by one rule at a time.
+        self.torch: dict[tuple[int, str], Any] = {}
 
     def cupy_allocator(self, cupy: Any) -> Callable[[int], Any]:
         """Return the function that CuPy's arrays get their memory from."""
@@ -117,12 +139,31 @@ class _Pools:
 
         return allocate
 
-    def torch_pool(self, torch: Any) -> tuple[Any, int]:
-        """Return PyTorch's pool for the current device, and the device."""
+    def torch_pool(self, torch: Any, who: str) -> tuple[Any, int]:
+        """Return PyTorch's pool for the current device and a routing rule, and the device."""
         device = torch.cuda.current_device()
-        if device not in self.torch:
-            self.torch[device] = torch.cuda.MemPool()
-        return self.torch[device], device
+        if (device, who) not in self.torch:
+            self.torch[device, who] = torch.cuda.MemPool()
+        return self.torch[device, who], device
+
+    @contextmanager
+    def routing(self, torch: Any, stream: object | None) -> Iterator[None]:
+        """Route PyTorch's allocations: this thread's, and those of any thread on a stream."""
+        pool, device = self.torch_pool(torch, "thread")
+        with torch.cuda.use_mem_pool(pool, device):
+            native = getattr(torch, "_C", None)
+            begin = getattr(native, "_cuda_beginAllocateCurrentStreamToPool", None)
+            if stream is None or native is None or begin is None:
+                yield
+                return
+            pool, device = self.torch_pool(torch, "stream")
+            with torch.cuda.stream(torch.cuda.ExternalStream(stream_handle(stream))):
+                begin(device, pool.id)
+            try:
+                yield
+            finally:
+                native._cuda_endAllocateToPool(device, pool.id)
+                native._cuda_releasePool(device, pool.id)
 
     def drop(self, _handle: int) -> None:
         """Give the memory back, unless some thread allocates from pools now: then afterwards.
@@ -188,13 +229,17 @@ class PrivateMemory:
         self._lock = RLock()
 
     @contextmanager
-    def allocating(self) -> Iterator[None]:
+    def allocating(self, stream: object | None = None) -> Iterator[None]:
         """Let what this thread allocates in the body come from this memory.
 
         Around a capture, enter this before it begins and leave it after the end; inside goes
         :func:`current_stream`, since PyTorch asks its current stream whether it captures. Other
-        threads wait for their turn with the same object, and their allocations are left alone: so
-        are those of PyTorch's backward pass, which has threads of its own.
+        threads wait for their turn with the same object, and their allocations are left alone.
+
+        Args:
+            stream: a stream that this thread is about to capture. What other threads allocate
+                through PyTorch while it is their current one comes from this memory, too: the
+                backward pass has threads of its own.
 
         Raises:
             ValueError: when the memory was closed.
@@ -211,8 +256,7 @@ class PrivateMemory:
                     _routed.append(self._pools)
                 stack.callback(_leave, self._pools)
                 if torch is not None:
-                    pool, device = self._pools.torch_pool(torch)
-                    stack.enter_context(torch.cuda.use_mem_pool(pool, device))
+                    stack.enter_context(self._pools.routing(torch, stream))
                 if cupy is not None:
                     allocator = self._pools.cupy_allocator(cupy)
                     stack.enter_context(cupy.cuda.using_allocator(allocator))

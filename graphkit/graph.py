@@ -39,6 +39,9 @@ from graphkit.turn import Turn
 
 __all__ = ["Graph"]
 
+# What the two modules of cuda.bindings call a cudaGraph_t.
+_GRAPH_HANDLES = ("CUgraph", "cudaGraph_t")
+
 
 class Graph:
     """A CUDA graph (cudaGraph_t): nodes and the edges between them.
@@ -84,27 +87,32 @@ class Graph:
         """Look at, change and instantiate a graph that somebody else captured.
 
         Args:
-            graph: PyTorch's ``CUDAGraph(keep_graph=True)``, CuPy's ``Graph``, a cuda.core graph,
-                or a cudaGraph_t as an int.
+            graph: PyTorch's ``CUDAGraph(keep_graph=True)``, CuPy's ``Graph``, cuda.core's
+                ``GraphDefinition`` or finished ``GraphBuilder``, or a cudaGraph_t as an int.
             owner: what must stay alive for the graph to stay valid; ``graph`` itself by default.
             runtime: the runtime to use; the current one by default.
 
         The graph stays its owner's: it is never destroyed here.
         """
         value = graph
-        for attribute in ("raw_cuda_graph", "graph", "handle"):
-            found = getattr(graph, attribute, None)
+        for attribute in ("graph_definition", "raw_cuda_graph", "graph", "handle"):
+            found = getattr(value, attribute, None)
             if found is not None:
                 value = found() if callable(found) else found
-                break
+                if attribute != "graph_definition":
+                    break
         try:
             address = int(value)  # type: ignore[call-overload]
         except (TypeError, ValueError, OverflowError):
             address = 0
-        if isinstance(value, (bool, float)) or not 0 < address < 2**64:
+        # Handles of cuda.bindings name their kind; CUDA takes any for a graph, and crashes.
+        kind = type(value)
+        other = kind.__module__.partition(".")[0] == "cuda" and kind.__name__ not in _GRAPH_HANDLES
+        if other or isinstance(value, (bool, float)) or not 0 < address < 2**64:
+            came = f"{graph!r}, which holds a {kind.__name__}" if other else repr(graph)
             raise TypeError(
                 "graph: expected a PyTorch, CuPy or cuda.core graph or a cudaGraph_t as an int, "
-                f"came {graph!r}"
+                f"came {came}"
             )
         adopted = cls.of_handle(Handle(runtime or current(), "graph", address, None))
         adopted.owners.append((owner, graph))

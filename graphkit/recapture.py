@@ -12,7 +12,8 @@ from graphkit.buffers import ALIGNMENT, Buffer
 from graphkit.capture import capture
 from graphkit.device_array import DeviceArray
 from graphkit.differences import Captures, Moved
-from graphkit.frameworks import PrivateMemory, view_like
+from graphkit.errors import RebindError
+from graphkit.frameworks import PrivateMemory, draws_random_numbers, view_like
 from graphkit.graph import Graph
 from graphkit.snapshot import Snapshot, snapshot
 from graphkit.stream import runtime_of
@@ -38,15 +39,22 @@ def keep_capture(fn: UserFunction, stream: object, arguments: Mapping[str, objec
     """Capture a function, with private memory for what it allocates.
 
     Raises:
+        RebindError: when the function asks a generator of PyTorch's for random numbers.
         CaptureError: when the capture died.
         Exception: whatever the function raised.
     """
     memory = PrivateMemory(runtime=runtime_of(stream))
     try:
-        with memory.allocating(), capture(stream) as graph:
+        with memory.allocating(stream), capture(stream) as graph:
             result = fn(arguments, stream)
-    except BaseException:
+    except BaseException as error:
         memory.close()
+        if draws_random_numbers(error):
+            raise RebindError(
+                f"{fn.name} draws random numbers from a CUDA generator of PyTorch's, which moves "
+                "on in graphs that PyTorch itself launches only: draw them before, and pass them "
+                "as a buffer"
+            ) from error
         raise
     return Captured(graph, result, memory)
 

@@ -230,6 +230,8 @@ class StandIns:
         stand_ins = self
 
         class MemPool:
+            id = (0, 1)
+
             def snapshot(self):
                 return [{"total_size": 2 * MIB}, {"total_size": 20 * MIB}]
 
@@ -283,6 +285,14 @@ class StandIns:
             stream=current,
             MemPool=MemPool,
             use_mem_pool=lambda pool, device: self.noting([], pool, "torch pool"),
+        )
+        tell = self.told.append
+        self.torch._C = SimpleNamespace(
+            _cuda_beginAllocateCurrentStreamToPool=lambda device, pool: tell(
+                f"begin {pool} on stream {self.torch_stream}"
+            ),
+            _cuda_endAllocateToPool=lambda device, pool: tell(f"end {pool}"),
+            _cuda_releasePool=lambda device, pool: tell(f"release {pool}"),
         )
 
 
@@ -355,6 +365,71 @@ def test_memory_is_routed_once_and_everything_is_undone(stand_ins):
         "leave cupy allocator",
         "leave torch pool",
     ]
+
+
+def test_what_other_threads_allocate_on_a_stream_is_routed_too(stand_ins):
+    """As PyTorch's backward pass does."""
+    memory, stream = PrivateMemory(), gk.Stream()
+
+    def body():
+        with memory.allocating(stream):
+            assert stand_ins.torch_stream == 0  # nobody's current stream was changed
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        body()
+    routed = [told for told in stand_ins.told if "cupy" not in told]
+    assert routed == [
+        "enter torch pool",
+        f"begin (0, 1) on stream {stream.ptr}",
+        "end (0, 1)",
+        "release (0, 1)",
+        "leave torch pool",
+    ]
+    assert memory.nbytes == 2 * 22 * MIB  # a pool for each rule
+    memory.close()
+    gc.collect()
+    assert stand_ins.freed == ["torch pool"] * 2
+
+
+def test_a_pytorch_that_cannot_route_a_stream_routes_the_thread(stand_ins):
+    del stand_ins.torch._C
+    with PrivateMemory().allocating(gk.Stream()):
+        assert "enter torch pool" in stand_ins.told
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Attempt to increase offset for a CUDA generator not in capture mode.",
+        "RNG op during graph capture but could not find the CUDAGraph object.",
+    ],
+)
+def test_a_function_that_draws_random_numbers_cannot_be_bound(stand_ins, message):
+    def fn(x):
+        raise RuntimeError(message)
+
+    stream, x = gk.Stream(), gk.zeros(8)
+    with pytest.raises(
+        gk.RebindError, match=r"fn draws random numbers.*pass them as a buffer"
+    ) as e:
+        gk.bind(fn, stream, x=x)
+    assert str(e.value.__cause__) == message
+    with pytest.raises(gk.RebindError, match="draws random numbers"):
+        gk.check_baked(fn, stream, x=x)
+
+
+def test_what_else_a_function_raises_stays_what_it_is(stand_ins, monkeypatch):
+    def fn(x):
+        raise error
+
+    for error in (RuntimeError("no memory"), ValueError("a CUDA generator")):
+        with pytest.raises(type(error), match=str(error)):
+            gk.bind(fn, gk.Stream(), x=gk.zeros(8))
+    monkeypatch.delitem(sys.modules, "torch")
+    error = RuntimeError("a CUDA generator of somebody else's")
+    with pytest.raises(RuntimeError, match="somebody else's"):
+        gk.bind(fn, gk.Stream(), x=gk.zeros(8))
 
 
 def test_cupys_pool_grows_inside_of_a_capture(stand_ins):

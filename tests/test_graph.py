@@ -490,6 +490,31 @@ def test_what_cannot_be_adopted(runtime, value):
         gk.Graph.adopt(value)
 
 
+def of_bindings(kind, address):
+    """A handle as cuda.bindings makes them: an int inside of a type that says what it is of."""
+    members = {"__module__": "cuda.bindings.driver", "__int__": lambda self: address}
+    return type(kind, (), members)()
+
+
+@pytest.mark.parametrize("kind", ["CUgraph", "cudaGraph_t"])
+def test_adopt_the_definition_behind_a_builder(graph, kind):
+    graph.add_empty_node()
+    definition = type("GraphDefinition", (), {"handle": of_bindings(kind, graph.ptr)})()
+    builder = type("GraphBuilder", (), {"graph_definition": definition})()
+    for given in (builder, definition, definition.handle):
+        adopted = gk.Graph.adopt(given, owner=graph)
+        assert [node.type.name for node in adopted.nodes] == ["EMPTY"]
+
+
+@pytest.mark.parametrize("kind", ["CUgraphExec", "cudaGraphExec_t", "CUstream"])
+def test_handles_of_other_things_are_not_adopted(graph, kind):
+    """CUDA would take them for a graph, and crash."""
+    exe = type("Graph", (), {"handle": of_bindings(kind, graph.ptr)})()
+    for given in (exe, exe.handle):
+        with pytest.raises(TypeError, match=rf"a cudaGraph_t as an int, came .*holds a {kind}"):
+            gk.Graph.adopt(given)
+
+
 # --- looking -------------------------------------------------------------------------------------
 
 

@@ -405,12 +405,12 @@ def find_nvcc() -> str:
     return nvcc
 
 
-def compile_floor(arch: str) -> Path:
-    """Compile launch_overhead.cu into bench/build/, unless this very source is there already."""
-    source = Path(__file__).with_name("launch_overhead.cu")
+def compile_floor(arch: str, stem: str = "launch_overhead") -> Path:
+    """Compile <stem>.cu into bench/build/, unless this very source is there already."""
+    source = Path(__file__).with_name(f"{stem}.cu")
     nvcc = find_nvcc()
     key = hashlib.sha256(f"{nvcc} {arch}\n".encode() + source.read_bytes()).hexdigest()[:16]
-    library = source.parent / "build" / f"launch_overhead-{key}.so"
+    library = source.parent / "build" / f"{stem}-{key}.so"
     if not library.exists():
         library.parent.mkdir(exist_ok=True)
         # Its own copy of the CUDA runtime: whichever version the wheels bring stays theirs.

@@ -81,9 +81,13 @@ class Setting:
     """What all contenders share: the device, the stream, two counters, the compiled kernel.
 
     ``graphkit`` is the module, or None with ``graphkit_absent`` saying why.
+
+    Args:
+        source: CUDA C, compiled into ``module``.
+        name: the kernel in it that is ``function``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str = SOURCE, name: str = NAME) -> None:
         try:
             self.runtime = importlib.import_module("cuda.bindings.runtime")
             self.driver = importlib.import_module("cuda.bindings.driver")
@@ -94,10 +98,10 @@ class Setting:
         device = checked(self.runtime.cudaGetDevice())
         self.properties = checked(self.runtime.cudaGetDeviceProperties(device))
         self.arch = f"sm_{self.properties.major}{self.properties.minor}"
-        self.cubin = self._compile()
+        self.cubin = self._compile(source)
         image = np.frombuffer(self.cubin, np.uint8)
-        module = checked(self.driver.cuModuleLoadData(image.ctypes.data))
-        self.function = int(checked(self.driver.cuModuleGetFunction(module, NAME.encode())))
+        self.module = checked(self.driver.cuModuleLoadData(image.ctypes.data))
+        self.function = int(checked(self.driver.cuModuleGetFunction(self.module, name.encode())))
         self.cleanup = ExitStack()
         self.graphkit: Any = None
         self.graphkit_absent = ""
@@ -115,9 +119,9 @@ class Setting:
             self.counters = [int(checked(self.runtime.cudaMalloc(4))) for _ in range(2)]
         self.stream_handle = self.runtime.cudaStream_t(self.stream)
 
-    def _compile(self) -> bytes:
+    def _compile(self, source: str) -> bytes:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
-        program = checked(nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"visit.cu", 0, [], []))
+        program = checked(nvrtc.nvrtcCreateProgram(source.encode(), b"bench.cu", 0, [], []))
         options = [f"--gpu-architecture={self.arch}".encode()]
         checked(nvrtc.nvrtcCompileProgram(program, len(options), options))
         image = bytes(checked(nvrtc.nvrtcGetCUBINSize(program)))

@@ -450,7 +450,7 @@ class Graphkit(Peer):
                 "    fn(xs[i & 1], stream)\n"
                 "exe.update(graph)\n"
                 "exe.launch(stream)",
-                {**common, "exe": updated, "first": graph},
+                {**common, "exe": updated, "keep": graph},
                 after="previous = graph",
                 every=4,
             )

@@ -12,6 +12,7 @@ from graphkit.baked import Baked, check_baked
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
 from graphkit.copying import memcpy_async, memset_async
+from graphkit.culprit import Culprit, StackFrame
 from graphkit.device_array import DeviceArray, asarray, empty, empty_pinned, zeros
 from graphkit.errors import (
     CaptureError,
@@ -23,6 +24,7 @@ from graphkit.errors import (
     RuntimeUnavailableError,
     SimulationError,
 )
+from graphkit.forensics import explain_capture
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, Launch, Pointer
@@ -56,6 +58,7 @@ __all__ = [
     "CaptureError",
     "CaptureStatus",
     "CudaError",
+    "Culprit",
     "DeviceArray",
     "Difference",
     "EdgeData",
@@ -86,6 +89,7 @@ __all__ = [
     "SimOptions",
     "SimulationError",
     "Slot",
+    "StackFrame",
     "Stream",
     "UpdateReport",
     "asarray",
@@ -96,6 +100,7 @@ __all__ = [
     "describe",
     "empty",
     "empty_pinned",
+    "explain_capture",
     "live_handles",
     "memcpy_async",
     "memset_async",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Literal
 
+from graphkit.capture_watch import Watch
+from graphkit.culprit import Culprit, caller_culprit, exception_culprit
 from graphkit.errors import CaptureError, CudaError
 from graphkit.graph import Graph
 from graphkit.lifetime import Handle, begin_capture, end_capture
 from graphkit.runtime.protocol import CaptureMode, Runtime
+from graphkit.statuses import StatusCode
 from graphkit.stream import runtime_of, stream_handle
 
 __all__ = ["capture"]
@@ -31,7 +35,14 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         mode: which calls of which threads kill the capture: ``"thread_local"`` forbids unsafe
             calls, such as cudaMalloc, to this thread; ``"global"`` to every thread;
             ``"relaxed"`` to none.
+        debug: whether to ask, after each line and call of the body, if the capture still lives
+            (cudaStreamIsCapturing), so that the error names the one that broke it. The body is
+            slower by far; debuggers and profilers of this thread pause on Python 3.11.
         runtime: the runtime to use; the stream's, or the current one.
+
+    Attributes:
+        failure: the CaptureError of the end, also where the body's own exception was raised in its
+            place; None when the capture did not fail.
 
     Raises:
         CaptureError: when the capture could not begin, or died in the body. The stream works
@@ -39,7 +50,12 @@ class capture:  # noqa: N801 - a context manager reads as a verb
     """
 
     def __init__(
-        self, stream: object, mode: Mode = "thread_local", *, runtime: Runtime | None = None
+        self,
+        stream: object,
+        mode: Mode = "thread_local",
+        *,
+        debug: bool = False,
+        runtime: Runtime | None = None,
     ) -> None:
         modes = {item.name.lower(): item for item in CaptureMode}
         if mode not in tuple(modes):  # a dict would want what came to be hashable
@@ -51,6 +67,10 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         self._stream_owner = stream  # alive until the capture has ended
         self._stream = stream_handle(stream)
         self._graph: Graph | None = None
+        self._debug = debug
+        self._watch: Watch | None = None
+        self._handled = 0  # id of the exception that was being handled when the body began
+        self.failure: CaptureError | None = None
 
     def __enter__(self) -> Graph:
         if self._graph is not None:
@@ -67,6 +87,10 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             end_capture(self)
             raise CaptureError(error.call, error.code, error.detail) from error
         begin_capture(self, runtime, capture_id, self._graph.owners)
+        self._handled = id(sys.exception())
+        if self._debug:
+            self._watch = Watch(runtime, self._stream, sys._getframe(1))
+            self._watch.begin()
         return self._graph
 
     def __exit__(
@@ -79,12 +103,16 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             raise ValueError("capture: expected one that was entered, came a fresh one")
         runtime = self._runtime
         failure: CaptureError | None = None
+        culprit = None if self._watch is None else self._watch.finish()
         try:
             value = runtime.stream_end_capture(self._stream)
             self._graph.handle.fill(value, runtime.graph_destroy)
         except CudaError as error:
-            failure = CaptureError(error.call, error.code, error.detail)
-            failure.__cause__ = error
+            if culprit is None:
+                culprit = self._culprit(error.code, exc)
+            failure = CaptureError(error.call, error.code, error.detail, culprit)
+            failure.__cause__ = error.with_traceback(None)
+            self.failure = failure
         finally:
             end_capture(self)
         if exc is not None or failure is not None:
@@ -96,3 +124,11 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             if exc is None:
                 raise failure
             exc.add_note(f"The stream capture around this failed as well:\n{failure}")
+
+    def _culprit(self, code: int, exc: BaseException | None) -> Culprit | None:
+        """Return what is to blame where nobody watched, or the end itself failed."""
+        if code == StatusCode.CAPTURE_WRONG_THREAD:
+            return caller_culprit(sys._getframe(2), "capture.__exit__", code)
+        if code == StatusCode.CAPTURE_UNJOINED:
+            return None if self._watch is None else self._watch.fork
+        return exception_culprit(exc, self._handled)

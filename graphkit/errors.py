@@ -5,9 +5,12 @@ Misuse that Python can see before any CUDA call is a plain ``TypeError`` or ``Va
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from graphkit.statuses import STATUSES, Status
+
+if TYPE_CHECKING:
+    from graphkit.culprit import Culprit
 
 __all__ = [
     "CaptureError",
@@ -19,6 +22,7 @@ __all__ = [
     "RebindError",
     "RuntimeUnavailableError",
     "SimulationError",
+    "advice",
     "explain",
     "refuse_closed",
 ]
@@ -60,21 +64,44 @@ class CudaError(GraphkitError):
         self.code = int(code)
         self.name = status.name
         self.detail = detail
-        lines = [f"{call} returned {self.code} {status.name}: {status.meaning}"]
-        if detail:
-            lines.append(f"  here:        {detail}")
-        if status.cause:
-            lines.append(f"  usual cause: {status.cause}")
-        if status.fix:
-            lines.append(f"  fix:         {status.fix}")
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join([*self._head(), *advice(status.cause, status.fix)]))
 
-    def __reduce__(self) -> tuple[type[CudaError], tuple[str, int, str]]:
+    def _head(self) -> list[str]:
+        """Return the first lines of the message, without cause and fix."""
+        status = explain(self.code)
+        lines = [f"{self.call} returned {self.code} {status.name}: {status.meaning}"]
+        if self.detail:
+            lines.append(f"  here:        {self.detail}")
+        return lines
+
+    def __reduce__(self) -> tuple[type[CudaError], tuple[Any, ...]]:
         return type(self), (self.call, self.code, self.detail)
 
 
 class CaptureError(CudaError):
-    """A stream capture died; the stream works again when this is raised."""
+    """A stream capture died; the stream works again when this is raised.
+
+    Attributes:
+        culprit: the :class:`graphkit.Culprit`, that is, the line and the call that broke the
+            capture; None when it is not known. ``gk.capture(stream, debug=True)`` finds it.
+    """
+
+    def __init__(
+        self, call: str, code: int, detail: str = "", culprit: Culprit | None = None
+    ) -> None:
+        super().__init__(call, code, detail)
+        self.culprit = culprit
+
+    def __str__(self) -> str:
+        if self.culprit is not None:  # it has a cause and a fix of its own
+            return "\n".join([*self._head(), str(self.culprit)])
+        text = super().__str__()
+        if self.call == "cudaStreamEndCapture":
+            text += "\n  which call:  graphkit.capture(stream, debug=True) finds out"
+        return text
+
+    def __reduce__(self) -> tuple[type[CudaError], tuple[Any, ...]]:
+        return type(self), (self.call, self.code, self.detail, self.culprit)
 
 
 class GraphUpdateError(CudaError):
@@ -153,6 +180,12 @@ def explain(code: int) -> Status:
     if known is not None:
         return known
     return Status(f"cudaError{int(code)}", "a status that this version of graphkit does not know")
+
+
+def advice(cause: str, fix: str) -> list[str]:
+    """Return the lines of a message about what usually leads to it and what helps."""
+    lines = [f"  usual cause: {cause}"] if cause else []
+    return [*lines, f"  fix:         {fix}"] if fix else lines
 
 
 def refuse_closed(what: str) -> NoReturn:

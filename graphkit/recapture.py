@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphkit.buffers import ALIGNMENT, Buffer
-from graphkit.capture import capture
 from graphkit.device_array import DeviceArray
 from graphkit.differences import Captures, Moved
 from graphkit.errors import RebindError
+from graphkit.forensics import capture_call
 from graphkit.frameworks import PrivateMemory, draws_random_numbers, view_like
 from graphkit.graph import Graph
 from graphkit.snapshot import Snapshot, snapshot
@@ -38,6 +38,8 @@ class Captured(NamedTuple):
 def keep_capture(fn: UserFunction, stream: object, arguments: Mapping[str, object]) -> Captured:
     """Capture a function, with private memory for what it allocates.
 
+    A capture that dies is made once more, to find out what broke it.
+
     Raises:
         RebindError: when the function asks a generator of PyTorch's for random numbers.
         CaptureError: when the capture died.
@@ -45,8 +47,8 @@ def keep_capture(fn: UserFunction, stream: object, arguments: Mapping[str, objec
     """
     memory = PrivateMemory(runtime=runtime_of(stream))
     try:
-        with memory.allocating(stream), capture(stream) as graph:
-            result = fn(arguments, stream)
+        with memory.allocating(stream):
+            graph, result = capture_call(lambda: fn(arguments, stream), stream)
     except BaseException as error:
         memory.close()
         if draws_random_numbers(error):

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("statuses", "errors"),
     ("runtime", "lifetime", "turn", "device_array", "arrays"),
+    ("culprit", "call_hooks"),
     ("stream", "c_signature", "launch_config", "params", "node"),
-    ("copying", "kernel"),
+    ("copying", "kernel", "capture_watch"),
     ("readback",),
     ("update_report", "exec_nodes"),
     ("graph_exec",),
@@ -25,6 +26,7 @@ LAYERS = (
     ("signature", "buckets", "lattice", "frameworks", "staging", "topology"),
     ("snapshot", "differences", "buffers"),
     ("pool_policy", "retarget", "returned", "user_function", "arena", "in_flight"),
+    ("forensics",),
     ("recapture", "bound", "rebind", "baked"),
     ("pool_graph",),
     ("pool_exec", "pool_request", "pool_stats", "bucket_capture"),

@@ -94,7 +94,7 @@ class Culprit:
 
     def __str__(self) -> str:
         name = "" if self.code is None else f": {self.code} {explain(self.code).name}"
-        lines = [f"  broken by:   {self.call or 'no call that is known'}{name}"]
+        lines = [f"  broken by:   {self.call or 'nothing that this line calls'}{name}"]
         own = [n for n, frame in enumerate(self.stack) if frame.library is None]
         first = own[0] if own else 0
         heads = ["at:", *["called from:"] * len(self.stack)]

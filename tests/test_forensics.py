@@ -596,7 +596,7 @@ def test_between_two_lines(sim):
     culprit = caught.value.culprit
     assert (culprit.line, culprit.call, culprit.code) == (line_of("operator"), None, None)
     assert f"no call was made between line {culprit.line} and the next one" in culprit.cause
-    assert "broken by:   no call that is known" in str(culprit)
+    assert "broken by:   nothing that this line calls" in str(culprit)
 
 
 def test_the_last_line_of_a_body(sim):

@@ -87,7 +87,7 @@ class BucketGraphs:
     def capture(self, request: Request, arguments: Mapping[str, object]) -> PoolGraph:
         """Capture the graph of a request's bucket, warming up on the request's arrays."""
         made = PoolGraph(request.key, self._stage(request, arguments))
-        infos = [describe(arguments[name], name) for name in request.infos]
+        infos = {name: describe(arguments[name], name) for name in request.infos}
         self._capture.capture(made, request.values, infos, request.fit.sizes)
         self._graphs[request.key] = made
         return made
@@ -128,7 +128,7 @@ class BucketGraphs:
         stream: object,
     ) -> Trial:
         """Return what runs a captured bucket both ways on a request's arrays."""
-        infos = [describe(arguments[name], name) for name in request.infos]
+        infos = {name: describe(arguments[name], name) for name in request.infos}
         made = self._graphs[request.key]
         return Trial(self._capture, made, request.values, infos, launch, stream)
 

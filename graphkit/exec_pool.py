@@ -16,9 +16,10 @@ from graphkit.bucket_capture import BucketCapture
 from graphkit.bucket_graphs import BucketGraphs
 from graphkit.buckets import Buckets
 from graphkit.errors import FallbackError, refuse_closed
-from graphkit.frameworks import fingerprint
+from graphkit.frameworks import FINGERPRINTS, fingerprint
 from graphkit.in_flight import InFlight
 from graphkit.lattice import Lattice
+from graphkit.lifetime import capture_is_live
 from graphkit.pool_exec import PoolExec
 from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
@@ -36,6 +37,8 @@ from graphkit.user_function import UserFunction
 
 __all__ = ["ExecPool", "Failure", "Plan"]
 
+# One launch in 64 of a shape is timed.
+_SAMPLED = 63
 # Shapes of requests that a pool remembers before it starts anew.
 _REMEMBERED = 4096
 
@@ -142,7 +145,6 @@ class ExecPool:
         self._on_failure = on_failure
         self.runtime: Runtime = current() if stream is None else runtime_of(stream)
         self.stream = Stream(runtime=self.runtime) if stream is None else stream
-        self.enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
         self._policy = PoolPolicy(
             memory_budget=parse_bytes(memory_budget),
             max_execs=max_execs,
@@ -156,9 +158,27 @@ class ExecPool:
         self._graphs = BucketGraphs(self.runtime, lattice, capture, outputs, inouts, fill)
         self._lock = RLock()
         self._closed = False
+        self._enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
         self._requests: dict[Hashable, Request] = {}
         self._bindings: dict[Hashable, Binding] = {}
         self._errors: dict[Signature, Exception] = {}
+        # The shape of the last request: one that is the same needs no dictionary.
+        self._last_seen: list[Hashable] = []
+        self._last: Binding | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether graphs are used; False at first where GRAPHKIT_DISABLE is set in the environment.
+
+        While it is False every request runs eagerly.
+        """
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        with self._lock:
+            self._enabled = bool(enabled)
+            self._forget_bindings()
 
     # --- a request -------------------------------------------------------------------------------
 
@@ -175,30 +195,37 @@ class ExecPool:
             TypeError, ValueError: arguments that ``fn`` or the buckets do not take.
             FallbackError: no graph can answer, and the pool is ``strict``.
         """
-        seen, addresses = _look(arguments)
+        # Written out rather than called, as all that every request passes through.
+        seen: list[Hashable] = [*arguments]
+        addresses: list[int] = []
+        for value in arguments.values():
+            look = _LOOKS.get(type(value))
+            if look is None:
+                seen, addresses = _look(arguments)
+                break
+            address, shape = look(value, "arguments")
+            addresses.append(address)
+            seen.append(shape)
         with self._lock:
-            binding = self._bindings.get(seen)
-            if binding is not None:
+            binding = self._last if seen == self._last_seen else self._bindings.get(tuple(seen))
+            if binding is not None and not capture_is_live():
                 exec_ = binding.graph.exec
                 if exec_ is not None:
-                    bits = 0
-                    for address in addresses:
-                        bits |= address
-                    if not bits & binding.mask:
-                        return self._launch(exec_, binding, addresses, arguments)
-        return self._answer(seen, addresses, arguments)
+                    if not binding.launches & _SAMPLED:
+                        begin, sets = time.perf_counter_ns(), binding.sets
+                    if exec_.put(binding, addresses):
+                        exec_.launch()
+                        self._last_seen, self._last = seen, binding
+                        if not binding.launches & _SAMPLED:
+                            step = Step.LAUNCH if binding.sets == sets else Step.SET
+                            self._counts.sample(step, time.perf_counter_ns() - begin)
+                        return self._launched(exec_, binding, arguments)
+        return self._answer(tuple(seen), addresses, arguments)
 
-    def _launch(
-        self,
-        exec_: PoolExec,
-        binding: Binding,
-        addresses: list[int],
-        arguments: Mapping[str, object],
+    def _launched(
+        self, exec_: PoolExec, binding: Binding, arguments: Mapping[str, object]
     ) -> Any:
-        """Launch for a request and count it: the hot path."""
-        if exec_.put(binding, addresses):
-            binding.sets += 1
-        exec_.launch()
+        """Count a launch, keep what it uses, and return what it computes."""
         binding.launches += 1
         binding.state.launches += 1
         self._policy.requests += 1
@@ -214,11 +241,16 @@ class ExecPool:
         """Climb the ladder until a graph answers, or answer eagerly."""
         with self._lock:
             request = self._request(seen, arguments)
+            missed = request.key not in self._graphs
             decision = self._climb(request, arguments)
             if decision.step is Step.LAUNCH:
                 binding = self._bind(request, seen, addresses)
-                assert binding.graph.exec is not None
-                return self._launch(binding.graph.exec, binding, addresses, arguments)
+                exec_ = binding.graph.exec
+                assert exec_ is not None
+                exec_.put(binding, addresses)
+                exec_.launch()
+                self._counts.misses += missed
+                return self._launched(exec_, binding, arguments)
             self._policy.requests += 1
             self._policy.state(request.key).eager += 1
         return self._run_eagerly(decision, request, arguments)
@@ -246,7 +278,7 @@ class ExecPool:
         )
 
     def _run_eagerly(
-        self, decision: Decision, request: _Request, arguments: Mapping[str, object]
+        self, decision: Decision, request: Request, arguments: Mapping[str, object]
     ) -> Any:
         assert decision.reason is not None
         self._counts.fallbacks[decision.reason] += 1
@@ -274,7 +306,7 @@ class ExecPool:
 
     def _refusal(self, request: Request) -> Decision | None:
         """Return why no graph may answer, as far as the request itself and the stream say."""
-        if not self.enabled:
+        if not self._enabled:
             return Decision(Step.EAGER, reason=Reason.DISABLED, why="graphs are turned off")
         if request.fit.reason is not None:
             return Decision(Step.EAGER, reason=Reason(request.fit.reason), why=request.fit.detail)
@@ -306,8 +338,9 @@ class ExecPool:
         binding = request.bindings.get(alignment)
         if binding is None:
             made, state = self._graphs[request.key], self._policy.state(request.key)
-            infos = tuple(request.infos.values())
-            binding = Binding(made, infos, request.fit.extents, alignment, state)
+            binding = Binding(
+                made, request.infos, request.names, request.fit.extents, alignment, state
+            )
             request.bindings[alignment] = binding
         self._bindings[seen] = binding
         return binding
@@ -336,7 +369,12 @@ class ExecPool:
             for binding in request.bindings.values():
                 self._counts.forget(binding)
         self._requests.clear()
+        self._forget_bindings()
+
+    def _forget_bindings(self) -> None:
+        """Let every shape of request be looked at again."""
         self._bindings.clear()
+        self._last_seen, self._last = [], None
 
     # --- before the first request ----------------------------------------------------------------
 
@@ -394,11 +432,11 @@ class ExecPool:
         with self._lock:
             arguments = wanted.arguments(self._fill, self.runtime, self.stream)
             seen, addresses = _look(arguments)
-            request = self._request(seen, arguments)
+            request = self._request(tuple(seen), arguments)
             decision = self._climb(request, arguments, warm=True)
             times = None
             if decision.step is Step.LAUNCH:
-                binding = self._bind(request, seen, addresses)
+                binding = self._bind(request, tuple(seen), addresses)
                 exec_ = binding.graph.exec
                 assert exec_ is not None
 
@@ -457,7 +495,7 @@ class ExecPool:
         """
         seen, _ = _look(arguments)
         with self._lock:
-            request = self._request(seen, arguments)
+            request = self._request(tuple(seen), arguments)
             decision = self._decide(request)
             changed, move = None, None
             if decision.step is Step.RETARGET:
@@ -506,8 +544,7 @@ class ExecPool:
             if self._closed:
                 return
             self._closed = True
-            self._bindings.clear()
-            self._requests.clear()
+            self._forget_shapes()
             self._execs.close()
             self._in_flight.close(self._graphs.owners)
             self._graphs.close()
@@ -528,21 +565,38 @@ class ExecPool:
         )
 
 
-def _look(arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
-    """Return what says that two requests have the same shape, and the arrays' addresses."""
-    shapes: list[Hashable] = []
+_Look = Callable[[Any, str], tuple[int, Hashable]]
+
+
+def _look(arguments: Mapping[str, object]) -> tuple[list[Hashable], list[int]]:
+    """Return what says that two requests have the same shape, and the arrays' addresses.
+
+    Values that are no arrays have address 0, which no array has.
+    """
+    seen: list[Hashable] = [*arguments]
     addresses: list[int] = []
     for name, value in arguments.items():
-        if type(value) in _PLAIN or not is_array(value):
-            shapes.append(typed_value(value, name))
-            continue
-        address, shape = fingerprint(value, name)
+        kind = type(value)
+        look = _LOOKS.get(kind, fingerprint if is_array(value) else _look_at_value)
+        address, shape = look(value, name)
+        if kind in FINGERPRINTS:
+            _LOOKS[kind] = FINGERPRINTS[kind]
         addresses.append(address)
-        shapes.append(shape)
-    return (tuple(arguments), tuple(shapes)), addresses
+        seen.append(shape)
+    return seen, addresses
 
 
-_PLAIN = {bool, int, float, str, type(None)}
+def _look_at_value(value: object, name: str) -> tuple[int, Hashable]:
+    return 0, typed_value(value, name)
+
+
+def _look_at_plain(value: Hashable, _name: str) -> tuple[int, Hashable]:
+    return 0, (type(value), value)
+
+
+# Types whose ``==`` is sameness, and arrays once they were seen.
+_LOOKS: dict[type, _Look] = dict.fromkeys((bool, int, str, type(None)), _look_at_plain)
+
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 1000, "MB": 10**6, "GB": 10**9}
 
 

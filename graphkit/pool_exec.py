@@ -85,20 +85,36 @@ class PoolExec:
         parts = zip(self.staging, binding.graph.staging, binding.blocks, strict=True)
         for node, staging, arguments in parts:
             node.bind(staging, arguments)
-        self.binding, self.addresses = binding, []
+        self.binding = binding
+        self.addresses = [0] * binding.count  # no array is there
 
     def put(self, binding: Binding, addresses: list[int]) -> bool:
-        """Set the staging nodes to a request, and return whether anything had to be set."""
-        if self.binding is binding and self.addresses == addresses:
-            return False
+        """Set the staging nodes to a request of the bucket that is held, where it differs.
+
+        Returns:
+            False when an address is less aligned than the binding takes; the exec must then be put
+            to another binding before it is launched.
+        """
         if self.binding is not binding:
             self.bind(binding)
+        before = self.addresses
+        if addresses == before:
+            return True
+        mask = binding.mask
+        self.binding = None  # whatever comes in between: half of the nodes may be set
         for node, moving in zip(self.staging, binding.words, strict=True):
-            words = node.words
+            words = None
             for index, word in moving:
-                words[word] = addresses[index]
-            node.commit()
-        self.addresses = addresses
+                address = addresses[index]
+                if address != before[index]:
+                    if address & mask:
+                        return False
+                    words = node.words
+                    words[word] = address
+            if words is not None:
+                node.commit()
+        self.binding, self.addresses = binding, addresses
+        binding.sets += 1
         return True
 
     def set_nodes(self, graph: PoolGraph, places: Sequence[int]) -> None:

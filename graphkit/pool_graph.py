@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graphkit.arrays import ArrayInfo
@@ -49,11 +50,20 @@ class StagedArgument(NamedTuple):
 class Binding:
     """One shape of request bound to one bucket's graph: all of the copies but the addresses.
 
+    Args:
+        graph: the bucket's graph.
+        infos: the request's arrays.
+        names: the names of all its arguments, in their order.
+        extents: its extent of each dimension.
+        alignment: what the addresses of all its arrays are multiples of.
+        state: what the policy counts for the key.
+
     Attributes:
         graph: the bucket's graph.
         blocks: for each staging node, its argument block with zeros for the request's addresses.
-        words: for each staging node, (index among the request's arrays, word of the block) of each
-            address.
+        words: for each staging node, (index among the request's arguments, word of the block) of
+            each address.
+        count: arguments of a request.
         mask: bits that no address may have set; a copy moves as many bytes at once.
         result: what a request of this shape gets back.
         state: what the policy counts for the key.
@@ -64,14 +74,15 @@ class Binding:
     """
 
     __slots__ = (
-        "blocks", "elements", "graph", "launches", "mask", "padded_elements", "result", "sets",
-        "state", "words",
+        "blocks", "count", "elements", "graph", "launches", "mask", "padded_elements", "result",
+        "sets", "state", "words",
     )  # fmt: skip
 
     def __init__(
         self,
         graph: PoolGraph,
-        infos: Sequence[ArrayInfo],
+        infos: Mapping[str, ArrayInfo],
+        names: Sequence[str],
         extents: Sequence[int],
         alignment: int,
         state: KeyState,
@@ -80,24 +91,25 @@ class Binding:
         self.state = state
         self.launches = self.sets = 0
         self.mask = alignment - 1
+        self.count = len(names)
         blocks: list[bytes] = []
         words: list[tuple[tuple[int, int], ...]] = []
         for copies in graph.copies(infos, alignment):
             block = bytearray(copies.template.bytes)
             moving = []
-            for entry, index in enumerate(copies.indexes):
+            for entry, name in enumerate(copies.names):
                 source, target = copies.template.offsets(entry)
                 ours, theirs = (target, source) if copies.inward else (source, target)
-                address = graph.staged[index].memory.ptr
+                address = graph.staged[name].memory.ptr
                 block[ours : ours + WORD] = address.to_bytes(WORD, "little")
-                moving.append((index, theirs // WORD))
+                moving.append((names.index(name), theirs // WORD))
             blocks.append(bytes(block))
             words.append(tuple(moving))
         self.blocks = tuple(blocks)
         self.words = tuple(words)
         self.result = None if graph.returned is None else graph.returned.cut(extents)
-        self.elements = sum(info.nbytes // info.dtype.itemsize for info in infos)
-        self.padded_elements = sum(item.memory.size for item in graph.staged)
+        self.elements = sum(prod(info.shape) for info in infos.values())
+        self.padded_elements = sum(item.memory.size for item in graph.staged.values())
 
 
 class StagingCopies(NamedTuple):
@@ -105,7 +117,7 @@ class StagingCopies(NamedTuple):
 
     inward: bool
     template: CopyTemplate
-    indexes: tuple[int, ...]
+    names: tuple[str, ...]
 
 
 class StagingNode(NamedTuple):
@@ -129,7 +141,7 @@ class PoolGraph:
 
     Attributes:
         key: the signature it was captured for.
-        staged: the array arguments in order.
+        staged: the array arguments by name.
         graph: copies in, the function, copies out.
         values: what its nodes hold.
         topology: what execs it may share; a value of its own where sharing is unsafe.
@@ -139,9 +151,9 @@ class PoolGraph:
         exec: the exec that holds it now.
     """
 
-    def __init__(self, key: Signature, staged: tuple[StagedArgument, ...]) -> None:
+    def __init__(self, key: Signature, staged: Iterable[StagedArgument]) -> None:
         self.key = key
-        self.staged = staged
+        self.staged = {item.name: item for item in staged}
         self.graph: Graph
         self.values: GraphValues
         self.topology: object = None
@@ -151,7 +163,7 @@ class PoolGraph:
         self.exec: PoolExec | None = None
         self.nodes = 0
 
-    def copies(self, infos: Sequence[ArrayInfo], alignment: int) -> list[StagingCopies]:
+    def copies(self, infos: Mapping[str, ArrayInfo], alignment: int) -> list[StagingCopies]:
         """Return the copies of each staging node, those inward first, for a request's arrays."""
         return [
             copies
@@ -160,23 +172,23 @@ class PoolGraph:
         ]
 
     def _copies(
-        self, infos: Sequence[ArrayInfo], alignment: int, inward: bool
+        self, infos: Mapping[str, ArrayInfo], alignment: int, inward: bool
     ) -> list[StagingCopies]:
-        indexes: list[int] = []
+        names: list[str] = []
         copies: list[PaddedCopy] = []
-        for index, (item, info) in enumerate(zip(self.staged, infos, strict=True)):
+        for name, item in self.staged.items():
             if not (item.reads if inward else item.writes):
                 continue
-            bucket, itemsize = item.memory.shape, info.dtype.itemsize
-            ours = contiguous_strides(bucket, itemsize)
-            indexes.append(index)
+            info, bucket = infos[name], item.memory.shape
+            ours = contiguous_strides(bucket, info.dtype.itemsize)
+            names.append(name)
             copies.append(
                 PaddedCopy(
                     extents=bucket if inward else info.shape,
                     valid=info.shape,
                     src_strides=info.strides if inward else ours,
                     dst_strides=ours if inward else info.strides,
-                    itemsize=itemsize,
+                    itemsize=info.dtype.itemsize,
                     fill=item.fill,
                     alignment=alignment,
                 )
@@ -184,15 +196,15 @@ class PoolGraph:
         made, first = [], 0
         for template in templates(copies):
             last = first + template.count
-            made.append(StagingCopies(inward, template, tuple(indexes[first:last])))
+            made.append(StagingCopies(inward, template, tuple(names[first:last])))
             first = last
         return made
 
     def address_pairs(
-        self, copies: StagingCopies, infos: Sequence[ArrayInfo]
+        self, copies: StagingCopies, infos: Mapping[str, ArrayInfo]
     ) -> list[tuple[int, int]]:
         """Return the (source, target) addresses of some copies for a request's arrays."""
-        pairs = [(infos[index].ptr, self.staged[index].memory.ptr) for index in copies.indexes]
+        pairs = [(infos[name].ptr, self.staged[name].memory.ptr) for name in copies.names]
         return pairs if copies.inward else [(ours, theirs) for theirs, ours in pairs]
 
     def fill(
@@ -231,6 +243,11 @@ class PoolGraph:
         topology = topology_of(graph)
         self.nodes, self.unshareable = topology.nodes, topology.unshareable
         self.topology = object() if topology.unshareable else (topology.key, tuple(places))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the array arguments in the bucket."""
+        return {name: item.memory.shape for name, item in self.staged.items()}
 
     @property
     def owners(self) -> list[object]:

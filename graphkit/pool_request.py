@@ -19,6 +19,7 @@ class Request:
     """What all requests with arguments of the same shapes have in common.
 
     Attributes:
+        names: the names of all arguments, in their order.
         infos: the array arguments by name; the addresses are those of the first such request.
         values: the other arguments, which a capture bakes in.
         fit: the bucket they fall into, or why there is none.
@@ -26,6 +27,7 @@ class Request:
         bindings: to that graph, by the alignment that their addresses share.
     """
 
+    names: tuple[str, ...]
     infos: Mapping[str, ArrayInfo]
     values: Mapping[str, Hashable]
     fit: Fit
@@ -79,4 +81,5 @@ class RequestReader:
         fit = self._lattice.fit({name: info.shape for name, info in infos.items()})
         extra = None if self._key is None else self._key(**arguments)
         values = {name: value for name, value in arguments.items() if name not in infos}
-        return Request(infos, values, fit, Signature.of(arguments, extra).with_shapes(fit.shapes))
+        key = Signature.of(arguments, extra).with_shapes(fit.shapes)
+        return Request(tuple(arguments), infos, values, fit, key)

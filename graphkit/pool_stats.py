@@ -133,13 +133,14 @@ class Counts:
     Attributes:
         fallbacks: eager answers by reason.
         updates: moves of execs by how.
-        sampled_ns: host time of single launches, one in so many, by rung.
+        misses: requests that a graph answered which had to be captured first.
     """
 
     def __init__(self) -> None:
         self.fallbacks: Counter[Reason] = Counter()
         self.updates: Counter[str] = Counter()
-        self.sampled_ns: dict[Step, list[int]] = {Step.LAUNCH: [], Step.SET: []}
+        self.misses = 0
+        self._samples: dict[Step, list[int]] = {Step.LAUNCH: [0, 0], Step.SET: [0, 0]}
         self._steps: dict[Step, list[float]] = {}
         self._warm: dict[Step, list[float]] = {}
         self._keys: dict[Signature, _KeyCounts] = {}
@@ -154,6 +155,12 @@ class Counts:
         of_key = self._keys.setdefault(key, _KeyCounts())
         of_key.counts[step] += 1
         of_key.microseconds += us
+
+    def sample(self, step: Step, nanoseconds: int) -> None:
+        """Note what a single launch took, or a launch and the changes before it."""
+        totals = self._samples[step]
+        totals[0] += 1
+        totals[1] += nanoseconds
 
     def note(self, what: str, key: Signature) -> None:
         """Count something else that happened to a key, such as ``"evictions"``."""
@@ -187,15 +194,15 @@ class Counts:
         steps = _by_step(self._steps)
         for step, count in ((Step.LAUNCH, launches - sets), (Step.SET, sets)):
             if count:
-                times = self.sampled_ns[step] or [0]
-                steps[step] = StepStats(count, count * sum(times) / len(times) / 1e6)
+                timed, nanoseconds = self._samples[step]
+                steps[step] = StepStats(count, count * nanoseconds / max(timed, 1) / 1e6)
         captures = steps.get(Step.CAPTURE, StepStats()).count
         keys = [
             self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()
         ]
         return PoolStats(
             requests=launches + sum(self.fallbacks.values()),
-            hits=max(launches - captures, 0),
+            hits=launches - self.misses,
             steps={step: steps[step] for step in Step if step in steps},
             fallbacks=dict(self.fallbacks),
             updates=dict(self.updates),

@@ -136,7 +136,7 @@ def requests_of(
 def _of_entry(
     key: Signature, example: Mapping[str, object] | None, runtime: Runtime
 ) -> WarmRequest:
-    arguments: dict[str, object] = {name: value for name, (_, value) in key.values}
+    arguments = key.plain_values()
     for array in key.arrays:
         if example is None:
             smallest = tuple(min(extent, 1) for extent in array.shape)

@@ -104,6 +104,21 @@ class Signature:
         )
         return replace(self, arrays=arrays)
 
+    def plain_values(self) -> dict[str, object]:
+        """Return the arguments that are no arrays, without the names of their types.
+
+        Raises:
+            ValueError: for a value that is not held as it is: a tuple, or a float that is its text.
+        """
+        plain: dict[str, object] = {}
+        for name, typed in self.values:
+            assert isinstance(typed, tuple)
+            kind, value = typed
+            if type(value).__name__ != kind or isinstance(value, tuple):
+                raise ValueError(f"{name}: expected a plain value, came {_shown(typed)}")
+            plain[name] = value
+        return plain
+
     def to_json(self) -> dict[str, Any]:
         """Return the signature as what JSON holds, for :meth:`from_json`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class Trial:
         capture: what the bucket was captured with.
         made: the bucket's graph.
         values: arguments that are no arrays.
-        infos: the request's arrays.
+        infos: the request's arrays by name.
         launch: answers the request by the graph.
         stream: where ``launch`` goes.
     """
@@ -52,7 +52,7 @@ class Trial:
         capture: BucketCapture,
         made: PoolGraph,
         values: Mapping[str, object],
-        infos: Sequence[ArrayInfo],
+        infos: Mapping[str, ArrayInfo],
         launch: Callable[[], object],
         stream: object,
     ) -> None:
@@ -70,7 +70,7 @@ class Trial:
         it was not declared as one is a disagreement, too: the caller would never see the result.
         """
         runtime, made = self._made.graph.runtime, self._made
-        staged = {item.name: item for item in made.staged}
+        staged = made.staged
         with self._capture.in_stream_order():
             self._poison(self._capture.stream)
             self._capture.copy_in(made, self._infos)
@@ -99,7 +99,7 @@ class Trial:
         return ""
 
     def _poison(self, stream: object) -> None:
-        for item in self._made.staged:
+        for item in self._made.staged.values():
             if not item.reads:
                 memset_async(item.memory.ptr, _POISON, stream, nbytes=item.memory.nbytes)
 

@@ -26,7 +26,8 @@ LAYERS = (
     ("pool_policy", "retarget", "returned", "user_function", "arena", "in_flight"),
     ("pool_graph",),
     ("pool_exec", "pool_request", "pool_stats", "bucket_capture"),
-    ("bucket_graphs", "pool_execs", "pool_manifest"),
+    ("trial", "pool_manifest"),
+    ("bucket_graphs", "pool_execs", "pool_warm"),
     ("exec_pool", "pipeline", "profile"),
     ("pool_metrics", "pool_table"),
     ("",),  # graphkit/__init__.py itself

@@ -130,6 +130,10 @@ class PoolExec:
         self._hold(graph if report else held)
         return report
 
+    def forget(self, graph: PoolGraph) -> None:
+        """Drop what was kept for moving to a graph that is given up."""
+        self._target.forget(graph.values)
+
     def _let_go(self) -> PoolGraph:
         self.binding = None
         self.holds.exec = None

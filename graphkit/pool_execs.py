@@ -103,6 +103,8 @@ class PoolExecs:
 
     def forget(self, made: PoolGraph) -> None:
         """Forget what is known of a bucket's graph that is given up."""
+        for exec_ in self._execs.values():
+            exec_.forget(made)
         self._changes = {pair: known for pair, known in self._changes.items() if made not in pair}
 
     def close(self) -> None:

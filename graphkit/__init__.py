@@ -8,6 +8,7 @@
 """
 
 from graphkit.arrays import ArrayInfo, describe
+from graphkit.buckets import Buckets
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
 from graphkit.copying import memcpy_async, memset_async
@@ -15,17 +16,23 @@ from graphkit.device_array import DeviceArray, asarray, empty, empty_pinned, zer
 from graphkit.errors import (
     CaptureError,
     CudaError,
+    FallbackError,
     GraphkitError,
     GraphUpdateError,
     NotSimulated,
     RuntimeUnavailableError,
     SimulationError,
 )
+from graphkit.exec_pool import ExecPool, Failure, Plan
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.lifetime import live_handles
 from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
+from graphkit.pool_metrics import PoolCollector
+from graphkit.pool_policy import Move, Reason, Step
+from graphkit.pool_stats import KeyStats, PoolMemory, PoolStats, StepStats
+from graphkit.pool_warm import WarmReport, WarmRow
 from graphkit.runtime import current, probe, use
 from graphkit.runtime.protocol import (
     CaptureStatus,
@@ -40,7 +47,9 @@ from graphkit.runtime.protocol import (
     NodeType,
 )
 from graphkit.runtime.sim.options import SimOptions
+from graphkit.signature import ArraySignature, Signature
 from graphkit.stream import Event, HostCallback, Stream, stream_handle
+from graphkit.trial import Times, Tolerance
 from graphkit.update_report import UpdateReport
 
 __version__ = "0.1.0"
@@ -48,6 +57,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Argument",
     "ArrayInfo",
+    "ArraySignature",
+    "Buckets",
     "CaptureError",
     "CaptureStatus",
     "CudaError",
@@ -55,7 +66,10 @@ __all__ = [
     "Difference",
     "EdgeData",
     "Event",
+    "ExecPool",
     "ExecUpdateStatus",
+    "Failure",
+    "FallbackError",
     "Graph",
     "GraphEdge",
     "GraphExec",
@@ -65,22 +79,36 @@ __all__ = [
     "InstantiateFlags",
     "Kernel",
     "KernelNodeValues",
+    "KeyStats",
     "Launch",
     "LaunchAttribute",
     "LaunchAttributeID",
     "MemcpyKind",
     "MemcpyNodeParams",
     "MemsetNodeParams",
+    "Move",
     "Node",
     "NodeType",
     "NotSimulated",
     "Parameter",
+    "Plan",
     "Pointer",
+    "PoolCollector",
+    "PoolMemory",
+    "PoolStats",
+    "Reason",
     "RuntimeUnavailableError",
+    "Signature",
     "SimOptions",
     "SimulationError",
+    "Step",
+    "StepStats",
     "Stream",
+    "Times",
+    "Tolerance",
     "UpdateReport",
+    "WarmReport",
+    "WarmRow",
     "asarray",
     "capture",
     "current",

@@ -9,10 +9,10 @@ from typing import Any
 from graphkit.arrays import ArrayInfo, describe
 from graphkit.capture import capture
 from graphkit.frameworks import PrivateMemory, current_stream, view_like
+from graphkit.lattice import Lattice
 from graphkit.pool_graph import PoolGraph, alignment_of
 from graphkit.returned import Returned
 from graphkit.runtime.protocol import Runtime
-from graphkit.lattice import Lattice
 from graphkit.staging import launch
 from graphkit.stream import Event, Stream, stream_handle
 from graphkit.user_function import UserFunction

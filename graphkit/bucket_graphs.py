@@ -10,8 +10,8 @@ import numpy as np
 from graphkit.arena import Arena
 from graphkit.arrays import describe
 from graphkit.bucket_capture import BucketCapture
-from graphkit.lattice import Lattice
 from graphkit.frameworks import view_like
+from graphkit.lattice import Lattice
 from graphkit.pool_graph import PoolGraph, StagedArgument
 from graphkit.pool_request import Request
 from graphkit.runtime.protocol import Runtime

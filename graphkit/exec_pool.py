@@ -26,7 +26,7 @@ from graphkit.pool_graph import Binding, alignment_of
 from graphkit.pool_manifest import Manifest
 from graphkit.pool_policy import Decision, Move, PoolPolicy, Reason, Step
 from graphkit.pool_request import Request, RequestReader
-from graphkit.pool_stats import Counts, KeyStats, PoolMemory, PoolStats, StepStats
+from graphkit.pool_stats import Counts, PoolMemory, PoolStats
 from graphkit.pool_warm import WarmProgress, WarmReport, WarmRequest, WarmRow, requests_of
 from graphkit.runtime import current
 from graphkit.runtime.protocol import CaptureStatus, Runtime
@@ -222,9 +222,7 @@ class ExecPool:
                         return self._launched(exec_, binding, arguments)
         return self._answer(tuple(seen), addresses, arguments)
 
-    def _launched(
-        self, exec_: PoolExec, binding: Binding, arguments: Mapping[str, object]
-    ) -> Any:
+    def _launched(self, exec_: PoolExec, binding: Binding, arguments: Mapping[str, object]) -> Any:
         """Count a launch, keep what it uses, and return what it computes."""
         binding.launches += 1
         binding.state.launches += 1
@@ -235,9 +233,7 @@ class ExecPool:
             self._in_flight.mark()
         return binding.result
 
-    def _answer(
-        self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]
-    ) -> Any:
+    def _answer(self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]) -> Any:
         """Climb the ladder until a graph answers, or answer eagerly."""
         with self._lock:
             request = self._request(seen, arguments)
@@ -597,7 +593,15 @@ def _look_at_plain(value: Hashable, _name: str) -> tuple[int, Hashable]:
 # Types whose ``==`` is sameness, and arrays once they were seen.
 _LOOKS: dict[type, _Look] = dict.fromkeys((bool, int, str, type(None)), _look_at_plain)
 
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 1000, "MB": 10**6, "GB": 10**9}
+_UNITS = {
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "KB": 1000,
+    "MB": 10**6,
+    "GB": 10**9,
+}
 
 
 def parse_bytes(size: int | str | None, argument: str = "memory_budget") -> int | None:

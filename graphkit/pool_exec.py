@@ -85,6 +85,10 @@ class PoolExec:
         parts = zip(self.staging, binding.graph.staging, binding.blocks, strict=True)
         for node, staging, arguments in parts:
             node.bind(staging, arguments)
+        self._moving = [
+            (node.words, moving, node.commit)
+            for node, moving in zip(self.staging, binding.words, strict=True)
+        ]
         self.binding = binding
         self.addresses = [0] * binding.count  # no array is there
 
@@ -102,17 +106,17 @@ class PoolExec:
             return True
         mask = binding.mask
         self.binding = None  # whatever comes in between: half of the nodes may be set
-        for node, moving in zip(self.staging, binding.words, strict=True):
-            words = None
+        for words, moving, commit in self._moving:
+            moved = False
             for index, word in moving:
                 address = addresses[index]
                 if address != before[index]:
                     if address & mask:
                         return False
-                    words = node.words
                     words[word] = address
-            if words is not None:
-                node.commit()
+                    moved = True
+            if moved:
+                commit()
         self.binding, self.addresses = binding, addresses
         binding.sets += 1
         return True

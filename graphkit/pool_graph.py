@@ -166,9 +166,7 @@ class PoolGraph:
     def copies(self, infos: Mapping[str, ArrayInfo], alignment: int) -> list[StagingCopies]:
         """Return the copies of each staging node, those inward first, for a request's arrays."""
         return [
-            copies
-            for inward in (True, False)
-            for copies in self._copies(infos, alignment, inward)
+            copies for inward in (True, False) for copies in self._copies(infos, alignment, inward)
         ]
 
     def _copies(
@@ -262,8 +260,6 @@ class PoolGraph:
     def close(self) -> None:
         """Destroy the graph (cudaGraphDestroy). Execs that hold it must be closed before."""
         self.graph.close()
-
-
 
 
 def alignment_of(addresses: Iterable[int]) -> int:

@@ -7,7 +7,7 @@ and asks :meth:`PoolPolicy.decide` what to do next. Nothing in here calls CUDA o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -316,9 +316,7 @@ class PoolPolicy:
             if exec_.topology == state.topology
         ]
         nbytes = self._estimate(state)
-        room = self._fits(nbytes) and (
-            self.max_execs is None or len(self._execs) < self.max_execs
-        )
+        room = self._fits(nbytes) and (self.max_execs is None or len(self._execs) < self.max_execs)
         instantiate_us = state.nodes * self.costs.instantiate_node_us
         # An exec of its own, once moving those of others has cost as much: whatever comes, the
         # key never pays more than twice what knowing the future would have.
@@ -332,7 +330,9 @@ class PoolPolicy:
         if close is None:
             why = f"its exec needs {nbytes} bytes and none of less value is idle; {self._used()}"
             return _eager(Reason.BUDGET, why)
-        return Decision(Step.INSTANTIATE, close=close, why=f"in place of {len(close)} of less value")
+        return Decision(
+            Step.INSTANTIATE, close=close, why=f"in place of {len(close)} of less value"
+        )
 
     def _evict(
         self, nbytes: int, value: float, idle: Callable[[int], bool]

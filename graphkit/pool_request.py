@@ -77,7 +77,9 @@ class RequestReader:
             unknown = sorted(given - infos.keys())
             if unknown:
                 names = ", ".join(infos)
-                raise ValueError(f"{what}: expected names of array arguments ({names}), came {unknown}")
+                raise ValueError(
+                    f"{what}: expected names of array arguments ({names}), came {unknown}"
+                )
         fit = self._lattice.fit({name: info.shape for name, info in infos.items()})
         extra = None if self._key is None else self._key(**arguments)
         values = {name: value for name, value in arguments.items() if name not in infos}

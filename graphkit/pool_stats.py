@@ -197,9 +197,7 @@ class Counts:
                 timed, nanoseconds = self._samples[step]
                 steps[step] = StepStats(count, count * nanoseconds / max(timed, 1) / 1e6)
         captures = steps.get(Step.CAPTURE, StepStats()).count
-        keys = [
-            self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()
-        ]
+        keys = [self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()]
         return PoolStats(
             requests=launches + sum(self.fallbacks.values()),
             hits=launches - self.misses,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -75,7 +75,9 @@ class WarmRequest(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
     example: Mapping[str, object]
 
-    def arguments(self, fill: Mapping[str, object], runtime: Runtime, stream: object) -> dict[str, Any]:
+    def arguments(
+        self, fill: Mapping[str, object], runtime: Runtime, stream: object
+    ) -> dict[str, Any]:
         """Return its arguments; arrays begin with the example's elements, then comes the fill."""
         made: dict[str, Any] = {}
         for name, value in self.example.items():
@@ -125,7 +127,7 @@ def requests_of(
         return [_of_entry(entry.key, example, runtime) for entry in entries]
     if example is None:
         raise ValueError(
-            "example: expected the arguments of a request, or a manifest that has keys, came neither"
+            "example: expected the arguments of a request or a manifest with keys, came neither"
         )
     shapes = {
         name: describe(value, name).shape for name, value in example.items() if is_array(value)

@@ -83,7 +83,9 @@ class Signature:
                 arrays.append(ArraySignature(name, info.shape, dtype, _layout(info), device))
             else:
                 values.append((name, typed_value(value, name)))
-        return cls(tuple(arrays), tuple(values), None if extra is None else typed_value(extra, "extra"))
+        return cls(
+            tuple(arrays), tuple(values), None if extra is None else typed_value(extra, "extra")
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

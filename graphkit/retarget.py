@@ -104,6 +104,7 @@ class GraphValues:
         )
         self._memory = (ctypes.c_uint64 * max(self._nbytes // 8 + words, 1))()
         view = memoryview(self._memory).cast("B")
+        pointers = view.cast("Q")
         base = ctypes.addressof(self._memory)
         # Where the arguments and the pointers of each node begin: an offset and a word.
         self._arguments, self._tables = array("Q"), array("Q")
@@ -117,7 +118,7 @@ class GraphValues:
                 table = [_BUFFER_POINTER, base + begin, _BUFFER_SIZE, size, 0, len(raw)]
             else:
                 table = [base + begin + offset for offset in offsets]
-            self._memory[word : word + len(table)] = table
+            pointers[word : word + len(table)] = array("Q", table)
             begin, word = begin + _padded(len(raw)), word + len(table)
 
     def params(self, place: int) -> object:
@@ -342,8 +343,8 @@ class ExecTarget:
                 return partial(runtime.graph_exec_event_wait_node_set_event, exec_, node, params)
             case kind:
                 raise ValueError(
-                    f"places: expected nodes that CUDA sets by themselves, came {kind.name.lower()} "
-                    f"node {place}; update() changes it"
+                    "places: expected nodes that CUDA sets one by one, came "
+                    f"{kind.name.lower()} node {place}; update() changes it"
                 )
 
     def update(self, graph: Graph) -> UpdateReport:

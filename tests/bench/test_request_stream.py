@@ -30,7 +30,7 @@ def test_batches_follow_zipf_and_sequences_their_logarithm():
 def test_learnt_sizes_hold_what_was_not_seen():
     requests = bench.Requests(np.array([3, 3, 7]), np.array([2, 9, 9]), np.zeros(3, np.int64))
     made = bench.lattices(requests)
-    assert tuple(made) == bench.LATTICES
+    assert tuple(made) == bench.CASES
     batch, sequence = made["learnt"]
     assert batch.sizes == (3, 7, 512)
     assert sequence.sizes == (2, 9, 256)
@@ -51,9 +51,20 @@ def test_the_function_makes_prefix_sums_in_as_many_kernels_as_doublings(columns)
     stream.close()
 
 
+def test_without_sharing_the_budget_decides_who_is_answered_by_a_graph(tmp_path):
+    arguments = ["--runtime", "sim", "--requests", "300", "--out", str(tmp_path)]
+    assert bench.main([*arguments, "--cases", bench.UNSHARED]) == 0
+    document = json.loads((tmp_path / "simulator" / "request_stream.json").read_text())
+    rows = {row["metric"]: row["value"] for row in document["rows"]}
+    assert rows["wrong"] == 0
+    assert rows["instantiates"] > 9
+    assert rows["evictions"] + rows["fallbacks"] > 0
+    assert not any(metric.startswith("moves") for metric in rows)
+
+
 def test_a_stream_is_served_right_and_within_the_budget(tmp_path):
     arguments = ["--runtime", "sim", "--requests", "150", "--out", str(tmp_path)]
-    assert bench.main([*arguments, "--buckets", "serving", "learnt"]) == 0
+    assert bench.main([*arguments, "--cases", "serving", "learnt"]) == 0
     document = json.loads((tmp_path / "simulator" / "request_stream.json").read_text())
     assert document["provenance"]["device"] == "simulator"
     rows = {(row["case"], row["metric"]): row for row in document["rows"]}

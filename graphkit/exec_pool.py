@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -211,15 +212,17 @@ class ExecPool:
             if binding is not None and not capture_is_live():
                 exec_ = binding.graph.exec
                 if exec_ is not None:
-                    if not binding.launches & _SAMPLED:
-                        begin, sets = time.perf_counter_ns(), binding.sets
+                    sampled = not binding.launches & _SAMPLED
+                    begin = time.perf_counter_ns() if sampled else 0
                     if exec_.put(binding, addresses):
                         exec_.launch()
                         self._last_seen, self._last = seen, binding
-                        if not binding.launches & _SAMPLED:
-                            step = Step.LAUNCH if binding.sets == sets else Step.SET
+                        # The exec took the list over where an address in it was new.
+                        moved = exec_.addresses is addresses
+                        if sampled:
+                            step = Step.SET if moved else Step.LAUNCH
                             self._counts.sample(step, time.perf_counter_ns() - begin)
-                        return self._launched(exec_, binding, arguments)
+                        return self._launched(exec_, binding, moved, arguments)
         return self._answer(tuple(seen), addresses, arguments)
 
     def _launched(self, exec_: PoolExec, binding: Binding, arguments: Mapping[str, object]) -> Any:
@@ -246,9 +249,11 @@ class ExecPool:
                 exec_.put(binding, addresses)
                 exec_.launch()
                 self._counts.misses += missed
-                return self._launched(exec_, binding, arguments)
+                return self._launched(exec_, binding, True, arguments)
+            assert decision.reason is not None
             self._policy.requests += 1
             self._policy.state(request.key).eager += 1
+            self._counts.fallbacks[decision.reason] += 1
         return self._run_eagerly(decision, request, arguments)
 
     def _climb(
@@ -276,9 +281,8 @@ class ExecPool:
     def _run_eagerly(
         self, decision: Decision, request: Request, arguments: Mapping[str, object]
     ) -> Any:
-        assert decision.reason is not None
-        self._counts.fallbacks[decision.reason] += 1
         if self._strict:
+            assert decision.reason is not None
             cause = self._errors.get(request.key)
             raise FallbackError(decision.reason, decision.why, str(request.key)) from cause
         begin = time.perf_counter_ns()
@@ -320,6 +324,8 @@ class ExecPool:
             made = self._graphs.capture(request, arguments)
             self._policy.captured(request.key, made.topology, made.nodes)
             self._policy.arena_bytes = self._graphs.arena_bytes + self._graphs.private_bytes
+            for number in self._policy.over_budget(self._execs.idle):
+                self._execs.evict(number)
             for key in self._policy.surplus():
                 self._forget(key)
         elif decision.step is Step.INSTANTIATE:
@@ -544,6 +550,11 @@ class ExecPool:
             self._execs.close()
             self._in_flight.close(self._graphs.owners)
             self._graphs.close()
+
+    def __del__(self) -> None:
+        # A constructor that failed has no lock; at interpreter exit the driver may be gone.
+        if hasattr(self, "_last") and not sys.is_finalizing():
+            self.close()
 
     def __enter__(self) -> ExecPool:
         return self

@@ -118,7 +118,6 @@ class PoolExec:
             if moved:
                 commit()
         self.binding, self.addresses = binding, addresses
-        binding.sets += 1
         return True
 
     def set_nodes(self, graph: PoolGraph, places: Sequence[int]) -> None:

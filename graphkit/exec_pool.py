@@ -142,6 +142,7 @@ class ExecPool:
         self._fill = fill
         names = {"outputs": outputs, "inouts": inouts, "fill": fill}
         self._reader = RequestReader(self._fn, lattice, names, key)
+        self._key = key
         self._strict = strict
         self._on_failure = on_failure
         self.runtime: Runtime = current() if stream is None else runtime_of(stream)
@@ -183,7 +184,7 @@ class ExecPool:
 
     # --- a request -------------------------------------------------------------------------------
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, /, **arguments: Any) -> Any:
         """Answer a request: by a graph where one can, eagerly where none can.
 
         Args:
@@ -207,6 +208,8 @@ class ExecPool:
             address, shape = look(value, "arguments")
             addresses.append(address)
             seen.append(shape)
+        if self._key is not None:  # asked each time: what it looks at may be no argument
+            seen.append(typed_value(self._key(**arguments), "key"))
         with self._lock:
             binding = self._last if seen == self._last_seen else self._bindings.get(tuple(seen))
             if binding is not None and not capture_is_live():
@@ -292,6 +295,13 @@ class ExecPool:
             self._counts.step(Step.EAGER, request.key, us)
             self._in_flight.keep(arguments)
         return result
+
+    def _look(self, arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
+        """Return what a request is looked up by, and its addresses, as its call finds them."""
+        seen, addresses = _look(arguments)
+        if self._key is not None:
+            seen.append(typed_value(self._key(**arguments), "key"))
+        return tuple(seen), addresses
 
     def _request(self, seen: Hashable, arguments: Mapping[str, object]) -> Request:
         """Return what is known of a shape of request, looking at it the first time."""
@@ -433,12 +443,12 @@ class ExecPool:
         begin = time.perf_counter_ns()
         with self._lock:
             arguments = wanted.arguments(self._fill, self.runtime, self.stream)
-            seen, addresses = _look(arguments)
-            request = self._request(tuple(seen), arguments)
+            seen, addresses = self._look(arguments)
+            request = self._request(seen, arguments)
             decision = self._climb(request, arguments, warm=True)
             times = None
             if decision.step is Step.LAUNCH:
-                binding = self._bind(request, tuple(seen), addresses)
+                binding = self._bind(request, seen, addresses)
                 exec_ = binding.graph.exec
                 assert exec_ is not None
 
@@ -489,15 +499,15 @@ class ExecPool:
 
     # --- to be seen ------------------------------------------------------------------------------
 
-    def plan(self, **arguments: Any) -> Plan:
+    def plan(self, /, **arguments: Any) -> Plan:
         """Return what a request would lead to, without doing it.
 
         Raises:
             TypeError, ValueError: as the request would.
         """
-        seen, _ = _look(arguments)
+        seen, _ = self._look(arguments)
         with self._lock:
-            request = self._request(tuple(seen), arguments)
+            request = self._request(seen, arguments)
             decision = self._decide(request)
             changed, move = None, None
             if decision.step is Step.RETARGET:

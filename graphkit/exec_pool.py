@@ -228,9 +228,12 @@ class ExecPool:
                         return self._launched(exec_, binding, moved, arguments)
         return self._answer(tuple(seen), addresses, arguments)
 
-    def _launched(self, exec_: PoolExec, binding: Binding, arguments: Mapping[str, object]) -> Any:
+    def _launched(
+        self, exec_: PoolExec, binding: Binding, moved: bool, arguments: Mapping[str, object]
+    ) -> Any:
         """Count a launch, keep what it uses, and return what it computes."""
         binding.launches += 1
+        binding.sets += moved
         binding.state.launches += 1
         self._policy.requests += 1
         pending = self._in_flight.pending

@@ -7,14 +7,25 @@ and asks :meth:`PoolPolicy.decide` what to do next. Nothing in here calls CUDA o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from heapq import nsmallest
+from math import inf, log
 
 __all__ = ["CostModel", "Decision", "KeyState", "Move", "PoolPolicy", "Reason", "Step"]
 
-# The pool's requests after which what a key was asked for counts half.
-_HALF_LIFE = 10_000
+# The pool's requests after which what a key was asked for counts half, and how many may pass
+# before that is seen to.
+_HALF_LIFE, _AGEING = 10_000, 2_500
+# What takes another's place must be worth more than so many times as much: of two that are asked
+# for about equally often, neither drives the other out.
+_MARGIN = 2
+# Times that the dearer of two ways to move an exec is tried where they are close.
+_TRIES = 3
+# Keys without a graph that are remembered.
+_REMEMBERED = 4096
 # Seconds that a key stays away from captures after its first failure; doubled each time.
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 600.0
 
@@ -181,7 +192,7 @@ class CostModel:
             self._learn(total, changed, move, us)
 
     def _learn(self, total: int, changed: int, move: Move, us: float) -> None:
-        """Move the rates of a way to move towards one measurement, by the shares they have in it."""
+        """Move the rates towards one measurement, each by its share in it."""
         error = _error(us, self._predict(total, changed, move)) / 4
         if move is Move.NODES:
             self.set_node_us += error / max(changed, 1)
@@ -307,7 +318,7 @@ class PoolPolicy:
         passed = self.requests - self._aged_at
         if passed < _AGEING:
             return
-        kept = 0.5 ** (passed / _HALF_LIFE)
+        kept: float = 0.5 ** (passed / _HALF_LIFE)
         # When each request came was not noted: as if they were spread evenly.
         fresh = (1 - kept) / (passed / _HALF_LIFE * log(2))
         for state in self.keys.values():
@@ -337,7 +348,8 @@ class PoolPolicy:
         """Quarantine a key whose capture failed, and return for how many seconds."""
         state = self.state(key)
         state.failures += 1
-        seconds = min(_FIRST_BACKOFF * 2 ** min(state.failures - 1, 30), _LONGEST_BACKOFF)
+        doubled = _FIRST_BACKOFF * 2.0 ** min(state.failures - 1, 30)
+        seconds = min(doubled, _LONGEST_BACKOFF)
         state.retry_at = self._clock() + seconds
         return seconds
 

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from threading import RLock, local
+from threading import RLock, get_ident, local
 
 from graphkit.errors import CudaError
 from graphkit.runtime.protocol import CaptureStatus, EventFlags, Runtime
@@ -32,6 +32,7 @@ __all__ = [
     "keep_until_done",
     "live_handles",
     "release_done",
+    "thread_captures",
 ]
 
 NOT_PERMITTED = 800  # cudaErrorNotPermitted
@@ -43,6 +44,7 @@ _live: Counter[str] = Counter()
 _queue: deque[Callable[[], None]] = deque()
 # Live captures by a token of their own: runtime, CUDA's id once it is known, what it keeps.
 _captures: dict[object, tuple[Runtime, int, list[object]]] = {}
+_capturing: dict[object, int] = {}  # the threads that began them, by the same tokens
 _thread = local()  # has `host_function` while this thread runs one for CUDA
 # What launches in flight may still use, with the events that tell when they are done.
 _waiting: list[tuple[list[Handle], object]] = []
@@ -187,6 +189,11 @@ def capture_is_live() -> bool:
     return bool(_captures)
 
 
+def thread_captures() -> bool:
+    """Return whether this thread captures through graphkit now: much is forbidden to it."""
+    return get_ident() in _capturing.values()
+
+
 def begin_capture(token: object, runtime: Runtime, capture_id: int, owners: list[object]) -> None:
     """Note a live capture; what its launches use is appended to ``owners``.
 
@@ -194,12 +201,14 @@ def begin_capture(token: object, runtime: Runtime, capture_id: int, owners: list
     """
     with _lock:
         _captures[token] = (runtime, capture_id, owners)
+        _capturing[token] = get_ident()
 
 
 def end_capture(token: object) -> None:
     """Forget a capture and, when it was the last, run the queued destructions."""
     with _lock:
         _captures.pop(token, None)
+        _capturing.pop(token, None)
     _drain()
 
 

@@ -20,7 +20,7 @@ from graphkit.errors import FallbackError, refuse_closed
 from graphkit.frameworks import FINGERPRINTS, fingerprint
 from graphkit.in_flight import InFlight
 from graphkit.lattice import Lattice
-from graphkit.lifetime import capture_is_live
+from graphkit.lifetime import capture_is_live, thread_captures
 from graphkit.pool_exec import PoolExec
 from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
@@ -280,9 +280,14 @@ class ExecPool:
                 self._counts.step(decision.step, request.key, us, warm=warm)
 
     def _decide(self, request: Request, *, warm: bool = False) -> Decision:
-        return self._refusal(request) or self._policy.decide(
+        decision = self._refusal(request) or self._policy.decide(
             request.key, self._execs.idle, self._graphs.growth(request), warm=warm
         )
+        if decision.step in (Step.CAPTURE, Step.INSTANTIATE) and thread_captures():
+            # cudaMalloc and cudaGraphInstantiate would end that capture.
+            why = "this thread captures another stream now, and no graph is ready"
+            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why)
+        return decision
 
     def _run_eagerly(
         self, decision: Decision, request: Request, arguments: Mapping[str, object]
@@ -508,18 +513,23 @@ class ExecPool:
         Raises:
             TypeError, ValueError: as the request would.
         """
-        seen, _ = self._look(arguments)
+        seen, addresses = self._look(arguments)
         with self._lock:
             request = self._request(seen, arguments)
             decision = self._decide(request)
-            changed, move = None, None
-            if decision.step is Step.RETARGET:
+            step, changed, move = decision.step, None, None
+            if step is Step.LAUNCH:
+                exec_ = self._graphs[request.key].exec
+                known = exec_ is not None and exec_.binding is self._bindings.get(seen)
+                if exec_ is None or not known or exec_.addresses != addresses:
+                    step = Step.SET
+            elif step is Step.RETARGET:
                 assert decision.exec_id is not None
                 made = self._graphs[request.key]
                 changed = len(self._execs.changes(decision.exec_id, made).places)
                 move = self._execs.cheaper(decision.exec_id, made)
         return Plan(
-            decision.step,
+            step,
             decision.reason,
             decision.why,
             request.key,

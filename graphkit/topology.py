@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from graphkit.graph import Graph
 from graphkit.node import Node
 from graphkit.readback import read_kernel
-from graphkit.runtime.protocol import Dim3, LaunchAttributeID, NodeType
+from graphkit.runtime.protocol import (
+    Dim3,
+    LaunchAttributeID,
+    MemcpyKind,
+    MemoryType,
+    NodeType,
+    Runtime,
+)
 
 __all__ = ["Topology", "topology_of"]
 
@@ -57,7 +64,8 @@ def topology_of(graph: Graph) -> Topology:
     """Read the topology of a graph.
 
     Calls cudaGraphGetNodes, cudaGraphGetEdges, and for each node a getter of its parameters; for
-    each kernel node cuGraphKernelNodeGetAttribute three times.
+    each kernel node cuGraphKernelNodeGetAttribute three times, and for each copy that leaves its
+    kind to the addresses cudaPointerGetAttributes twice.
     """
     nodes = graph.nodes
     clusters = graph.clusters
@@ -98,13 +106,22 @@ def _fixed(node: Node, cluster: Dim3 | None) -> object:
     if node.type is NodeType.MEMCPY:
         copy = runtime.graph_memcpy_node_get_params(ptr)
         flat = copy.height == copy.depth == 1
+        ends = None
+        if copy.kind is MemcpyKind.DEFAULT:
+            # Then the addresses say what is copied where, and CUDA holds on to that as well.
+            ends = [_on_host(runtime, address) for address in (copy.dst, copy.src)]
         # Of a copy in more dimensions CUDA changes nothing at all, its addresses neither.
-        return kind, int(copy.kind), None if flat else tuple(map(int, copy))
+        return kind, int(copy.kind), ends, None if flat else tuple(map(int, copy))
     if node.type is NodeType.MEMSET:
         fill = runtime.graph_memset_node_get_params(ptr)
         extents = (fill.pitch, fill.element_size, fill.width, fill.height)
         return kind, None if fill.height == 1 else extents
     return kind
+
+
+def _on_host(runtime: Runtime, address: int) -> bool:
+    memory = runtime.pointer_get_attributes(address).type
+    return memory in (MemoryType.HOST, MemoryType.UNREGISTERED)
 
 
 def _why_unshareable(node: Node, cluster: Dim3 | None) -> str | None:

@@ -127,6 +127,18 @@ def test_a_copy_of_another_kind_makes_another_key(setting):
     assert setting.topology(src=setting.pinned).key != setting.topology().key
 
 
+def test_a_copy_that_leaves_its_kind_to_the_addresses_has_that_of_the_addresses(setting):
+    def topology(dst, src):
+        graph = gk.Graph()
+        graph.add_memcpy_node(dst, src, nbytes=16)
+        return topology_of(graph)
+
+    x, y, pinned = setting.x.ptr, setting.y.ptr, setting.pinned.ctypes.data
+    assert topology(y, x) == topology(x, y)
+    assert topology(y, pinned) == topology(x, pinned)
+    assert len({topology(*ends).key for ends in ((y, x), (y, pinned), (pinned, x))}) == 3
+
+
 def test_copies_in_more_dimensions_must_be_the_same(setting):
     part = {"copied": np.s_[:, 1:]}
     assert setting.topology(**part) == setting.topology(**part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from threading import local
 from typing import Any
 
 from graphkit.arrays import ArrayInfo, describe
@@ -17,7 +18,21 @@ from graphkit.staging import launch
 from graphkit.stream import Event, Stream, stream_handle
 from graphkit.user_function import UserFunction
 
-__all__ = ["BucketCapture"]
+__all__ = ["BucketCapture", "refuse_pool_in_pool"]
+
+_thread = local()  # has a `depth` above 0 while this thread runs a pool's function for a capture
+
+
+def refuse_pool_in_pool() -> None:
+    """Raise when this thread runs a pool's function for a capture.
+
+    What another pool launches on its own stream would be missing in the graph.
+    """
+    if getattr(_thread, "depth", 0):
+        raise ValueError(
+            "fn: expected a function without an exec pool of its own, came a request to another "
+            "pool inside of it"
+        )
 
 
 class BucketCapture:
@@ -75,7 +90,14 @@ class BucketCapture:
     def run(self, made: PoolGraph, values: Mapping[str, object]) -> Any:
         """Run the function eagerly on what is staged, and return what it returns."""
         arrays = {name: item.array for name, item in made.staged.items()}
-        return self._fn({**values, **arrays}, self.stream)
+        return self._call({**values, **arrays})
+
+    def _call(self, arguments: Mapping[str, object]) -> Any:
+        _thread.depth = getattr(_thread, "depth", 0) + 1
+        try:
+            return self._fn(arguments, self.stream)
+        finally:
+            _thread.depth -= 1
 
     def capture(
         self,
@@ -136,7 +158,7 @@ class BucketCapture:
                 name: view_like(item.array, item.memory.view(shapes[name], item.memory.dtype))
                 for name, item in made.staged.items()
             }
-            other = Returned(self._fn({**values, **parts}, self.stream))
+            other = Returned(self._call({**values, **parts}))
             returned.compare(other, dimension, size, smaller)
 
     def _smaller(self, dimension: int, size: int) -> int:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
-import numpy as np
-
 from graphkit.arena import Arena
 from graphkit.arrays import describe
 from graphkit.bucket_capture import BucketCapture
 from graphkit.frameworks import view_like
 from graphkit.lattice import Lattice
 from graphkit.pool_graph import PoolGraph, StagedArgument
-from graphkit.pool_request import Request
+from graphkit.pool_request import Request, Roles
 from graphkit.runtime.protocol import Runtime
 from graphkit.signature import Signature
 from graphkit.trial import Trial
@@ -28,9 +26,7 @@ class BucketGraphs:
         runtime: the pool's runtime.
         lattice: the pool's buckets.
         capture: captures the pool's function.
-        outputs: names of arguments that the function writes without reading them.
-        inouts: names of those that it reads and writes.
-        fill: by name what the padding becomes.
+        roles: what the pool was told about the function's arguments.
     """
 
     def __init__(
@@ -38,15 +34,12 @@ class BucketGraphs:
         runtime: Runtime,
         lattice: Lattice,
         capture: BucketCapture,
-        outputs: frozenset[str],
-        inouts: frozenset[str],
-        fill: Mapping[str, object],
+        roles: Roles,
     ) -> None:
         self._runtime = runtime
         self._lattice = lattice
         self._capture = capture
-        self._outputs, self._inouts = outputs, inouts
-        self._fill = fill
+        self._roles = roles
         self._arenas: dict[str, Arena] = {}
         self._graphs: dict[Signature, PoolGraph] = {}
 
@@ -101,15 +94,14 @@ class BucketGraphs:
             arena = self._arenas.setdefault(name, Arena(self._runtime))
             memory = arena.reserve(self._largest(request, name))
             part = memory.view(request.fit.shapes[name], info.dtype)
-            fill = np.asarray(self._fill.get(name, 0)).astype(info.dtype).tobytes()
             staged.append(
                 StagedArgument(
                     name,
                     part,
                     view_like(arguments[name], part),
-                    fill,
-                    reads=name not in self._outputs,
-                    writes=name in self._outputs or name in self._inouts,
+                    self._roles.fill_of(name, info.dtype),
+                    reads=self._roles.reads(name),
+                    writes=self._roles.writes(name),
                 )
             )
         return tuple(staged)

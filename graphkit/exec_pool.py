@@ -13,7 +13,7 @@ from threading import RLock
 from typing import Any
 
 from graphkit.arrays import is_array
-from graphkit.bucket_capture import BucketCapture
+from graphkit.bucket_capture import BucketCapture, refuse_pool_in_pool
 from graphkit.bucket_graphs import BucketGraphs
 from graphkit.buckets import Buckets
 from graphkit.errors import FallbackError, refuse_closed
@@ -26,7 +26,7 @@ from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
 from graphkit.pool_manifest import Manifest
 from graphkit.pool_policy import Decision, Move, PoolPolicy, Reason, Step
-from graphkit.pool_request import Request, RequestReader
+from graphkit.pool_request import Request, RequestReader, Roles
 from graphkit.pool_stats import Counts, PoolMemory, PoolStats
 from graphkit.pool_warm import WarmProgress, WarmReport, WarmRequest, WarmRow, requests_of
 from graphkit.runtime import current
@@ -136,28 +136,30 @@ class ExecPool:
         on_failure: Callable[[Failure], None] | None = None,
         stream: object | None = None,
     ) -> None:
-        outputs, inouts, fill = frozenset(outputs), frozenset(inouts), dict(fill or {})
+        # Whatever may be refused comes before the first handle.
+        _check_callable("key", key)
+        _check_callable("on_failure", on_failure)
         self._fn = UserFunction(fn)
-        self._lattice = lattice = Lattice(buckets or {})
-        self._fill = fill
-        names = {"outputs": outputs, "inouts": inouts, "fill": fill}
-        self._reader = RequestReader(self._fn, lattice, names, key)
+        self._lattice = lattice = Lattice({} if buckets is None else buckets)
+        self._roles = Roles(outputs, inouts, {} if fill is None else fill)
+        self._reader = RequestReader(self._fn, lattice, self._roles, key)
         self._key = key
         self._strict = strict
         self._on_failure = on_failure
-        self.runtime: Runtime = current() if stream is None else runtime_of(stream)
-        self.stream = Stream(runtime=self.runtime) if stream is None else stream
         self._policy = PoolPolicy(
             memory_budget=parse_bytes(memory_budget),
             max_execs=max_execs,
             max_graphs=max_graphs,
             capture_after=capture_after,
         )
+        _check_warmups(warmups)
         self._counts = Counts()
+        self.runtime: Runtime = current() if stream is None else runtime_of(stream)
+        self.stream = Stream(runtime=self.runtime) if stream is None else stream
         self._in_flight = InFlight(self.runtime, stream_handle(self.stream))
         self._execs = PoolExecs(self._policy, self._counts, self._in_flight, self.stream)
         capture = BucketCapture(self._fn, lattice, self.runtime, self.stream, warmups)
-        self._graphs = BucketGraphs(self.runtime, lattice, capture, outputs, inouts, fill)
+        self._graphs = BucketGraphs(self.runtime, lattice, capture, self._roles)
         self._lock = RLock()
         self._closed = False
         self._enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
@@ -244,6 +246,7 @@ class ExecPool:
 
     def _answer(self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]) -> Any:
         """Climb the ladder until a graph answers, or answer eagerly."""
+        refuse_pool_in_pool()
         with self._lock:
             request = self._request(seen, arguments)
             missed = request.key not in self._graphs
@@ -339,9 +342,12 @@ class ExecPool:
         for number in decision.close:
             self._execs.evict(number)
         if decision.step is Step.CAPTURE:
-            made = self._graphs.capture(request, arguments)
+            try:
+                made = self._graphs.capture(request, arguments)
+            finally:
+                # A capture that fails leaves the arenas that it let grow.
+                self._policy.arena_bytes = self._graphs.arena_bytes + self._graphs.private_bytes
             self._policy.captured(request.key, made.topology, made.nodes)
-            self._policy.arena_bytes = self._graphs.arena_bytes + self._graphs.private_bytes
             for number in self._policy.over_budget(self._execs.idle):
                 self._execs.evict(number)
             for key in self._policy.surplus():
@@ -362,6 +368,7 @@ class ExecPool:
                 made, request.infos, request.names, request.fit.extents, alignment, state
             )
             request.bindings[alignment] = binding
+        self._requests.setdefault(seen, request)  # its capture may have let go of all shapes
         self._bindings[seen] = binding
         return binding
 
@@ -431,6 +438,11 @@ class ExecPool:
             ValueError: without an example or a manifest, or for a file that is no manifest of this
                 function's.
         """
+        if self._closed:
+            refuse_closed("pool")
+        status = self.runtime.stream_is_capturing(stream_handle(self.stream))
+        if thread_captures() or status is not CaptureStatus.NONE:
+            raise ValueError("stream: expected no capture while a pool warms up, came a live one")
         begin = time.monotonic()
         tolerance = Tolerance() if validate is True else validate or None
         entries = [] if manifest is None else Manifest.load(manifest, self._fn.name).ordered()
@@ -450,7 +462,7 @@ class ExecPool:
         """Ask for one bucket, see whether its graph is right and pays, and keep it if so."""
         begin = time.perf_counter_ns()
         with self._lock:
-            arguments = wanted.arguments(self._fill, self.runtime, self.stream)
+            arguments = wanted.arguments(self._roles, self.runtime, self.stream)
             seen, addresses = self._look(arguments)
             request = self._request(seen, arguments)
             decision = self._climb(request, arguments, warm=True)
@@ -638,6 +650,18 @@ _UNITS = {
 }
 
 
+def _check_callable(argument: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{argument}: expected a function or None, came {type(value).__name__}")
+
+
+def _check_warmups(warmups: object) -> None:
+    if not isinstance(warmups, int) or isinstance(warmups, bool):
+        raise TypeError(f"warmups: expected an int of 0 or more, came {warmups!r}")
+    if warmups < 0:
+        raise ValueError(f"warmups: expected an int of 0 or more, came {warmups}")
+
+
 def parse_bytes(size: int | str | None, argument: str = "memory_budget") -> int | None:
     """Return a number of bytes, given as such or as text like ``"256MiB"``.
 
@@ -648,11 +672,11 @@ def parse_bytes(size: int | str | None, argument: str = "memory_budget") -> int 
         return None
     number: object = size
     if isinstance(size, str):
-        found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", size)
-        unit = _UNITS.get(found.group(2)) if found else None
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]+)\s*", size)
+        unit = _UNITS.get(found[2]) if found else None
         if found is None or unit is None:
             raise ValueError(f"{argument}: expected bytes such as '256MiB', came {size!r}")
-        number = int(float(found.group(1)) * unit)
+        number = int(float(found[1]) * unit)
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"{argument}: expected bytes as an int or text, came {size!r}")
     if number <= 0:

@@ -109,7 +109,8 @@ class PoolExecs:
 
     def close(self) -> None:
         """Close all execs."""
-        for exec_ in self._execs.values():
+        for number, exec_ in self._execs.items():
             exec_.close()
+            self._policy.closed(number)
         self._execs.clear()
         self._changes.clear()

@@ -21,7 +21,15 @@ from graphkit.topology import topology_of
 if TYPE_CHECKING:
     from graphkit.pool_exec import PoolExec
 
-__all__ = ["Binding", "PoolGraph", "StagedArgument", "StagingCopies", "StagingNode"]
+__all__ = [
+    "Binding",
+    "PoolGraph",
+    "StagedArgument",
+    "StagingCopies",
+    "StagingNode",
+    "alignment_of",
+    "staging_copy",
+]
 
 WORD = 8  # bytes of an address
 _WIDEST = 16  # bytes of one load
@@ -177,20 +185,9 @@ class PoolGraph:
         for name, item in self.staged.items():
             if not (item.reads if inward else item.writes):
                 continue
-            info, bucket = infos[name], item.memory.shape
-            ours = contiguous_strides(bucket, info.dtype.itemsize)
             names.append(name)
-            copies.append(
-                PaddedCopy(
-                    extents=bucket if inward else info.shape,
-                    valid=info.shape,
-                    src_strides=info.strides if inward else ours,
-                    dst_strides=ours if inward else info.strides,
-                    itemsize=info.dtype.itemsize,
-                    fill=item.fill,
-                    alignment=alignment,
-                )
-            )
+            bucket = item.memory.shape
+            copies.append(staging_copy(infos[name], bucket, item.fill, alignment, inward=inward))
         made, first = [], 0
         for template in templates(copies):
             last = first + template.count
@@ -260,6 +257,22 @@ class PoolGraph:
     def close(self) -> None:
         """Destroy the graph (cudaGraphDestroy). Execs that hold it must be closed before."""
         self.graph.close()
+
+
+def staging_copy(
+    info: ArrayInfo, bucket: tuple[int, ...], fill: bytes, alignment: int, *, inward: bool
+) -> PaddedCopy:
+    """Return the copy of a request's array into staging memory of the bucket's shape, or back."""
+    ours = contiguous_strides(bucket, info.dtype.itemsize)
+    return PaddedCopy(
+        extents=bucket if inward else info.shape,
+        valid=info.shape,
+        src_strides=info.strides if inward else ours,
+        dst_strides=ours if inward else info.strides,
+        itemsize=info.dtype.itemsize,
+        fill=fill,
+        alignment=alignment,
+    )
 
 
 def alignment_of(addresses: Iterable[int]) -> int:

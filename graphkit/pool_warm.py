@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from graphkit.arrays import ArrayInfo, describe, is_array
 from graphkit.device_array import DeviceArray, contiguous_strides
 from graphkit.frameworks import view_like
 from graphkit.lattice import Lattice
 from graphkit.pool_manifest import ManifestEntry
 from graphkit.pool_policy import Reason
+from graphkit.pool_request import Roles
 from graphkit.runtime.protocol import Runtime
 from graphkit.signature import Signature
 from graphkit.staging import PaddedCopy, launch, templates
@@ -75,9 +74,7 @@ class WarmRequest(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
     example: Mapping[str, object]
 
-    def arguments(
-        self, fill: Mapping[str, object], runtime: Runtime, stream: object
-    ) -> dict[str, Any]:
+    def arguments(self, roles: Roles, runtime: Runtime, stream: object) -> dict[str, Any]:
         """Return its arguments; arrays begin with the example's elements, then comes the fill."""
         made: dict[str, Any] = {}
         for name, value in self.example.items():
@@ -86,12 +83,12 @@ class WarmRequest(NamedTuple):
                 continue
             info = describe(value, name)
             array = DeviceArray(self.shapes[name], info.dtype, runtime=runtime)
-            _begin_with(array, info, fill.get(name, 0), stream)
+            _begin_with(array, info, roles.fill_of(name, info.dtype), stream)
             made[name] = view_like(value, array)
         return made
 
 
-def _begin_with(array: DeviceArray, info: ArrayInfo, fill: object, stream: object) -> None:
+def _begin_with(array: DeviceArray, info: ArrayInfo, fill: bytes, stream: object) -> None:
     valid = tuple(min(pair) for pair in zip(array.shape, info.shape, strict=True))
     copy = PaddedCopy(
         extents=array.shape,
@@ -99,7 +96,7 @@ def _begin_with(array: DeviceArray, info: ArrayInfo, fill: object, stream: objec
         src_strides=info.strides,
         dst_strides=contiguous_strides(array.shape, array.dtype.itemsize),
         itemsize=array.dtype.itemsize,
-        fill=np.asarray(fill).astype(array.dtype).tobytes(),
+        fill=fill,
         alignment=array.dtype.itemsize,
     )
     for template in templates([copy]):
@@ -142,7 +139,11 @@ def _of_entry(
     for array in key.arrays:
         if example is None:
             smallest = tuple(min(extent, 1) for extent in array.shape)
-            arguments[array.name] = DeviceArray(smallest, array.dtype, runtime=runtime)
+            # Not what happens to be there: integers may be indexes.
+            zeros = DeviceArray(smallest, array.dtype, runtime=runtime)
+            runtime.memset_async(zeros.ptr, 0, max(zeros.nbytes, 1), 0)
+            runtime.stream_synchronize(0)
+            arguments[array.name] = zeros
         elif array.name in example:
             arguments[array.name] = example[array.name]
         else:

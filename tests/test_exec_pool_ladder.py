@@ -397,8 +397,9 @@ def test_plan_says_the_bucket_and_its_padding(runtime):
 
 
 def test_plan_refuses_what_the_request_would(runtime):
-    with ExecPool(add_three, BUCKETS, outputs=["y"]) as pool:
-        with pytest.raises(TypeError, match="arguments"):
-            pool.plan(x=gk.zeros(3))
+    pool = ExecPool(add_three, BUCKETS, outputs=["y"])
+    with pytest.raises(TypeError, match="arguments"):
+        pool.plan(x=gk.zeros(3))
+    pool.close()
     with pytest.raises(ValueError, match="closed"):
         pool.plan(x=gk.zeros(3), y=gk.zeros(3))

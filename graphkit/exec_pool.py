@@ -297,7 +297,8 @@ class ExecPool:
     ) -> Any:
         if self._strict:
             assert decision.reason is not None
-            cause = self._errors.get(request.key)
+            # Not kept: its frames know the arrays of the request, and this pool.
+            cause = self._errors.pop(request.key, None)
             raise FallbackError(decision.reason, decision.why, str(request.key)) from cause
         begin = time.perf_counter_ns()
         result = self._fn(arguments, self.stream)
@@ -375,7 +376,8 @@ class ExecPool:
     def _failed(self, key: Signature, error: Exception) -> None:
         """Quarantine a key, and tell whoever wants to know."""
         self._counts.note("failures", key)
-        self._errors[key] = error
+        if self._strict:
+            self._errors[key] = error
         seconds = self._policy.failed(key)
         if self._on_failure is not None:
             failures = self._policy.state(key).failures

@@ -12,6 +12,7 @@ from graphkit.buckets import Buckets
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
 from graphkit.copying import memcpy_async, memset_async
+from graphkit.cost_model import Move
 from graphkit.device_array import DeviceArray, asarray, empty, empty_pinned, zeros
 from graphkit.errors import (
     CaptureError,
@@ -30,7 +31,7 @@ from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.lifetime import live_handles
 from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
 from graphkit.pool_metrics import PoolCollector
-from graphkit.pool_policy import Move, Reason, Step
+from graphkit.pool_policy import Reason, Step
 from graphkit.pool_stats import KeyStats, PoolMemory, PoolStats, StepStats
 from graphkit.pool_warm import WarmReport, WarmRow
 from graphkit.runtime import current, probe, use

@@ -16,6 +16,7 @@ from graphkit.arrays import is_array
 from graphkit.bucket_capture import BucketCapture, refuse_pool_in_pool
 from graphkit.bucket_graphs import BucketGraphs
 from graphkit.buckets import Buckets
+from graphkit.cost_model import Move
 from graphkit.errors import FallbackError, refuse_closed
 from graphkit.frameworks import FINGERPRINTS, fingerprint
 from graphkit.in_flight import InFlight
@@ -25,7 +26,7 @@ from graphkit.pool_exec import PoolExec
 from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
 from graphkit.pool_manifest import Manifest
-from graphkit.pool_policy import Decision, Move, PoolPolicy, Reason, Step
+from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
 from graphkit.pool_request import Request, RequestReader, Roles
 from graphkit.pool_stats import Counts, PoolMemory, PoolStats
 from graphkit.pool_warm import WarmProgress, WarmReport, WarmRequest, WarmRow, requests_of
@@ -273,6 +274,10 @@ class ExecPool:
             decision = self._decide(request, warm=warm)
             if decision.step is Step.LAUNCH or decision.step is Step.EAGER:
                 return decision
+            if decision.close:
+                for number in decision.close:
+                    self._execs.evict(number)
+                continue  # what that gave back is known only now
             begin = time.perf_counter_ns()
             try:
                 self._take(decision, request, arguments)
@@ -281,6 +286,8 @@ class ExecPool:
             else:
                 us = (time.perf_counter_ns() - begin) / 1e3
                 self._counts.step(decision.step, request.key, us, warm=warm)
+                if decision.step is not Step.CAPTURE and self._graphs[request.key].exec is not None:
+                    return Decision(Step.LAUNCH)
 
     def _decide(self, request: Request, *, warm: bool = False) -> Decision:
         decision = self._refusal(request) or self._policy.decide(
@@ -340,8 +347,6 @@ class ExecPool:
 
     def _take(self, decision: Decision, request: Request, arguments: Mapping[str, object]) -> None:
         """Take a rung of the ladder above a plain launch."""
-        for number in decision.close:
-            self._execs.evict(number)
         if decision.step is Step.CAPTURE:
             try:
                 made = self._graphs.capture(request, arguments)
@@ -540,8 +545,8 @@ class ExecPool:
             elif step is Step.RETARGET:
                 assert decision.exec_id is not None
                 made = self._graphs[request.key]
-                changed = len(self._execs.changes(decision.exec_id, made).places)
-                move = self._execs.cheaper(decision.exec_id, made)
+                changed = self._execs.changed_nodes(decision.exec_id, made)
+                move = self._execs.way(decision.exec_id, made)
         return Plan(
             step,
             decision.reason,

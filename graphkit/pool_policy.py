@@ -14,7 +14,10 @@ from enum import StrEnum
 from heapq import nsmallest
 from math import inf, log
 
-__all__ = ["CostModel", "Decision", "KeyState", "Move", "PoolPolicy", "Reason", "Step"]
+from graphkit.cost_model import CostModel, Move
+from graphkit.exec_memory import ExecMemory
+
+__all__ = ["Decision", "KeyState", "PoolPolicy", "Reason", "Step"]
 
 # The pool's requests after which what a key was asked for counts half, and how many may pass
 # before that is seen to.
@@ -22,8 +25,6 @@ _HALF_LIFE, _AGEING = 10_000, 2_500
 # What takes another's place must be worth more than so many times as much: of two that are asked
 # for about equally often, neither drives the other out.
 _MARGIN = 2
-# Times that the dearer of two ways to move an exec is tried where they are close.
-_TRIES = 3
 # Keys without a graph that are remembered.
 _REMEMBERED = 4096
 # Seconds that a key stays away from captures after its first failure; doubled each time.
@@ -51,13 +52,6 @@ class Reason(StrEnum):
     PADDING_LIMIT = "padding_limit"
     QUARANTINED = "quarantined"
     BUDGET = "budget"
-
-
-class Move(StrEnum):
-    """How an exec is moved to another graph of its topology."""
-
-    NODES = "nodes"
-    UPDATE = "update"
 
 
 @dataclass(frozen=True)
@@ -158,92 +152,6 @@ class _Exec:
         return self.recent.at(self.state.launches)
 
 
-@dataclass(slots=True)
-class _Timed:
-    us: float = inf
-    count: int = 0
-
-
-@dataclass(slots=True)
-class CostModel:
-    """Microseconds that it takes to move an exec to another graph, learnt from those it took.
-
-    A move of a kind not yet timed for so many nodes is predicted: ``nodes`` by a rate for each
-    node that differs, ``update`` by one for each node and one more for each that differs. The
-    rates begin at what an H200 needed (driver 580) and follow what is measured.
-    """
-
-    set_node_us: float = 0.9
-    update_node_us: float = 0.06
-    update_changed_us: float = 0.25
-    instantiate_node_us: float = 5.5
-    _timed: dict[Hashable, dict[tuple[int, Move], _Timed]] = field(default_factory=dict)
-
-    def observe(self, topology: Hashable, total: int, changed: int, move: Move, us: float) -> None:
-        """Note what a move of ``changed`` of ``total`` nodes took."""
-        timed = self._timed.setdefault(topology, {}).setdefault((changed, move), _Timed())
-        timed.count += 1
-        if timed.count <= _TRIES:
-            # A disturbance makes a move slower, never faster; the first also makes what is kept.
-            timed.us = min(timed.us, us)
-        else:
-            timed.us += _error(us, timed.us) / 4
-        if timed.count > 1:
-            self._learn(total, changed, move, us)
-
-    def _learn(self, total: int, changed: int, move: Move, us: float) -> None:
-        """Move the rates towards one measurement, each by its share in it."""
-        error = _error(us, self._predict(total, changed, move)) / 4
-        if move is Move.NODES:
-            self.set_node_us += error / max(changed, 1)
-            return
-        error /= max(total**2 + changed**2, 1)
-        self.update_node_us = max(self.update_node_us + error * total, 0.0)
-        self.update_changed_us = max(self.update_changed_us + error * changed, 0.0)
-
-    def observe_instantiate(self, nodes: int, us: float) -> None:
-        """Note what an instantiation took."""
-        each = us / max(nodes, 1)
-        self.instantiate_node_us += _error(each, self.instantiate_node_us) / 4
-
-    def forget(self, topology: Hashable) -> None:
-        """Forget the moves between graphs of a topology."""
-        self._timed.pop(topology, None)
-
-    def _predict(self, total: int, changed: int, move: Move) -> float:
-        if move is Move.NODES:
-            return changed * self.set_node_us
-        return total * self.update_node_us + changed * self.update_changed_us
-
-    def _seen(self, topology: Hashable, changed: int, move: Move) -> _Timed:
-        return self._timed.get(topology, {}).get((changed, move)) or _Timed()
-
-    def cost(self, topology: Hashable, total: int, changed: int, move: Move) -> float:
-        """Return the microseconds of a move: measured where it was, else predicted."""
-        timed = self._seen(topology, changed, move)
-        return timed.us if timed.count > 1 else self._predict(total, changed, move)
-
-    def cheaper(self, topology: Hashable, total: int, changed: int) -> Move:
-        """Choose how to move an exec.
-
-        What seems to be the dearer way is tried a few times where it is predicted to take less
-        than twice as long, and from then on as often as costs a thirtieth of all moves: neither a
-        wrong prediction nor a disturbance is believed for ever.
-        """
-        costs = {move: self.cost(topology, total, changed, move) for move in Move}
-        best, other = sorted(Move, key=costs.__getitem__)
-        known = self._seen(topology, changed, best).count
-        tried = self._seen(topology, changed, other).count
-        ratio = costs[other] / max(costs[best], 0.01)
-        allowed = (_TRIES if ratio < 2 else 0) + known / (30 * ratio)
-        return other if known > 1 and tried + 1 <= allowed else best
-
-
-def _error(came: float, expected: float) -> float:
-    """Return by how much a time is off; by how much a disturbed one is says nothing."""
-    return min(came - expected, expected)
-
-
 class PoolPolicy:
     """Decides what an exec pool does. Not locked: the pool is.
 
@@ -289,9 +197,7 @@ class PoolPolicy:
         self._execs: dict[int, _Exec] = {}
         self._clock = clock
         self._aged_at = 0
-        # What the live execs were measured to take, the nodes they have, and what follows of one.
-        self._taken, self._nodes, self._node_bytes = 0.0, 0, 0.0
-        self._most_nodes = 0  # the most that were there at a time since memory was given back
+        self._memory = ExecMemory()
 
     # --- what happened ---------------------------------------------------------------------------
 
@@ -359,9 +265,7 @@ class PoolPolicy:
         Args:
             exec_id: what the pool calls it from now on.
             key: whose graph it holds.
-            nbytes: by how much the device's free memory shrank. CUDA takes memory in pieces of
-                megabytes, so that one exec shows as nothing and the next as too much: an exec
-                counts as its share of what all take, by nodes.
+            nbytes: by how much the device's free memory shrank.
             us: what instantiating and uploading took.
         """
         state = self.keys[key]
@@ -374,8 +278,7 @@ class PoolPolicy:
         self.costs.observe_instantiate(family.nodes, us)
         self._hold(exec_id, state)
         state.moving_us = 0.0
-        self._nodes += family.nodes
-        self._measure(max(nbytes, 0))
+        self._memory.made(family.nodes, nbytes)
 
     def moved(self, exec_id: int, key: Hashable, us: float) -> None:
         """Note that an exec holds another key's graph now."""
@@ -391,29 +294,13 @@ class PoolPolicy:
         state.exec_id = exec_id
         state.failures, state.retry_at = 0, 0.0
 
-    def closed(self, exec_id: int, nbytes: int | None = None) -> None:
-        """Note that an exec is gone.
-
-        Args:
-            exec_id: which one.
-            nbytes: by how much the device's free memory grew; None for all that the exec counted
-                as. What CUDA keeps for the next exec is not missed when that one is measured.
-        """
+    def closed(self, exec_id: int, nbytes: int) -> None:
+        """Note that an exec is gone, and by how much the device's free memory grew."""
         exec_ = self._execs.pop(exec_id)
         exec_.state.exec_id = None
         family = exec_.family
         del family.execs[exec_id]
-        self._nodes -= family.nodes
-        self._measure(-self._bytes(family) if nbytes is None else -max(nbytes, 0))
-
-    def _measure(self, nbytes: int) -> None:
-        """Learn what a node takes from the bytes that execs took, or gave back."""
-        self._taken += nbytes
-        # An exec in memory that CUDA kept from closed ones teaches nothing.
-        if nbytes or self._nodes > self._most_nodes:
-            self._most_nodes = self._nodes
-            if self._nodes:
-                self._node_bytes = max(self._taken, 0.0) / self._nodes
+        self._memory.closed(family.nodes, nbytes)
 
     def forgotten(self, key: Hashable) -> None:
         """Note that a key's graph, which no exec holds, is gone; its counts stay."""
@@ -458,7 +345,7 @@ class PoolPolicy:
             return _eager(Reason.KEY_MISS, why)
         close: tuple[int, ...] | None = ()
         if growth:
-            nodes = growth / max(self._node_bytes, 1)  # of the execs that would take as much
+            nodes = growth / max(self._memory.node_bytes, 1)  # of the execs that take as much
             worth = state.weight * nodes * self.costs.instantiate_node_us
             close = self._make_room(worth, idle, nbytes=growth)
         if close is None:
@@ -469,23 +356,20 @@ class PoolPolicy:
         """Choose an exec for a captured key."""
         if state.exec_id is not None:
             return Decision(Step.LAUNCH, state.exec_id, why="an exec holds its graph")
-        nbytes = self._bytes(family)
         # An exec of its own, once moving those of others has cost as much: while it keeps that
         # one, the key pays at most twice what knowing the future would have.
         if not family.execs or state.moving_us >= self._instantiate_us(family):
             weight = state.weight if family.execs else family.weight
             worth = weight * self._rebuild_us(family, others=len(family.execs))
-            close = self._make_room(worth, idle, nbytes=nbytes, execs=1, but=family)
+            close = self._make_room(worth, idle, but=family)
             if close is not None:
-                instead = f"in place of {len(close)} of less value" if close else "fit"
-                return Decision(
-                    Step.INSTANTIATE, close=close, why=f"{nbytes} bytes {instead}; {self._used()}"
-                )
+                instead = f"in place of {len(close)} of less value" if close else "there is room"
+                return Decision(Step.INSTANTIATE, close=close, why=f"{instead}; {self._used()}")
         if family.execs:
             # Changes affect later launches only: an exec in flight may be moved.
             exec_id = min(family.execs, key=lambda at: family.execs[at].state.weight)
             return Decision(Step.RETARGET, exec_id, why="an exec of the same topology is there")
-        why = f"its exec needs {nbytes} bytes and none of less value is idle; {self._used()}"
+        why = f"no room for its exec, and none of less value is idle; {self._used()}"
         return _eager(Reason.BUDGET, why)
 
     def _make_room(
@@ -493,39 +377,46 @@ class PoolPolicy:
         worth: float,
         idle: Callable[[int], bool],
         *,
-        nbytes: int,
-        execs: int = 0,
+        nbytes: int = 0,
         but: _Family | None = None,
     ) -> tuple[int, ...] | None:
-        """Choose the execs to close so that so many bytes and execs fit, none if they do already.
+        """Choose the execs to close so that there is room, none if there is already.
 
         Args:
             worth: hits x rebuild time of what needs the room.
             idle: whether an exec, by its id, has no launch in flight.
-            nbytes: that are needed.
-            execs: that are to be made.
-            but: the family whose execs stay.
+            nbytes: for arenas.
+            but: the family that a new exec is for, and whose execs stay.
 
         Returns:
             The execs, each worth less by what is scarce; None where those are not enough.
         """
+        nodes = 0 if but is None else but.nodes
 
         def enough(chosen: list[int]) -> bool:
             left = len(self._execs) - len(chosen)
-            slots = self.max_execs is None or left + execs <= self.max_execs
-            return slots and self._fits(nbytes - self._bytes_of(chosen))
+            slots = but is None or self.max_execs is None or left < self.max_execs
+            return slots and self._fits(nbytes, nodes, chosen)
 
-        # Where only their number is limited, it says nothing how large they are.
-        by_bytes = not self._fits(nbytes)
+        if enough([]):
+            return ()
+        # Where only their number is limited, it does not matter how large they are.
+        by_size = not self._fits(nbytes, nodes)
+        size = nodes or nbytes / max(self._memory.node_bytes, 1)
+        limit = worth / max(size, 1) if by_size else worth
         chosen: list[int] = []
-        for value, exec_id in () if enough([]) else self._cheapest(idle, but, by_bytes=by_bytes):
-            if enough(chosen) or _MARGIN * value >= worth / (nbytes if by_bytes else 1):
-                break
+        for value, exec_id in self._cheapest(idle, but, by_size=by_size):
+            if _MARGIN * value >= limit:
+                return None
             chosen.append(exec_id)
-        return _needed(chosen, enough) if enough(chosen) else None
+            if enough(chosen):
+                return _needed(chosen, enough)
+        return None
 
     def over_budget(self, idle: Callable[[int], bool], keep: int | None = None) -> tuple[int, ...]:
         """Return which idle execs to close since measuring showed more bytes than the budget.
+
+        Where closing an exec gives nothing back, only ``keep`` is: it stops what took too much.
 
         Args:
             idle: whether an exec, by its id, has no launch in flight.
@@ -533,21 +424,23 @@ class PoolPolicy:
         """
 
         def enough(chosen: list[int]) -> bool:
-            return self._fits(-self._bytes_of(chosen))
+            return self._within(self._memory.change(0, self._nodes_of(chosen)))
 
         if enough([]):
             return ()
         chosen: list[int] = []
-        for _, exec_id in self._cheapest(lambda at: at != keep and idle(at), by_bytes=True):
-            if enough(chosen):
-                break
+        for _, exec_id in self._cheapest(lambda at: at != keep and idle(at), by_size=True):
             chosen.append(exec_id)
-        if keep is not None and not enough(chosen):
-            chosen.append(keep)
-        return _needed(chosen, enough) if enough(chosen) else tuple(chosen)
+            if enough(chosen):
+                return _needed(chosen, enough)
+        return () if keep is None else (keep,)
+
+    def refused(self) -> None:
+        """Note that the exec that was closed last had taken more than the budget."""
+        self._memory.refused()
 
     def _cheapest(
-        self, idle: Callable[[int], bool], but: _Family | None = None, *, by_bytes: bool
+        self, idle: Callable[[int], bool], but: _Family | None = None, *, by_size: bool
     ) -> Iterator[tuple[float, int]]:
         """Yield (value, exec id) of the idle execs, those of least value first."""
         left = {at: exec_ for at, exec_ in self._execs.items() if exec_.family is not but}
@@ -556,7 +449,7 @@ class PoolPolicy:
         def value(exec_id: int) -> float:
             exec_ = left[exec_id]
             others = len(exec_.family.execs) - gone[exec_.family] - 1
-            size = max(self._bytes(exec_.family), 1) if by_bytes else 1
+            size = exec_.family.nodes if by_size else 1
             return exec_.hits * self._rebuild_us(exec_.family, others=others) / size
 
         while left:
@@ -587,27 +480,26 @@ class PoolPolicy:
 
     @property
     def exec_bytes(self) -> int:
-        """Device memory of the execs."""
-        return round(self._node_bytes * self._nodes)
+        """Device memory that was taken for execs."""
+        return self._memory.taken
 
     def held_bytes(self) -> dict[Hashable, int]:
         """Return the bytes of the execs by the keys whose graphs they hold."""
-        return {exec_.key: self._bytes(exec_.family) for exec_ in self._execs.values()}
+        share = self._memory.share
+        return {exec_.key: share(exec_.family.nodes) for exec_ in self._execs.values()}
 
-    def _bytes(self, family: _Family) -> int:
-        """Return the bytes of an exec, by what those before it took a node.
+    def _nodes_of(self, exec_ids: list[int]) -> int:
+        return sum(self._execs[exec_id].family.nodes for exec_id in exec_ids)
 
-        Before anything was measured that is 0: the first exec is made, and closed if it turns out
-        to be too much. A guess could refuse it for ever.
-        """
-        return round(self._node_bytes * family.nodes)
+    def _fits(self, nbytes: int, nodes: int, without: list[int] | None = None) -> bool:
+        """Return whether arenas and an exec of so many nodes fit, without some other execs."""
+        change = self._memory.change(nodes, self._nodes_of(without or []))
+        # What CUDA keeps anyway may be used again.
+        return (not nbytes and change <= 0) or self._within(nbytes + change)
 
-    def _bytes_of(self, exec_ids: list[int]) -> int:
-        return sum(self._bytes(self._execs[exec_id].family) for exec_id in exec_ids)
-
-    def _fits(self, nbytes: int) -> bool:
-        used = self.arena_bytes + self.exec_bytes
-        return self.memory_budget is None or used + nbytes <= self.memory_budget
+    def _within(self, more: int) -> bool:
+        used = self.arena_bytes + self.exec_bytes + more
+        return self.memory_budget is None or used <= self.memory_budget
 
     def _used(self) -> str:
         budget = "no limit" if self.memory_budget is None else f"{self.memory_budget} allowed"

@@ -11,8 +11,9 @@ from sample_kernels import ADD_SCALAR
 
 import graphkit as gk
 from graphkit.buckets import Buckets
+from graphkit.cost_model import Move
 from graphkit.exec_pool import ExecPool
-from graphkit.pool_policy import Move, Reason, Step
+from graphkit.pool_policy import Reason, Step
 from graphkit.runtime.protocol import CaptureMode
 
 SIZE = Buckets([4, 8, 16])

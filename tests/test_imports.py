@@ -23,6 +23,7 @@ LAYERS = (
     ("graph",),
     ("capture",),
     ("rebind", "signature", "buckets", "lattice", "frameworks", "staging", "topology"),
+    ("cost_model", "exec_memory"),
     ("pool_policy", "retarget", "returned", "user_function", "arena", "in_flight"),
     ("pool_graph",),
     ("pool_exec", "pool_request", "pool_stats", "bucket_capture"),

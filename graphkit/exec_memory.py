@@ -1,0 +1,83 @@
+"""What executable graphs take of a device's memory, as its free memory shows it."""
+
+from __future__ import annotations
+
+from math import ceil, gcd
+
+__all__ = ["ExecMemory"]
+
+# Growth in steps of so many bytes or more is CUDA taking memory in pieces.
+_LEAST_PIECE = 64 << 10
+
+
+class ExecMemory:
+    """Learns from the free memory how much more of it execs will take.
+
+    CUDA takes memory for execs in pieces of megabytes and may keep what closed ones leave. So an
+    exec shows as nothing or as a whole piece, and what was taken stays taken until the free memory
+    says otherwise. As many nodes as were there at a time fit again; beyond those, a piece more is
+    to be expected.
+
+    Attributes:
+        taken: bytes that execs have taken of the device and not given back.
+        nodes: nodes of the execs that are there.
+        node_bytes: bytes that a node was measured to take, at most; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.nodes = 0
+        self.node_bytes = 0.0
+        self._proven = 0  # the most nodes that were there at a time in what is taken now
+        self._piece = 0  # what every growth so far was a multiple of
+        self._gives_back: bool | None = None  # whether closing execs frees memory; None: not seen
+
+    def made(self, nodes: int, nbytes: int) -> None:
+        """Note an exec of so many nodes, and by how much free memory shrank meanwhile."""
+        self.nodes += nodes
+        self._proven = max(self._proven, self.nodes)
+        if nbytes > 0:
+            self.taken += nbytes
+            self._piece = gcd(self._piece, nbytes)
+        if self._proven == self.nodes:
+            self.node_bytes = self.taken / self.nodes
+
+    def closed(self, nodes: int, nbytes: int) -> None:
+        """Note that an exec is gone, and by how much free memory grew meanwhile."""
+        if nbytes > 0:
+            self._gives_back = True
+            self.taken = max(self.taken - nbytes, 0)
+            self._proven = self.nodes - nodes
+        elif self.share(nodes) >= max(self._piece, _LEAST_PIECE):
+            self._gives_back = False
+        self.nodes -= nodes
+
+    def refused(self) -> None:
+        """Note that what was closed last had been too much: only what is left fits again."""
+        self._proven = self.nodes
+
+    def change(self, nodes: int, fewer: int = 0) -> int:
+        """Return by how many bytes more, or less, the device's memory is expected to be taken.
+
+        Args:
+            nodes: of the execs that are to be made.
+            fewer: nodes of execs that are closed before.
+
+        Before anything was measured that is 0: the first exec is made, and closed if it turns out
+        to be too much. A guess could refuse it for ever.
+        """
+        if self._gives_back:
+            return self._in_pieces((nodes - fewer) * self.node_bytes)
+        if not nodes:  # worth a try where nobody knows
+            return 0 if self._gives_back is False else -self.share(fewer)
+        beyond = self.nodes - fewer + nodes - self._proven
+        return self._in_pieces(max(beyond, 0) * self.node_bytes)
+
+    def _in_pieces(self, nbytes: float) -> int:
+        if nbytes <= 0 or self._piece < _LEAST_PIECE:
+            return ceil(nbytes)
+        return ceil(nbytes / self._piece) * self._piece
+
+    def share(self, nodes: int) -> int:
+        """Return the part of the bytes taken that execs of so many nodes answer for."""
+        return self.taken * nodes // max(self.nodes, 1)

@@ -22,6 +22,7 @@ class ExecMemory:
         taken: bytes that execs have taken of the device and not given back.
         nodes: nodes of the execs that are there.
         node_bytes: bytes that a node was measured to take, at most; 0 before the first.
+        gives_back: whether closing an exec frees memory; None as long as nobody saw.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class ExecMemory:
         self.node_bytes = 0.0
         self._proven = 0  # the most nodes that were there at a time in what is taken now
         self._piece = 0  # what every growth so far was a multiple of
-        self._gives_back: bool | None = None  # whether closing execs frees memory; None: not seen
+        self.gives_back: bool | None = None
 
     def made(self, nodes: int, nbytes: int) -> None:
         """Note an exec of so many nodes, and by how much free memory shrank meanwhile."""
@@ -40,16 +41,16 @@ class ExecMemory:
             self.taken += nbytes
             self._piece = gcd(self._piece, nbytes)
         if self._proven == self.nodes:
-            self.node_bytes = self.taken / self.nodes
+            self.node_bytes = self.taken / max(self.nodes, 1)
 
     def closed(self, nodes: int, nbytes: int) -> None:
         """Note that an exec is gone, and by how much free memory grew meanwhile."""
         if nbytes > 0:
-            self._gives_back = True
+            self.gives_back = True
             self.taken = max(self.taken - nbytes, 0)
             self._proven = self.nodes - nodes
         elif self.share(nodes) >= max(self._piece, _LEAST_PIECE):
-            self._gives_back = False
+            self.gives_back = False
         self.nodes -= nodes
 
     def refused(self) -> None:
@@ -66,10 +67,10 @@ class ExecMemory:
         Before anything was measured that is 0: the first exec is made, and closed if it turns out
         to be too much. A guess could refuse it for ever.
         """
-        if self._gives_back:
+        if self.gives_back:
             return self._in_pieces((nodes - fewer) * self.node_bytes)
         if not nodes:  # worth a try where nobody knows
-            return 0 if self._gives_back is False else -self.share(fewer)
+            return 0 if self.gives_back is False else -self.share(fewer)
         beyond = self.nodes - fewer + nodes - self._proven
         return self._in_pieces(max(beyond, 0) * self.node_bytes)
 

@@ -403,7 +403,7 @@ class PoolPolicy:
         # Where only their number is limited, it does not matter how large they are.
         by_size = not self._fits(nbytes, nodes)
         size = nodes or nbytes / max(self._memory.node_bytes, 1)
-        limit = worth / max(size, 1) if by_size else worth
+        limit = worth / size if by_size else worth
         chosen: list[int] = []
         for value, exec_id in self._cheapest(idle, but, by_size=by_size):
             if _MARGIN * value >= limit:
@@ -433,7 +433,11 @@ class PoolPolicy:
             chosen.append(exec_id)
             if enough(chosen):
                 return _needed(chosen, enough)
-        return () if keep is None else (keep,)
+        if keep is not None:
+            if self._memory.gives_back is False:
+                return (keep,)
+            chosen.append(keep)
+        return _needed(chosen, enough) if enough(chosen) else tuple(chosen)
 
     def refused(self) -> None:
         """Note that the exec that was closed last had taken more than the budget."""
@@ -449,7 +453,7 @@ class PoolPolicy:
         def value(exec_id: int) -> float:
             exec_ = left[exec_id]
             others = len(exec_.family.execs) - gone[exec_.family] - 1
-            size = exec_.family.nodes if by_size else 1
+            size = max(exec_.family.nodes, 1) if by_size else 1
             return exec_.hits * self._rebuild_us(exec_.family, others=others) / size
 
         while left:

@@ -433,10 +433,10 @@ class PoolPolicy:
             chosen.append(exec_id)
             if enough(chosen):
                 return _needed(chosen, enough)
-        if keep is not None:
-            if self._memory.gives_back is False:
-                return (keep,)
-            chosen.append(keep)
+        last = [] if keep is None else [keep]
+        if self._memory.gives_back is False:
+            return tuple(last)
+        chosen += last
         return _needed(chosen, enough) if enough(chosen) else tuple(chosen)
 
     def refused(self) -> None:

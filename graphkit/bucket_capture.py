@@ -167,6 +167,7 @@ class BucketCapture:
         return max(smaller, default=max(size // 2, 1))
 
     def close(self) -> None:
-        """Let go of the stream; the memory stays with the graphs that use it."""
+        """Let go of stream and memory; whoever keeps the memory for launches lets go of it last."""
         self._event.close()
         self.stream.close()
+        del self.memory

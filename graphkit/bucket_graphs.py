@@ -42,6 +42,7 @@ class BucketGraphs:
         self._roles = roles
         self._arenas: dict[str, Arena] = {}
         self._graphs: dict[Signature, PoolGraph] = {}
+        self._closed = False
 
     def __contains__(self, key: Signature) -> bool:
         return key in self._graphs
@@ -60,7 +61,7 @@ class BucketGraphs:
     @property
     def private_bytes(self) -> int:
         """Bytes that the function allocated for itself under capture."""
-        return self._capture.memory.nbytes
+        return 0 if self._closed else self._capture.memory.nbytes
 
     @property
     def owners(self) -> list[object]:
@@ -132,6 +133,7 @@ class BucketGraphs:
 
     def close(self) -> None:
         """Give up all graphs and the staging memory."""
+        self._closed = True
         for key in list(self._graphs):
             self.forget(key)
         self._arenas.clear()

@@ -147,7 +147,7 @@ class ExecPool:
         self._key = key
         self._strict = strict
         self._on_failure = on_failure
-        self._policy = PoolPolicy(
+        self._policy = PoolPolicy[Signature](
             memory_budget=parse_bytes(memory_budget),
             max_execs=max_execs,
             max_graphs=max_graphs,

@@ -120,10 +120,15 @@ class PoolExec:
         self.binding, self.addresses = binding, addresses
         return True
 
-    def set_nodes(self, graph: PoolGraph, places: Sequence[int]) -> None:
-        """Move to another bucket by the nodes that differ."""
+    def setters(self, graph: PoolGraph, places: Sequence[int]) -> Sequence[Callable[[], Any]]:
+        """Return the calls that move it to another bucket by the nodes that differ."""
+        return self._target.setters(graph.values, places)
+
+    def set_nodes(self, graph: PoolGraph, setters: Sequence[Callable[[], Any]]) -> None:
+        """Move to another bucket by setting the nodes that differ."""
         self._let_go()
-        self._target.set_nodes(graph.values, places)
+        for commit in setters:
+            commit()
         self._hold(graph)
 
     def update(self, graph: PoolGraph) -> UpdateReport:

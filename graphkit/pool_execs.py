@@ -109,10 +109,12 @@ class PoolExecs:
         if ask:
             route.way = self._choose(route, made)
         route.moves += 1
+        by_nodes = route.way is Move.NODES
+        setters = exec_.setters(made, route.changes.places) if by_nodes else ()
         begin = time.perf_counter_ns()
         try:
-            if route.way is Move.NODES:
-                exec_.set_nodes(made, route.changes.places)
+            if by_nodes:
+                exec_.set_nodes(made, setters)
             elif not exec_.update(made):
                 # CUDA knows more than a topology says: this bucket shares with none from now on.
                 self._counts.updates["refused"] += 1

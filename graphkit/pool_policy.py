@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import nsmallest
 from math import inf, log
+from typing import Any, Generic, TypeVar
 
 from graphkit.cost_model import CostModel, Move
 from graphkit.exec_memory import ExecMemory
 
 __all__ = ["Decision", "KeyState", "PoolPolicy", "Reason", "Step"]
+
+Key = TypeVar("Key", bound=Hashable)
 
 # The pool's requests after which what a key was asked for counts half, and how many may pass
 # before that is seen to.
@@ -142,7 +145,7 @@ class _Exec:
     """An exec, and how often it was launched, under whichever key."""
 
     family: _Family
-    key: Hashable
+    key: Any
     state: KeyState
     recent: _Recent
 
@@ -152,7 +155,7 @@ class _Exec:
         return self.recent.at(self.state.launches)
 
 
-class PoolPolicy:
+class PoolPolicy(Generic[Key]):
     """Decides what an exec pool does. Not locked: the pool is.
 
     Args:
@@ -191,8 +194,8 @@ class PoolPolicy:
         self.costs = CostModel()
         self.arena_bytes = 0
         self.requests = 0
-        self.keys: dict[Hashable, KeyState] = {}
-        self._graphless: dict[Hashable, None] = {}  # of the keys; the last asked for is last
+        self.keys: dict[Key, KeyState] = {}
+        self._graphless: dict[Key, None] = {}  # of the keys; the last asked for is last
         self._families: dict[Hashable, _Family] = {}  # by topology
         self._execs: dict[int, _Exec] = {}
         self._clock = clock
@@ -201,7 +204,7 @@ class PoolPolicy:
 
     # --- what happened ---------------------------------------------------------------------------
 
-    def state(self, key: Hashable) -> KeyState:
+    def state(self, key: Key) -> KeyState:
         """Return the state of a key that is asked for, a fresh one at first sight.
 
         A function whose values vary without end has keys without end: of those without a graph,
@@ -233,7 +236,7 @@ class PoolPolicy:
             exec_.recent.age(exec_.state.launches, kept, fresh)
         self._aged_at = self.requests
 
-    def captured(self, key: Hashable, topology: Hashable, nodes: int) -> None:
+    def captured(self, key: Key, topology: Hashable, nodes: int) -> None:
         """Note that a key has a graph now, and what it may share an exec with."""
         state = self.state(key)
         self._leave_family(key, state)
@@ -241,7 +244,7 @@ class PoolPolicy:
         state.family.keys[key] = state
         self._graphless.pop(key, None)
 
-    def _leave_family(self, key: Hashable, state: KeyState) -> None:
+    def _leave_family(self, key: Key, state: KeyState) -> None:
         family, state.family = state.family, None
         if family is None:
             return
@@ -250,7 +253,7 @@ class PoolPolicy:
             del self._families[family.topology]
             self.costs.forget(family.topology)
 
-    def failed(self, key: Hashable) -> float:
+    def failed(self, key: Key) -> float:
         """Quarantine a key whose capture failed, and return for how many seconds."""
         state = self.state(key)
         state.failures += 1
@@ -259,7 +262,7 @@ class PoolPolicy:
         state.retry_at = self._clock() + seconds
         return seconds
 
-    def instantiated(self, exec_id: int, key: Hashable, nbytes: int, us: float) -> None:
+    def instantiated(self, exec_id: int, key: Key, nbytes: int, us: float) -> None:
         """Note a new exec that holds a key's graph.
 
         Args:
@@ -280,7 +283,7 @@ class PoolPolicy:
         state.moving_us = 0.0
         self._memory.made(family.nodes, nbytes)
 
-    def moved(self, exec_id: int, key: Hashable, us: float) -> None:
+    def moved(self, exec_id: int, key: Key, us: float) -> None:
         """Note that an exec holds another key's graph now."""
         exec_ = self._execs[exec_id]
         exec_.state.exec_id = None
@@ -288,7 +291,9 @@ class PoolPolicy:
         exec_.recent = _Recent(exec_.hits, state.launches)
         exec_.key, exec_.state = key, state
         self._hold(exec_id, state)
-        state.moving_us += us
+        # One that was to have an exec of its own and found no room asks again in as much time.
+        enough = state.moving_us >= self._instantiate_us(exec_.family)
+        state.moving_us = us if enough else state.moving_us + us
 
     def _hold(self, exec_id: int, state: KeyState) -> None:
         state.exec_id = exec_id
@@ -302,7 +307,7 @@ class PoolPolicy:
         del family.execs[exec_id]
         self._memory.closed(family.nodes, nbytes)
 
-    def forgotten(self, key: Hashable) -> None:
+    def forgotten(self, key: Key) -> None:
         """Note that a key's graph, which no exec holds, is gone; its counts stay."""
         self._leave_family(key, self.keys[key])
         self._graphless[key] = None
@@ -311,7 +316,7 @@ class PoolPolicy:
 
     def decide(
         self,
-        key: Hashable,
+        key: Key,
         idle: Callable[[int], bool],
         growth: int = 0,
         *,
@@ -463,7 +468,7 @@ class PoolPolicy:
                 gone[family] += 1
                 yield worth, exec_id
 
-    def surplus(self, more: int = 0) -> list[Hashable]:
+    def surplus(self, more: int = 0) -> list[Key]:
         """Return the keys whose graphs to forget, those of least weight beyond ``max_graphs``.
 
         Args:
@@ -487,7 +492,7 @@ class PoolPolicy:
         """Device memory that was taken for execs."""
         return self._memory.taken
 
-    def held_bytes(self) -> dict[Hashable, int]:
+    def held_bytes(self) -> dict[Key, int]:
         """Return the bytes of the execs by the keys whose graphs they hold."""
         share = self._memory.share
         return {exec_.key: share(exec_.family.nodes) for exec_ in self._execs.values()}

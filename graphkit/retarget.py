@@ -15,6 +15,7 @@ from graphkit.kernel import kernel_of
 from graphkit.node import Node
 from graphkit.runtime.protocol import (
     Dim3,
+    ExecUpdateStatus,
     KernelNodeParams,
     MemcpyNodeParams,
     MemsetNodeParams,
@@ -253,6 +254,9 @@ def _settable(old: object, new: object) -> bool:
     return isinstance(new, tuple | int)
 
 
+_UPDATED = UpdateReport(ExecUpdateStatus.SUCCESS)
+
+
 class _Commits:
     """The calls that set an exec's nodes to one graph's values: by node, and in a line."""
 
@@ -284,7 +288,19 @@ class ExecTarget:
     def set_nodes(self, values: GraphValues, places: Collection[int]) -> None:
         """Set single nodes to what another graph holds, with one call of CUDA's each.
 
-        The calls are bound the first time and kept, with what the graph's nodes point at, until
+        Args, errors: as for :meth:`setters`, and
+
+        Raises:
+            CudaError: when CUDA refuses a node. Those before it are set and those behind it are
+                not: update the exec whole, or close it.
+        """
+        for commit in self.setters(values, places):
+            commit()
+
+    def setters(self, values: GraphValues, places: Collection[int]) -> list[Callable[[], Any]]:
+        """Return the calls that set single nodes to what another graph holds.
+
+        They are bound the first time and kept, with what the graph's nodes point at, until
         :meth:`forget`.
 
         Args:
@@ -292,20 +308,14 @@ class ExecTarget:
             places: the nodes to set, as :func:`compare` found them.
 
         Raises:
-            ValueError: when exec or source graph is closed, or a node cannot be set by itself;
-                nothing was set.
-            CudaError: when CUDA refuses a node. Those before it are set and those behind it are
-                not: update the exec whole, or close it.
+            ValueError: when exec or source graph is closed, or a node cannot be set by itself.
         """
         exec_, line = self._exec, tuple(places)
         exec_.ptr  # noqa: B018 - refuses a closed exec, whose handle is bound in the calls
         exec_.graph.ptr  # noqa: B018 - likewise for the handles of the nodes
         known = self._commits.get(values)
         commits = None if known is None else known.lines.get(line)
-        if commits is None:
-            commits = self._bind(values, line)
-        for commit in commits:
-            commit()
+        return self._bind(values, line) if commits is None else commits
 
     def _bind(self, values: GraphValues, places: tuple[int, ...]) -> list[Callable[[], Any]]:
         count = len(self._nodes)
@@ -348,8 +358,16 @@ class ExecTarget:
                 )
 
     def update(self, graph: Graph) -> UpdateReport:
-        """Bring every node in line with another graph (:meth:`GraphExec.update`)."""
-        return self._exec.update(graph)
+        """Bring every node in line with another graph (cuGraphExecUpdate_v2).
+
+        Less than :meth:`GraphExec.update`: keeping alive what the graph's nodes point at is the
+        caller's, and so is to know that neither graph has clusters.
+        """
+        exec_ = self._exec
+        info = exec_.runtime.graph_exec_update(exec_.ptr, graph.ptr)
+        if info.result is ExecUpdateStatus.SUCCESS:
+            return _UPDATED
+        return exec_.update(graph)  # refused again, and says what was in the way
 
     def forget(self, values: GraphValues) -> None:
         """Drop the calls that set nodes to a graph which is given up.

@@ -107,7 +107,7 @@ def test_graphs_built_alike_do_not_differ(setting):
         ({"rows": np.s_[1:]}, 2),
         ({"call": lambda: None}, 3),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_what_differs_and_can_be_set(setting, new, place):
     assert changes_of(setting, **new) == Changes((place,), True)

@@ -101,9 +101,11 @@ class CostModel:
         ways = self._ways(topology, changed)
         costs = {move: self.cost(topology, total, changed, move) for move in Move}
         best, other = sorted(Move, key=costs.__getitem__)
-        unknown = ways[other].count < _TRIES and costs[other] < 2 * costs[best]
+        if ways[best].count <= 1:
+            return best
+        close = self._predict(total, changed, other) < 2 * costs[best]
         due = ways[other].unused * costs[best] > _SELDOM * costs[other]
-        return other if ways[best].count > 1 and (unknown or due) else best
+        return other if due or (close and ways[other].count < _TRIES) else best
 
 
 def _untimed() -> dict[Move, _Timed]:

@@ -11,6 +11,7 @@ from graphkit.pool_graph import PoolGraph
 from graphkit.pool_policy import PoolPolicy
 from graphkit.pool_stats import Counts
 from graphkit.retarget import Changes, compare
+from graphkit.signature import Signature
 
 __all__ = ["PoolExecs"]
 
@@ -42,7 +43,7 @@ class PoolExecs:
     """
 
     def __init__(
-        self, policy: PoolPolicy, counts: Counts, in_flight: InFlight, stream: object
+        self, policy: PoolPolicy[Signature], counts: Counts, in_flight: InFlight, stream: object
     ) -> None:
         self._policy = policy
         self._counts = counts

@@ -75,7 +75,7 @@ def cost_worlds(draw):
 def test_moves_cost_within_a_tenth_of_the_cheaper_way_after_a_few(worlds, seed):
     """Times are noisy, one in twenty is disturbed, and a first move makes what is kept.
 
-    What was predicted wrongly is found out by trying it twice.
+    What was predicted wrongly is found out by trying it three times.
     """
     chance = random.Random(seed)
     costs = CostModel()
@@ -90,7 +90,7 @@ def test_moves_cost_within_a_tenth_of_the_cheaper_way_after_a_few(worlds, seed):
             if round_ >= 100:
                 spent += true[move]
                 least += min(true.values())
-    tries = sum(2 * max(true.values()) for _, _, true in worlds)
+    tries = sum(3 * max(true.values()) for _, _, true in worlds)
     assert spent <= 1.1 * least + tries
 
 

@@ -273,8 +273,10 @@ def test_an_exec_that_cannot_be_moved_is_closed_and_made_anew(runtime, monkeypat
             raise gk.CudaError("cudaGraphExecUpdate", 999)
 
         with monkeypatch.context() as patch:
-            name = "set_nodes" if how == "nodes" else "update"
-            patch.setattr(f"graphkit.retarget.ExecTarget.{name}", refuse)
+            if how == "nodes":
+                patch.setattr("graphkit.retarget.ExecTarget.setters", lambda *_: [refuse])
+            else:
+                patch.setattr("graphkit.retarget.ExecTarget.update", refuse)
             ask(pool, 4)
         assert pool.stats().fallbacks == {Reason.QUARANTINED: 1}
         ask(pool, 8)

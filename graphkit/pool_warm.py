@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from graphkit.pool_manifest import ManifestEntry
 from graphkit.pool_policy import Reason
 from graphkit.pool_request import Roles
 from graphkit.runtime.protocol import Runtime
-from graphkit.signature import Signature
+from graphkit.signature import Signature, plain_value, typed_value
 from graphkit.staging import PaddedCopy, launch, templates
 from graphkit.trial import Times
 
@@ -109,7 +109,7 @@ def requests_of(
     entries: Sequence[ManifestEntry],
     runtime: Runtime,
 ) -> list[WarmRequest]:
-    """Return the requests to warm up with: the manifest's in their order, else every bucket.
+    """Return the requests to warm up with: the manifest's in their order, then every other bucket.
 
     Args:
         lattice: the buckets.
@@ -120,8 +120,9 @@ def requests_of(
     Raises:
         ValueError: when there is neither, or the example lacks an argument of the manifest.
     """
-    if entries:
-        return [_of_entry(entry.key, example, runtime) for entry in entries]
+    requests = [_of_entry(entry.key, example, runtime) for entry in entries]
+    if example is None and requests:
+        return requests
     if example is None:
         raise ValueError(
             "example: expected the arguments of a request or a manifest with keys, came neither"
@@ -129,13 +130,31 @@ def requests_of(
     shapes = {
         name: describe(value, name).shape for name, value in example.items() if is_array(value)
     }
-    return [WarmRequest(lattice.shapes_at(sizes, shapes), example) for sizes in lattice.points()]
+    values = _values(example)
+    known = [(request.shapes, _values(request.example)) for request in requests]
+    for sizes in lattice.points():
+        at = lattice.shapes_at(sizes, shapes)
+        if (at, values) not in known:
+            requests.append(WarmRequest(at, example))
+    return requests
+
+
+def _values(arguments: Mapping[str, object]) -> dict[str, Hashable]:
+    """Return what a key has of the arguments that are no arrays."""
+    return {
+        name: typed_value(value, name) for name, value in arguments.items() if not is_array(value)
+    }
 
 
 def _of_entry(
     key: Signature, example: Mapping[str, object] | None, runtime: Runtime
 ) -> WarmRequest:
-    arguments = key.plain_values()
+    given = {} if example is None else _values(example)
+    arguments = {
+        # Of the example where it is the same: a value of any type may be one.
+        name: example[name] if example and given.get(name) == typed else plain_value(typed, name)
+        for name, typed in key.values
+    }
     for array in key.arrays:
         if example is None:
             smallest = tuple(min(extent, 1) for extent in array.shape)

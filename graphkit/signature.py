@@ -13,7 +13,7 @@ import numpy as np
 
 from graphkit.arrays import ArrayInfo, device_pointer, is_array
 
-__all__ = ["ArraySignature", "Signature", "typed_value"]
+__all__ = ["ArraySignature", "Signature", "plain_value", "typed_value"]
 
 
 class ArraySignature(NamedTuple):
@@ -106,21 +106,6 @@ class Signature:
         )
         return replace(self, arrays=arrays)
 
-    def plain_values(self) -> dict[str, object]:
-        """Return the arguments that are no arrays, without the names of their types.
-
-        Raises:
-            ValueError: for a value that is not held as it is: a tuple, or a float that is its text.
-        """
-        plain: dict[str, object] = {}
-        for name, typed in self.values:
-            assert isinstance(typed, tuple)
-            kind, value = typed
-            if type(value).__name__ != kind or isinstance(value, tuple):
-                raise ValueError(f"{name}: expected a plain value, came {_shown(typed)}")
-            plain[name] = value
-        return plain
-
     def to_json(self) -> dict[str, Any]:
         """Return the signature as what JSON holds, for :meth:`from_json`.
 
@@ -205,6 +190,24 @@ def typed_value(value: object, argument: str) -> tuple[str, Hashable]:
             f"{argument}: expected an array or a hashable value, came {kind.__name__}"
         ) from None
     return _type_name(kind), value
+
+
+def plain_value(typed: Any, argument: str) -> Any:
+    """Return the value that :func:`typed_value` was asked of.
+
+    Raises:
+        ValueError: when its type is none of Python's own.
+    """
+    kind, value = typed
+    if kind == "tuple":
+        return tuple(plain_value(item, argument) for item in value)
+    if kind in ("float", "complex"):
+        return (float if kind == "float" else complex)(value)
+    if type(value) not in _JSON_TYPES or kind != _JSON_TYPES[type(value)]:
+        raise ValueError(
+            f"{argument}: expected a value that an example gives, came {_shown(typed)}"
+        )
+    return value
 
 
 def _type_name(kind: type) -> str:

@@ -34,7 +34,7 @@ from graphkit.runtime import current
 from graphkit.runtime.protocol import CaptureStatus, Runtime
 from graphkit.signature import Signature, typed_value
 from graphkit.stream import Stream, runtime_of, stream_handle
-from graphkit.trial import Times, Tolerance, Trial
+from graphkit.trial import Times, Tolerance, Trial, answers, first_difference
 from graphkit.user_function import UserFunction
 
 __all__ = ["ExecPool", "Failure", "Plan"]
@@ -434,8 +434,9 @@ class ExecPool:
                 what they were worth, and are all that is captured when there is no example.
             seconds: stop before the next bucket once so much time has passed.
             progress: show a bar with size, milliseconds and free memory.
-            validate: compare each graph with the eager run within a tolerance; one that differs
-                is quarantined as if its capture had failed.
+            validate: compare each graph with the eager run within a tolerance, at the bucket's
+                size and for a request that is padded to it; one that differs is quarantined as if
+                its capture had failed.
             compare_speed: time both ways.
 
         Returns:
@@ -484,16 +485,20 @@ class ExecPool:
                     exec_.launch()
 
                 trial = self._graphs.trial(request, arguments, launch, self.stream)
-                decision, times = self._try(request.key, trial, tolerance, compare_speed)
+                wrong = ""
+                if tolerance is not None:
+                    wrong = trial.disagreement(tolerance) or self._minds_padding(
+                        wanted, request, tolerance
+                    )
+                decision, times = self._try(request.key, trial, wrong, compare_speed)
             self._in_flight.keep(arguments)
         milliseconds = (time.perf_counter_ns() - begin) / 1e6
         return WarmRow(request.key, milliseconds, decision.reason, decision.why, times)
 
     def _try(
-        self, key: Signature, trial: Trial, tolerance: Tolerance | None, compare_speed: bool
+        self, key: Signature, trial: Trial, wrong: str, compare_speed: bool
     ) -> tuple[Decision, Times | None]:
         """Give a bucket's graph up again where it is wrong or does not pay."""
-        wrong = "" if tolerance is None else trial.disagreement(tolerance)
         if wrong:
             self._give_up(key)
             self._failed(key, ValueError(wrong))
@@ -505,6 +510,36 @@ class ExecPool:
             self._policy.state(key).ineligible = why
             return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why), times
         return Decision(Step.LAUNCH), times
+
+    def _minds_padding(self, wanted: WarmRequest, request: Request, tolerance: Tolerance) -> str:
+        """Return how a padded answer differs from the eager one, nothing when it does not."""
+        smaller = wanted.smaller(self._lattice, request.fit.sizes)
+        if smaller is None:
+            return ""
+        eager, padded = (
+            smaller.arguments(self._roles, self.runtime, self.stream) for _ in range(2)
+        )
+        seen, addresses = self._look(padded)
+        known = self._request(seen, padded)
+        if known.key != request.key:
+            return ""  # so much padding is not allowed, or it has a key of its own
+        written = [name for name in known.infos if self._roles.writes(name)]
+        try:
+            returned = self._fn(eager, self.stream)
+        except Exception as error:
+            return f"fn raised {error!r} at {known.fit.extents}, where {known.fit.sizes} works"
+        expected = answers({name: eager[name] for name in written}, returned, self.runtime)
+        binding = self._bind(known, seen, addresses)
+        exec_ = binding.graph.exec
+        assert exec_ is not None
+        exec_.put(binding, addresses)
+        exec_.launch()
+        found = answers({name: padded[name] for name in written}, binding.result, self.runtime)
+        name = first_difference(expected, found, tolerance, other_kernels=True)
+        return name and (
+            f"{name}: padded from {known.fit.extents} to {known.fit.sizes}, the graph's result "
+            "differs from the eager one: fn minds the padding"
+        )
 
     def _give_up(self, key: Signature) -> None:
         """Close the exec that holds a bucket's graph, and forget the graph."""

@@ -74,6 +74,21 @@ class WarmRequest(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
     example: Mapping[str, object]
 
+    def smaller(self, lattice: Lattice, sizes: Sequence[int]) -> WarmRequest | None:
+        """Return a request that is padded to the same bucket, None where there is no such.
+
+        Args:
+            lattice: the buckets.
+            sizes: the bucket's size of each dimension.
+        """
+        extents = [
+            size - 1 if buckets.smallest(size - 1) == size and size > 1 else size
+            for buckets, size in zip(lattice.dimensions, sizes, strict=True)
+        ]
+        if extents == list(sizes):
+            return None
+        return WarmRequest(lattice.shapes_at(extents, self.shapes), self.example)
+
     def arguments(self, roles: Roles, runtime: Runtime, stream: object) -> dict[str, Any]:
         """Return its arguments; arrays begin with the example's elements, then comes the fill."""
         made: dict[str, Any] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from graphkit.arrays import ArrayInfo
@@ -13,9 +14,10 @@ from graphkit.copying import host_copy, memset_async
 from graphkit.errors import NotSimulated
 from graphkit.pool_graph import PoolGraph
 from graphkit.returned import Returned
+from graphkit.runtime.protocol import Runtime
 from graphkit.stream import Event
 
-__all__ = ["Times", "Tolerance", "Trial"]
+__all__ = ["Times", "Tolerance", "Trial", "answers", "first_difference"]
 
 _REPEATS = 3
 _POISON = 0xFF  # a NaN in every float, -1 in integers: nobody writes it by chance
@@ -87,16 +89,8 @@ class Trial:
         found = {name: host_copy(item.memory, runtime) for name, item in staged.items()}
         if made.returned is not None:
             found |= _numbered(made.returned, runtime)
-        for name, wanted in expected.items():
-            came = found[name]
-            if not np.allclose(
-                np.asarray(came, _comparable(came)),
-                np.asarray(wanted, _comparable(wanted)),
-                *tolerance,
-                equal_nan=True,
-            ):
-                return f"{name}: the graph's result differs from the eager one"
-        return ""
+        name = first_difference(expected, found, tolerance)
+        return name and f"{name}: the graph's result differs from the eager one"
 
     def _poison(self, stream: object) -> None:
         for item in self._made.staged.values():
@@ -127,9 +121,51 @@ class Trial:
         return start.elapsed_ms(end) * 1e3
 
 
-def _numbered(returned: Returned, runtime: object) -> dict[str, np.ndarray]:
+def answers(
+    arguments: Mapping[str, object], returned: object, runtime: Runtime
+) -> dict[str, np.ndarray]:
+    """Wait for the device, then return what a request was answered: arguments and results."""
+    copies = {name: host_copy(array, runtime) for name, array in arguments.items()}
+    return copies | _numbered(Returned(returned), runtime)
+
+
+def first_difference(
+    expected: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+    tolerance: Tolerance,
+    *,
+    other_kernels: bool = False,
+) -> str:
+    """Return the name of the first array that differs, nothing when all agree.
+
+    Args:
+        expected: the eager run's.
+        found: the graph's.
+        tolerance: how far they may be apart.
+        other_kernels: whether other kernels may have run, as libraries choose them by size: then
+            half of the digits that a dtype has are enough.
+    """
+    if expected.keys() != found.keys():
+        return ", ".join(sorted(expected.keys() ^ found.keys()))
+    for name, array in expected.items():
+        wanted = np.asarray(array, _comparable(array))
+        came = np.asarray(found[name], _comparable(found[name]))
+        if wanted.shape != came.shape:
+            return name
+        rtol, atol = tolerance
+        if other_kernels and array.dtype.kind not in "iub":
+            eps = ml_dtypes.finfo(array.dtype).eps  # type: ignore[no-untyped-call]
+            digits = float(eps) ** 0.5
+            finite = np.abs(wanted[np.isfinite(wanted)])
+            rtol, atol = max(rtol, digits), max(atol, digits * float(finite.max(initial=0)))
+        if not np.allclose(came, wanted, rtol, atol, equal_nan=True):
+            return name
+    return ""
+
+
+def _numbered(returned: Returned, runtime: Runtime) -> dict[str, np.ndarray]:
     arrays = enumerate(returned.arrays)
-    return {f"returned[{place}]": host_copy(array) for place, array in arrays}
+    return {f"returned[{place}]": host_copy(array, runtime) for place, array in arrays}
 
 
 def _comparable(array: np.ndarray) -> np.dtype:

@@ -21,7 +21,7 @@ from graphkit.errors import FallbackError, refuse_closed
 from graphkit.frameworks import FINGERPRINTS, fingerprint
 from graphkit.in_flight import InFlight
 from graphkit.lattice import Lattice
-from graphkit.lifetime import capture_is_live, thread_captures
+from graphkit.lifetime import live_captures, thread_captures
 from graphkit.pool_exec import PoolExec
 from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
@@ -215,7 +215,7 @@ class ExecPool:
             seen.append(typed_value(self._key(**arguments), "key"))
         with self._lock:
             binding = self._last if seen == self._last_seen else self._bindings.get(tuple(seen))
-            if binding is not None and not capture_is_live():
+            if binding is not None and not live_captures:
                 exec_ = binding.graph.exec
                 if exec_ is not None:
                     sampled = not binding.launches & _SAMPLED
@@ -228,22 +228,23 @@ class ExecPool:
                         if sampled:
                             step = Step.SET if moved else Step.LAUNCH
                             self._counts.sample(step, time.perf_counter_ns() - begin)
-                        return self._launched(exec_, binding, moved, arguments)
+                        self._launched(exec_, binding, moved, arguments)
+                        return binding.result
         return self._answer(tuple(seen), addresses, arguments)
 
     def _launched(
         self, exec_: PoolExec, binding: Binding, moved: bool, arguments: Mapping[str, object]
-    ) -> Any:
-        """Count a launch, keep what it uses, and return what it computes."""
+    ) -> None:
+        """Count a launch, and keep what it uses."""
         binding.launches += 1
         binding.sets += moved
         binding.state.launches += 1
         self._policy.requests += 1
-        pending = self._in_flight.pending
-        pending.append((exec_, arguments))
-        if len(pending) >= InFlight.full:
-            self._in_flight.mark()
-        return binding.result
+        flight = self._in_flight
+        flight.pending.append((exec_, arguments))
+        flight.load += binding.load
+        if flight.load >= 1:
+            flight.mark()
 
     def _answer(self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]) -> Any:
         """Climb the ladder until a graph answers, or answer eagerly."""
@@ -259,7 +260,8 @@ class ExecPool:
                 exec_.put(binding, addresses)
                 exec_.launch()
                 self._counts.misses += missed
-                return self._launched(exec_, binding, True, arguments)
+                self._launched(exec_, binding, True, arguments)
+                return binding.result
             assert decision.reason is not None
             self._policy.requests += 1
             self._policy.state(request.key).eager += 1
@@ -312,7 +314,7 @@ class ExecPool:
         with self._lock:
             us = (time.perf_counter_ns() - begin) / 1e3
             self._counts.step(Step.EAGER, request.key, us)
-            self._in_flight.keep(arguments)
+            self._in_flight.keep(arguments, sum(info.nbytes for info in request.infos.values()))
         return result
 
     def _look(self, arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from graphkit.cost_model import Move
 from graphkit.in_flight import InFlight
@@ -22,14 +24,22 @@ _REMEMBERED = 4096
 
 
 class _Route:
-    """From one bucket to another: what differs, the way that is taken, and how often it was."""
+    """From one bucket to another: what differs, the way that is taken, and how often it was.
 
-    __slots__ = ("changes", "moves", "way")
+    Attributes:
+        changes: what differs.
+        way: the way that is taken.
+        moves: how often it was.
+        setters: for each exec, the calls that take it there by nodes.
+    """
+
+    __slots__ = ("changes", "moves", "setters", "way")
 
     def __init__(self, changes: Changes) -> None:
         self.changes = changes
         self.way = Move.UPDATE
         self.moves = 0
+        self.setters: dict[PoolExec, Sequence[Callable[[], Any]]] = {}
 
 
 class PoolExecs:
@@ -111,7 +121,9 @@ class PoolExecs:
             route.way = self._choose(route, made)
         route.moves += 1
         by_nodes = route.way is Move.NODES
-        setters = exec_.setters(made, route.changes.places) if by_nodes else ()
+        setters = route.setters.get(exec_) if by_nodes else ()
+        if setters is None:
+            setters = route.setters[exec_] = exec_.setters(made, route.changes.places)
         begin = time.perf_counter_ns()
         try:
             if by_nodes:
@@ -139,6 +151,8 @@ class PoolExecs:
 
     def _close(self, number: int) -> None:
         exec_ = self._execs.pop(number)
+        for route in self._routes.values():
+            route.setters.pop(exec_, None)
         runtime = exec_.exec.runtime
         free = runtime.mem_get_info()[0]
         exec_.close()

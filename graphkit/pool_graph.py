@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from graphkit.arrays import ArrayInfo
 from graphkit.device_array import DeviceArray, contiguous_strides
 from graphkit.graph import Graph
+from graphkit.in_flight import InFlight
 from graphkit.kernel import Kernel
 from graphkit.pool_policy import KeyState
 from graphkit.retarget import GraphValues
@@ -77,13 +78,14 @@ class Binding:
         state: what the policy counts for the key.
         launches: requests that were answered through it.
         sets: those whose arrays had moved.
+        load: what a launch adds to the batch of those in flight.
         elements: elements of a request's arrays.
         padded_elements: the same in the bucket's shape.
     """
 
     __slots__ = (
-        "blocks", "count", "elements", "graph", "launches", "mask", "padded_elements", "result",
-        "sets", "state", "words",
+        "blocks", "count", "elements", "graph", "launches", "load", "mask", "padded_elements",
+        "result", "sets", "state", "words",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +118,7 @@ class Binding:
         self.blocks = tuple(blocks)
         self.words = tuple(words)
         self.result = None if graph.returned is None else graph.returned.cut(extents)
+        self.load = InFlight.load_of(sum(info.nbytes for info in infos.values()))
         self.elements = sum(prod(info.shape) for info in infos.values())
         self.padded_elements = sum(item.memory.size for item in graph.staged.values())
 

@@ -141,20 +141,26 @@ class Counts:
         self.updates: Counter[str] = Counter()
         self.misses = 0
         self._samples: dict[Step, list[int]] = {Step.LAUNCH: [0, 0], Step.SET: [0, 0]}
-        self._steps: dict[Step, list[float]] = {}
-        self._warm: dict[Step, list[float]] = {}
+        self._steps: dict[Step, list[float]] = {step: [0, 0.0] for step in Step}
+        self._warm: dict[Step, list[float]] = {step: [0, 0.0] for step in Step}
         self._keys: dict[Signature, _KeyCounts] = {}
         # Of bindings that were forgotten.
         self._launches = self._sets = self._elements = self._padded_elements = 0
 
     def step(self, step: Step, key: Signature, us: float, *, warm: bool = False) -> None:
         """Count a rung that a request, or ``warm()``, took."""
-        totals = (self._warm if warm else self._steps).setdefault(step, [0, 0.0])
+        totals = (self._warm if warm else self._steps)[step]
         totals[0] += 1
         totals[1] += us
-        of_key = self._keys.setdefault(key, _KeyCounts())
+        of_key = self._of(key)
         of_key.counts[step] += 1
         of_key.microseconds += us
+
+    def _of(self, key: Signature) -> _KeyCounts:
+        found = self._keys.get(key)
+        if found is None:
+            found = self._keys[key] = _KeyCounts()
+        return found
 
     def sample(self, step: Step, nanoseconds: int) -> None:
         """Note what a single launch took, or a launch and the changes before it."""
@@ -164,7 +170,7 @@ class Counts:
 
     def note(self, what: str, key: Signature) -> None:
         """Count something else that happened to a key, such as ``"evictions"``."""
-        self._keys.setdefault(key, _KeyCounts()).counts[what] += 1
+        self._of(key).counts[what] += 1
 
     def forget(self, binding: Binding) -> None:
         """Take over what a binding counted, before it is dropped."""
@@ -239,5 +245,5 @@ def _by_step(totals: Mapping[Step, list[float]]) -> dict[Step, StepStats]:
     return {
         step: StepStats(int(totals[step][0]), totals[step][1] / 1e3)
         for step in Step
-        if step in totals
+        if totals[step][0]
     }

@@ -9,9 +9,9 @@ from math import inf
 
 __all__ = ["CostModel", "Move"]
 
-# Times that the dearer of two ways to move an exec is tried where they are close, and the moves
-# between two tries later on, for each time that it is dearer.
-_TRIES, _SELDOM = 3, 30
+# Between two tries of the dearer of two ways to move an exec, the other one takes so many times as
+# long in all: at first, and after so many tries.
+_SOON, _SELDOM, _TRIES = 3, 30, 3
 
 
 class Move(StrEnum):
@@ -94,18 +94,17 @@ class CostModel:
     def cheaper(self, topology: Hashable, total: int, changed: int) -> Move:
         """Choose how to move an exec.
 
-        The way that seems dearer is tried a few times where it is predicted to take less than
-        twice as long, and from then on whenever that costs a thirtieth of the moves since: neither
-        a wrong prediction nor a disturbance is believed for ever.
+        The way that seems dearer is tried whenever that costs a third of the moves since it was
+        tried last, and after a few times a thirtieth: neither a wrong prediction nor a disturbance
+        is believed for ever.
         """
         ways = self._ways(topology, changed)
         costs = {move: self.cost(topology, total, changed, move) for move in Move}
         best, other = sorted(Move, key=costs.__getitem__)
         if ways[best].count <= 1:
             return best
-        close = self._predict(total, changed, other) < 2 * costs[best]
-        due = ways[other].unused * costs[best] > _SELDOM * costs[other]
-        return other if due or (close and ways[other].count < _TRIES) else best
+        share = _SELDOM if ways[other].count >= _TRIES else _SOON
+        return other if ways[other].unused * costs[best] > share * costs[other] else best
 
 
 def _untimed() -> dict[Move, _Timed]:

@@ -502,7 +502,8 @@ class PoolPolicy(Generic[Key]):
 
     def _fits(self, nbytes: int, nodes: int, without: list[int] | None = None) -> bool:
         """Return whether arenas and an exec of so many nodes fit, without some other execs."""
-        change = self._memory.change(nodes, self._nodes_of(without or []))
+        closed = without or []
+        change = self._memory.change(nodes, self._nodes_of(closed), len(closed))
         # What CUDA keeps anyway may be used again.
         return (not nbytes and change <= 0) or self._within(nbytes + change)
 

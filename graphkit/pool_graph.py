@@ -14,7 +14,7 @@ from graphkit.kernel import Kernel
 from graphkit.pool_policy import KeyState
 from graphkit.retarget import GraphValues
 from graphkit.returned import Returned
-from graphkit.runtime.protocol import Dim3, NodeType
+from graphkit.runtime.protocol import Dim3
 from graphkit.signature import Signature
 from graphkit.staging import COPY_PADDED, CopyTemplate, PaddedCopy, templates
 from graphkit.topology import topology_of
@@ -221,13 +221,10 @@ class PoolGraph:
         """
         graph.owners.append(self.staged)
         self.graph, self.returned = graph, returned
+        self.values = GraphValues(graph)
         functions = {kernel.function(graph.runtime) for kernel in COPY_PADDED.values()}
-        places = [
-            place
-            for place, node in enumerate(graph.nodes)
-            if node.type is NodeType.KERNEL
-            and graph.runtime.graph_kernel_node_get_params(node.ptr).function in functions
-        ]
+        nodes = range(len(self.values.kinds))
+        places = [place for place in nodes if self.values.function(place) in functions]
         if len(places) != len(copies):
             raise ValueError(
                 f"fn: expected a function without an exec pool of its own, came {len(places)} "
@@ -237,7 +234,6 @@ class PoolGraph:
             StagingNode(place, item.template.kernel, item.template.grid, item.template.block)
             for place, item in zip(places, copies, strict=True)
         )
-        self.values = GraphValues(graph)
         topology = topology_of(graph)
         self.nodes, self.unshareable = topology.nodes, topology.unshareable
         self.topology = object() if topology.unshareable else (topology.key, tuple(places))

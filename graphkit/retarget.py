@@ -122,6 +122,11 @@ class GraphValues:
             pointers[word : word + len(table)] = array("Q", table)
             begin, word = begin + _padded(len(raw)), word + len(table)
 
+    def function(self, place: int) -> int:
+        """Return the function of a kernel node, 0 for any other."""
+        held = self.held[place]
+        return held.function if isinstance(held, _Kernel) else 0
+
     def params(self, place: int) -> object:
         """Return the parameters of a node; arguments are in memory that lives with this object."""
         held = self.held[place]

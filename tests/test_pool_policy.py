@@ -190,6 +190,17 @@ def test_the_exec_that_is_moved_is_the_one_whose_key_is_asked_for_least():
     assert {*pool.execs.values()} == {often, other}
 
 
+def test_the_exec_that_serves_many_keys_is_moved_and_not_one_that_serves_a_single_key():
+    pool = Pool(max_execs=2)
+    dedicated = key("a", 0)
+    pool.place(dedicated)
+    pool.place(key("a", 1))
+    pool.hit(dedicated, 30)
+    for which in range(2, 100):
+        pool.ask(key("a", which))
+    assert dedicated in pool.execs.values()
+
+
 def test_a_key_moved_by_a_shared_exec_is_asked_for_as_often_as_it_was_before():
     pool = Pool(max_execs=1)
     first, second = key("a", 0), key("a", 1)
@@ -410,6 +421,17 @@ def test_a_formerly_hot_key_ages_away():
     assert asked > 100
 
 
+@pytest.mark.parametrize("at_a_time", [100, 3_000, 100_000])
+def test_of_requests_without_end_the_last_count(at_a_time):
+    """The sum of a half for each 10,000 requests ago, however often that is seen to."""
+    pool = Pool()
+    pool.ask(A)
+    for _ in range(100_000 // at_a_time):
+        pool.hit(A, at_a_time)
+        pool.policy.state(B)
+    assert pool.policy.keys[A].weight == pytest.approx(14_427, rel=0.1)
+
+
 def test_two_keys_asked_for_in_turn_do_not_drive_each_other_out():
     pool = Pool(memory_budget=ONE)
     for _ in range(3000):
@@ -607,6 +629,17 @@ def test_without_room_a_key_goes_on_with_the_execs_of_others():
         pool.ask(key("a", 0))
         assert pool.ask(key("a", 1))[-2:] == [Step.RETARGET, Step.LAUNCH]
     assert pool.counts["evictions"] == 0
+
+
+def test_no_exec_of_its_topology_is_closed_to_make_one():
+    pool = Pool(max_execs=2)
+    pool.move_us = 1e6
+    pool.place(key("a", 0))
+    pool.place(key("a", 1))
+    for which in (2, 0, 1, 0, 1):
+        pool.ask(key("a", which))
+    pool.policy.state(key("a", 2)).eager += 50
+    assert pool.plan(key("a", 2)).step is Step.RETARGET
 
 
 def test_a_key_that_moves_have_cost_much_takes_the_place_of_an_exec_nobody_asks_for():

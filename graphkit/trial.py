@@ -100,9 +100,11 @@ class Trial:
     def times(self) -> Times | None:
         """Return how long both ways take on the device, None where nothing has a time."""
         try:
-            eager = min(
-                self._time(self._run_eagerly, self._capture.stream) for _ in range(_REPEATS)
-            )
+            # Requests that are in flight use the same staging memory.
+            with self._capture.in_stream_order():
+                eager = min(
+                    self._time(self._run_eagerly, self._capture.stream) for _ in range(_REPEATS)
+                )
             graph = min(self._time(self._launch, self._stream) for _ in range(_REPEATS))
         except NotSimulated:
             return None

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from heapq import nsmallest
+from heapq import heapify, heappop, heappush, nsmallest
 from math import inf, log
 from typing import Any, Generic, TypeVar
 
@@ -452,20 +452,22 @@ class PoolPolicy(Generic[Key]):
         self, idle: Callable[[int], bool], but: _Family | None = None, *, by_size: bool
     ) -> Iterator[tuple[float, int]]:
         """Yield (value, exec id) of the idle execs, those of least value first."""
-        left = {at: exec_ for at, exec_ in self._execs.items() if exec_.family is not but}
         gone: Counter[_Family] = Counter()
 
         def value(exec_id: int) -> float:
-            exec_ = left[exec_id]
+            exec_ = self._execs[exec_id]
             others = len(exec_.family.execs) - gone[exec_.family] - 1
             size = max(exec_.family.nodes, 1) if by_size else 1
             return exec_.hits * self._rebuild_us(exec_.family, others=others) / size
 
-        while left:
-            exec_id = min(left, key=value)
-            worth, family = value(exec_id), left.pop(exec_id).family
-            if idle(exec_id):
-                gone[family] += 1
+        heap = [(value(at), at) for at, exec_ in self._execs.items() if exec_.family is not but]
+        heapify(heap)
+        while heap:
+            worth, exec_id = heappop(heap)
+            if value(exec_id) > worth:  # the only one of its family by now
+                heappush(heap, (value(exec_id), exec_id))
+            elif idle(exec_id):
+                gone[self._execs[exec_id].family] += 1
                 yield worth, exec_id
 
     def surplus(self, more: int = 0) -> list[Key]:

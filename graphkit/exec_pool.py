@@ -107,7 +107,7 @@ class ExecPool:
         key: called with the arguments, returns what else the graphs depend on.
         memory_budget: device memory for arenas, graphs and execs, in bytes or as ``"256MiB"``.
         max_execs: most execs at a time.
-        max_graphs: most captured graphs, in host memory.
+        max_graphs: most captured graphs in host memory, besides those that execs hold.
         capture_after: requests of a bucket that are answered eagerly before it is captured; None
             leaves captures to :meth:`warm`.
         warmups: eager runs before a capture.
@@ -405,6 +405,7 @@ class ExecPool:
             for binding in request.bindings.values():
                 self._counts.forget(binding)
         self._requests.clear()
+        self._counts.prune(self._policy.keys)
         self._forget_bindings()
 
     def _forget_bindings(self) -> None:
@@ -424,8 +425,9 @@ class ExecPool:
         validate: bool | Tolerance = False,
         compare_speed: bool = True,
     ) -> WarmReport:
-        """Capture every bucket, the largest first, and make execs while the budget lasts.
+        """Capture every bucket, the largest first, and make an exec for each topology.
 
+        What the budget leaves room for beyond that is made for the buckets that are asked for.
         Each bucket is asked for once, with arrays of its size that begin with the example's
         elements and are filled up with the padding. Where both ways have a time, each is timed,
         and a bucket whose graph is slower than eager stays eager.
@@ -437,8 +439,8 @@ class ExecPool:
             seconds: stop before the next bucket once so much time has passed.
             progress: show a bar with size, milliseconds and free memory.
             validate: compare each graph with the eager run within a tolerance, at the bucket's
-                size and for a request that is padded to it; one that differs is quarantined as if
-                its capture had failed.
+                size and for a request that is padded to it; one that differs is told of as a
+                failure, and its bucket stays eager.
             compare_speed: time both ways.
 
         Returns:
@@ -503,8 +505,9 @@ class ExecPool:
         """Give a bucket's graph up again where it is wrong or does not pay."""
         if wrong:
             self._give_up(key)
+            self._policy.state(key).ineligible = wrong  # a capture of it would be wrong again
             self._failed(key, ValueError(wrong))
-            return Decision(Step.EAGER, reason=Reason.QUARANTINED, why=wrong), None
+            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=wrong), None
         times = trial.times() if compare_speed else None
         if times is not None and times.graph_us > times.eager_us:
             why = f"its graph takes {times.graph_us:.1f} us, eager {times.eager_us:.1f}"

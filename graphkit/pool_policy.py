@@ -24,7 +24,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 # The pool's requests after which what a key was asked for counts half, and how many may pass
 # before that is seen to.
-_HALF_LIFE, _AGEING = 10_000, 2_500
+_HALF_LIFE, _AGEING = 2_000, 500
 # What takes another's place must be worth more than so many times as much: of two that are asked
 # for about equally often, neither drives the other out.
 _MARGIN = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from graphkit.pool_graph import Binding
@@ -144,6 +144,7 @@ class Counts:
         self._steps: dict[Step, list[float]] = {step: [0, 0.0] for step in Step}
         self._warm: dict[Step, list[float]] = {step: [0, 0.0] for step in Step}
         self._keys: dict[Signature, _KeyCounts] = {}
+        self._gone: Counter[str] = Counter()  # of keys that were forgotten
         # Of bindings that were forgotten.
         self._launches = self._sets = self._elements = self._padded_elements = 0
 
@@ -171,6 +172,12 @@ class Counts:
     def note(self, what: str, key: Signature) -> None:
         """Count something else that happened to a key, such as ``"evictions"``."""
         self._of(key).counts[what] += 1
+
+    def prune(self, keys: Container[Signature]) -> None:
+        """Forget what single keys did that nobody remembers; it still counts in all."""
+        gone = [key for key in self._keys if key not in keys]
+        for key in gone:
+            self._gone.update(self._keys.pop(key).counts)
 
     def forget(self, binding: Binding) -> None:
         """Take over what a binding counted, before it is dropped."""
@@ -238,7 +245,7 @@ class Counts:
         )
 
     def _total(self, what: str) -> int:
-        return sum(of_key.counts[what] for of_key in self._keys.values())
+        return self._gone[what] + sum(of_key.counts[what] for of_key in self._keys.values())
 
 
 def _by_step(totals: Mapping[Step, list[float]]) -> dict[Step, StepStats]:

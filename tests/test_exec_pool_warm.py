@@ -205,11 +205,11 @@ def test_an_undeclared_write_is_found(runtime):
 
     with ExecPool(fn, BUCKETS, outputs=["y"], on_failure=failures.append) as pool:
         report = pool.warm(example(), validate=True)
-        assert [row.reason for row in report.rows] == [Reason.QUARANTINED] * 3
+        assert [row.reason for row in report.rows] == [Reason.INELIGIBLE] * 3
         assert "fn writes x, which is neither in outputs nor in inouts" in report.rows[0].why
         assert len(failures) == 3
         ask(pool, 5)
-        assert pool.stats().fallbacks == {Reason.QUARANTINED: 1}
+        assert pool.stats().fallbacks == {Reason.INELIGIBLE: 1}
         assert pool.stats().failures == 3
         assert "0 graphs, 0 execs" in repr(pool)
 
@@ -221,7 +221,7 @@ def test_a_function_that_does_another_thing_under_capture_is_found(runtime):
 
     with ExecPool(fn, BUCKETS, outputs=["y"]) as pool:
         report = pool.warm(example(), validate=True)
-        assert [row.reason for row in report.rows] == [None, Reason.QUARANTINED, None]
+        assert [row.reason for row in report.rows] == [None, Reason.INELIGIBLE, None]
         assert "y: the graph's result differs" in report.rows[1].why
         for n in (16, 8, 4):
             ask(pool, n)

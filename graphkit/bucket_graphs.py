@@ -126,15 +126,18 @@ class BucketGraphs:
         return Trial(self._capture, made, request.values, infos, launch, stream)
 
     def forget(self, key: Signature) -> PoolGraph:
-        """Give up a bucket's graph, which no exec may hold, and return it."""
-        made = self._graphs.pop(key)
-        made.close()
-        return made
+        """Give up a bucket's graph, which no exec may hold, and return it.
+
+        It is not closed: an exec that was made from it, and holds another now, finds its nodes by
+        those of this one. The last who knows it destroys it.
+        """
+        return self._graphs.pop(key)
 
     def close(self) -> None:
         """Give up all graphs and the staging memory."""
         self._closed = True
-        for key in list(self._graphs):
-            self.forget(key)
+        for made in self._graphs.values():
+            made.close()
+        self._graphs.clear()
         self._arenas.clear()
         self._capture.close()

@@ -221,6 +221,19 @@ def test_graphs_stay_as_many_as_allowed_however_many_keys_come(runtime):
         assert set(stats.fallbacks) <= {Reason.KEY_MISS, Reason.BUDGET}
 
 
+def test_an_exec_outlives_the_graph_that_it_was_made_from(runtime):
+    with ExecPool(add, BUCKETS, outputs=["y"], max_graphs=1, max_execs=1) as pool:
+        for a in (1.0, 2.0):  # the exec is made for the first, and moved to the second
+            for _ in range(30):
+                ask(pool, 5, a=a)
+        assert pool.stats().instantiates == 1
+        for number in range(3, 8):  # which drives the first one's graph out
+            for _ in range(100):
+                ask(pool, 5, number, a=float(number))
+        assert len(pool._graphs) <= 2
+        assert all(key.values != (("a", ("float", 1.0)),) for key in pool._graphs._graphs)
+
+
 def test_a_key_that_comes_again_and_again_gets_a_graph_though_all_are_taken(runtime):
     with ExecPool(add, BUCKETS, outputs=["y"], max_graphs=2) as pool:
         for a in (1.0, 2.0):

@@ -21,6 +21,7 @@ from graphkit import errors, statuses
 
 # The benchmarks are scripts: their folder is theirs to import from.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import exec_pool
 import launch_overhead
 import launch_setting
 import measure
@@ -273,24 +274,31 @@ def benchmarks(results: Path = RESULTS) -> str:
     files = sorted(path for path in found if not path.stem.startswith("gpu-suite"))
     for path in files:
         lines += [f"## {path.stem}: {path.parent.name}", "", measure.markdown(path)]
-        if path.stem == "launch_overhead":
-            lines += _budgets(path)
+        for floor, verdicts in _verdicts(path):
+            lines += _budgets(floor, verdicts)
     if not files:
         lines += ["No results yet.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _budgets(path: Path) -> Iterator[str]:
+def _verdicts(path: Path) -> Iterator[tuple[str, list[measure.Verdict]]]:
+    """Yield what a results file says of the budgets, by what they are multiples of."""
     _, rows = measure.read_results(path)
-    yield "**Budgets** (host us): what graphkit set out to reach, as a multiple of C."
+    if path.stem == "launch_overhead":
+        floor, own = launch_setting.FLOOR, launch_setting.OWN
+        yield floor, measure.judge(rows, launch_overhead.BUDGETS, floor=floor, own=own)
+    elif path.stem == "exec_pool":
+        yield from exec_pool.verdicts(rows).items()
+
+
+def _budgets(floor: str, verdicts: list[measure.Verdict]) -> Iterator[str]:
+    yield f"**Budgets**: what graphkit set out to reach, as a multiple of: {floor}."
     yield ""
-    yield "| what | C | best peer | graphkit | ratio | budget | met |"
+    yield f"| what | {floor} | best peer | graphkit | ratio | budget | met |"
     yield "|---|---:|---|---:|---:|---:|---|"
-    verdicts = measure.judge(
-        rows, launch_overhead.BUDGETS, floor=launch_setting.FLOOR, own=launch_setting.OWN
-    )
     for verdict in verdicts:
-        budget, peer = verdict.budget, f"{verdict.peer} {_three(verdict.peer_value)}"
+        budget = verdict.budget
+        peer = "" if verdict.peer is None else f"{verdict.peer} {_three(verdict.peer_value)}"
         limit = f"{budget.limit:.2f}" + (", ahead of peers" if budget.ahead_of_peers else "")
         met = {True: "yes", False: "no", None: ""}[verdict.met]
         cells = [budget.what, _three(verdict.floor), peer, _three(verdict.value)]

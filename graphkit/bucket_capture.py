@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from threading import local
 from typing import Any
 
 from graphkit.arrays import ArrayInfo, describe
 from graphkit.capture import capture
 from graphkit.frameworks import PrivateMemory, current_stream, view_like
+from graphkit.lattice import Lattice
 from graphkit.pool_graph import PoolGraph, alignment_of
 from graphkit.returned import Returned
 from graphkit.runtime.protocol import Runtime
-from graphkit.lattice import Lattice
 from graphkit.staging import launch
 from graphkit.stream import Event, Stream, stream_handle
 from graphkit.user_function import UserFunction
 
-__all__ = ["BucketCapture"]
+__all__ = ["BucketCapture", "refuse_pool_in_pool"]
+
+_thread = local()  # has a `depth` above 0 while this thread runs a pool's function for a capture
+
+
+def refuse_pool_in_pool() -> None:
+    """Raise when this thread runs a pool's function for a capture.
+
+    What another pool launches on its own stream would be missing in the graph.
+    """
+    if getattr(_thread, "depth", 0):
+        raise ValueError(
+            "fn: expected a function without an exec pool of its own, came a request to another "
+            "pool inside of it"
+        )
 
 
 class BucketCapture:
@@ -63,24 +78,32 @@ class BucketCapture:
             self._event.record(self.stream)
             self._runtime.stream_wait_event(stream_handle(self._launch_stream), self._event.ptr)
 
-    def copy_in(self, made: PoolGraph, infos: Sequence[ArrayInfo]) -> None:
+    def copy_in(self, made: PoolGraph, infos: Mapping[str, ArrayInfo]) -> None:
         """Copy a request's arrays into the staging memory, eagerly."""
         self._copy(made, infos, inward=True)
 
-    def _copy(self, made: PoolGraph, infos: Sequence[ArrayInfo], *, inward: bool) -> None:
-        for copies in made.copies(infos, alignment_of(info.ptr for info in infos)):
+    def _copy(self, made: PoolGraph, infos: Mapping[str, ArrayInfo], *, inward: bool) -> None:
+        for copies in made.copies(infos, alignment_of(info.ptr for info in infos.values())):
             if copies.inward is inward:
                 launch(copies.template, made.address_pairs(copies, infos), self.stream)
 
     def run(self, made: PoolGraph, values: Mapping[str, object]) -> Any:
         """Run the function eagerly on what is staged, and return what it returns."""
-        return self._fn({**values, **{item.name: item.array for item in made.staged}}, self.stream)
+        arrays = {name: item.array for name, item in made.staged.items()}
+        return self._call({**values, **arrays})
+
+    def _call(self, arguments: Mapping[str, object]) -> Any:
+        _thread.depth = getattr(_thread, "depth", 0) + 1
+        try:
+            return self._fn(arguments, self.stream)
+        finally:
+            _thread.depth -= 1
 
     def capture(
         self,
         made: PoolGraph,
         values: Mapping[str, object],
-        infos: Sequence[ArrayInfo],
+        infos: Mapping[str, ArrayInfo],
         sizes: Sequence[int],
     ) -> None:
         """Warm up, then capture; fills in the graph of a bucket.
@@ -88,7 +111,7 @@ class BucketCapture:
         Args:
             made: the bucket, with its staging memory.
             values: arguments that are no arrays.
-            infos: the request's arrays, which the warm-ups run on.
+            infos: the request's arrays by name, which the warm-ups run on.
             sizes: the bucket's size of each dimension.
 
         Raises:
@@ -101,7 +124,7 @@ class BucketCapture:
                 # What libraries keep for good, made by the first run, belongs to no graph.
                 with self.memory.allocating() if number else nullcontext():
                     self.run(made, values)
-        exact = [describe(item.memory) for item in made.staged]
+        exact = {name: describe(item.memory) for name, item in made.staged.items()}
         with (
             self.memory.allocating(),
             current_stream(self.stream),
@@ -113,7 +136,7 @@ class BucketCapture:
         if returned.arrays:
             with self.in_stream_order():
                 self._learn_axes(made, values, returned, sizes)
-        copies = made.copies(exact, alignment_of(info.ptr for info in exact))
+        copies = made.copies(exact, alignment_of(info.ptr for info in exact.values()))
         made.fill(graph, copies, None if returned.value is None else returned)
 
     def _learn_axes(
@@ -132,10 +155,10 @@ class BucketCapture:
             shapes = self._lattice.shapes_at(at, made.shapes)
             # The front of what is staged holds values that the function may be given, too.
             parts = {
-                item.name: view_like(item.array, item.memory.view(shapes[item.name], item.dtype))
-                for item in made.staged
+                name: view_like(item.array, item.memory.view(shapes[name], item.memory.dtype))
+                for name, item in made.staged.items()
             }
-            other = Returned(self._fn({**values, **parts}, self.stream))
+            other = Returned(self._call({**values, **parts}))
             returned.compare(other, dimension, size, smaller)
 
     def _smaller(self, dimension: int, size: int) -> int:
@@ -144,6 +167,7 @@ class BucketCapture:
         return max(smaller, default=max(size // 2, 1))
 
     def close(self) -> None:
-        """Let go of the stream; the memory stays with the graphs that use it."""
+        """Let go of stream and memory; whoever keeps the memory for launches lets go of it last."""
         self._event.close()
         self.stream.close()
+        del self.memory

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
-import numpy as np
-
 from graphkit.arena import Arena
 from graphkit.arrays import describe
 from graphkit.bucket_capture import BucketCapture
-from graphkit.lattice import Lattice
 from graphkit.frameworks import view_like
+from graphkit.lattice import Lattice
 from graphkit.pool_graph import PoolGraph, StagedArgument
-from graphkit.pool_request import Request
+from graphkit.pool_request import Request, Roles
 from graphkit.runtime.protocol import Runtime
 from graphkit.signature import Signature
 from graphkit.trial import Trial
@@ -28,9 +26,7 @@ class BucketGraphs:
         runtime: the pool's runtime.
         lattice: the pool's buckets.
         capture: captures the pool's function.
-        outputs: names of arguments that the function writes without reading them.
-        inouts: names of those that it reads and writes.
-        fill: by name what the padding becomes.
+        roles: what the pool was told about the function's arguments.
     """
 
     def __init__(
@@ -38,17 +34,15 @@ class BucketGraphs:
         runtime: Runtime,
         lattice: Lattice,
         capture: BucketCapture,
-        outputs: frozenset[str],
-        inouts: frozenset[str],
-        fill: Mapping[str, object],
+        roles: Roles,
     ) -> None:
         self._runtime = runtime
         self._lattice = lattice
         self._capture = capture
-        self._outputs, self._inouts = outputs, inouts
-        self._fill = fill
+        self._roles = roles
         self._arenas: dict[str, Arena] = {}
         self._graphs: dict[Signature, PoolGraph] = {}
+        self._closed = False
 
     def __contains__(self, key: Signature) -> bool:
         return key in self._graphs
@@ -67,7 +61,7 @@ class BucketGraphs:
     @property
     def private_bytes(self) -> int:
         """Bytes that the function allocated for itself under capture."""
-        return self._capture.memory.nbytes
+        return 0 if self._closed else self._capture.memory.nbytes
 
     @property
     def owners(self) -> list[object]:
@@ -87,7 +81,7 @@ class BucketGraphs:
     def capture(self, request: Request, arguments: Mapping[str, object]) -> PoolGraph:
         """Capture the graph of a request's bucket, warming up on the request's arrays."""
         made = PoolGraph(request.key, self._stage(request, arguments))
-        infos = [describe(arguments[name], name) for name in request.infos]
+        infos = {name: describe(arguments[name], name) for name in request.infos}
         self._capture.capture(made, request.values, infos, request.fit.sizes)
         self._graphs[request.key] = made
         return made
@@ -101,15 +95,14 @@ class BucketGraphs:
             arena = self._arenas.setdefault(name, Arena(self._runtime))
             memory = arena.reserve(self._largest(request, name))
             part = memory.view(request.fit.shapes[name], info.dtype)
-            fill = np.asarray(self._fill.get(name, 0)).astype(info.dtype).tobytes()
             staged.append(
                 StagedArgument(
                     name,
                     part,
                     view_like(arguments[name], part),
-                    fill,
-                    reads=name not in self._outputs,
-                    writes=name in self._outputs or name in self._inouts,
+                    self._roles.fill_of(name, info.dtype),
+                    reads=self._roles.reads(name),
+                    writes=self._roles.writes(name),
                 )
             )
         return tuple(staged)
@@ -128,19 +121,23 @@ class BucketGraphs:
         stream: object,
     ) -> Trial:
         """Return what runs a captured bucket both ways on a request's arrays."""
-        infos = [describe(arguments[name], name) for name in request.infos]
+        infos = {name: describe(arguments[name], name) for name in request.infos}
         made = self._graphs[request.key]
         return Trial(self._capture, made, request.values, infos, launch, stream)
 
     def forget(self, key: Signature) -> PoolGraph:
-        """Give up a bucket's graph, which no exec may hold, and return it."""
-        made = self._graphs.pop(key)
-        made.close()
-        return made
+        """Give up a bucket's graph, which no exec may hold, and return it.
+
+        It is not closed: an exec that was made from it, and holds another now, finds its nodes by
+        those of this one. The last who knows it destroys it.
+        """
+        return self._graphs.pop(key)
 
     def close(self) -> None:
         """Give up all graphs and the staging memory."""
-        for key in list(self._graphs):
-            self.forget(key)
+        self._closed = True
+        for made in self._graphs.values():
+            made.close()
+        self._graphs.clear()
         self._arenas.clear()
         self._capture.close()

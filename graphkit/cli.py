@@ -134,7 +134,14 @@ def _show(value: object) -> str:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "def ",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The text to continue; repeated, the texts are served at once through an exec "
+            "pool.",
+            show_default="def ",
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(help="How many tokens to append.")] = 64,
     build: Annotated[
         BuildChoice, typer.Option(help="How the decode step is made that writes the text.")
@@ -160,10 +167,27 @@ def generate(
         # The only place that knows of the kernels: graphkit itself never imports them.
         from graphkit.kernels import llama
 
+        model = llama.BUNDLED_MODEL if model is None else model
+        prompts = prompt or ["def "]
+        if len(prompts) > 1:
+            for what, refused in (
+                ("build", build is not BuildChoice.CAPTURE),
+                ("temperature", temperature != 0.0),
+                ("top-k", top_k != 0),
+                ("top-p", top_p != 1.0),
+            ):
+                if refused:
+                    raise ValueError(
+                        f"{what}: expected the default with several prompts, since "
+                        "they are captured and take the likeliest tokens"
+                    )
+            _serve(model, prompts, tokens, compare)
+            return
         on_device = chosen.name == "cuda"
+        text = prompts[0]
         pieces = llama.generate(
-            llama.BUNDLED_MODEL if model is None else model,
-            prompt,
+            model,
+            text,
             tokens,
             build=build.value,
             temperature=temperature,
@@ -173,7 +197,7 @@ def generate(
             compare=compare,
             timed=on_device,
         )
-        typer.echo(_printable(prompt), nl=False)
+        typer.echo(_printable(text), nl=False)
         summary: Any = None
         for piece in pieces:
             if isinstance(piece, str):
@@ -191,6 +215,47 @@ def generate(
             verdict = "yes" if summary.same_tokens else "no"
             typer.echo(f"same tokens from all builds: {verdict}")
         if summary.same_tokens is False:
+            raise typer.Exit(2)
+
+
+def _serve(model: Path, prompts: list[str], tokens: int, compare: bool) -> None:
+    """Let the model continue several texts at once, and show what the exec pool did."""
+    import graphkit as gk
+    from graphkit.kernels import llama
+    from graphkit.pool_table import stats_table
+
+    stats: list[gk.PoolStats] = []
+
+    @contextmanager
+    def pooled(decoder: Any) -> Iterator[gk.ExecPool]:
+        batch = gk.Buckets.powers_of_two(decoder.max_batch)
+        names = ("tokens", "positions", "slots", "next_tokens")
+        with gk.ExecPool(
+            decoder.step,
+            dict.fromkeys(names, batch),
+            outputs=["next_tokens"],
+            fill=decoder.padding,
+        ) as pool:
+            yield pool
+            stats.append(pool.stats())
+
+    served = llama.serve(model, prompts, tokens, prepare=pooled, compare=compare)
+    table = _table("prompt", "tokens", "finished", "steps")
+    same: list[bool | None] = []
+    for item in served:
+        if not isinstance(item, llama.Served):
+            continue  # pieces of several texts would be told apart by nobody
+        typer.echo(_printable(prompts[item.prompt] + item.text) + "\n")
+        steps = f"{item.steps.start} to {item.steps.stop - 1}"
+        table.add_row(str(item.prompt), str(len(item.tokens)), item.finished, steps)
+        same.append(item.same_tokens)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+    console.print(stats_table(stats[0]))
+    if compare:
+        typer.echo(f"same tokens as each prompt alone: {'yes' if all(same) else 'no'}")
+        if not all(same):
             raise typer.Exit(2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,30 +13,34 @@ from threading import RLock
 from typing import Any
 
 from graphkit.arrays import is_array
-from graphkit.bucket_capture import BucketCapture
+from graphkit.bucket_capture import BucketCapture, refuse_pool_in_pool
 from graphkit.bucket_graphs import BucketGraphs
 from graphkit.buckets import Buckets
+from graphkit.cost_model import Move
 from graphkit.errors import FallbackError, refuse_closed
-from graphkit.frameworks import fingerprint
+from graphkit.frameworks import FINGERPRINTS, fingerprint
 from graphkit.in_flight import InFlight
 from graphkit.lattice import Lattice
+from graphkit.lifetime import live_captures, thread_captures
 from graphkit.pool_exec import PoolExec
 from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
 from graphkit.pool_manifest import Manifest
-from graphkit.pool_policy import Decision, Move, PoolPolicy, Reason, Step
-from graphkit.pool_request import Request, RequestReader
-from graphkit.pool_stats import Counts, KeyStats, PoolMemory, PoolStats, StepStats
+from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
+from graphkit.pool_request import Request, RequestReader, Roles
+from graphkit.pool_stats import Counts, PoolMemory, PoolStats
 from graphkit.pool_warm import WarmProgress, WarmReport, WarmRequest, WarmRow, requests_of
 from graphkit.runtime import current
 from graphkit.runtime.protocol import CaptureStatus, Runtime
 from graphkit.signature import Signature, typed_value
 from graphkit.stream import Stream, runtime_of, stream_handle
-from graphkit.trial import Times, Tolerance, Trial
+from graphkit.trial import Times, Tolerance, Trial, answers, first_difference
 from graphkit.user_function import UserFunction
 
 __all__ = ["ExecPool", "Failure", "Plan"]
 
+# One launch in 64 of a shape is timed.
+_SAMPLED = 63
 # Shapes of requests that a pool remembers before it starts anew.
 _REMEMBERED = 4096
 
@@ -102,7 +107,7 @@ class ExecPool:
         key: called with the arguments, returns what else the graphs depend on.
         memory_budget: device memory for arenas, graphs and execs, in bytes or as ``"256MiB"``.
         max_execs: most execs at a time.
-        max_graphs: most captured graphs, in host memory.
+        max_graphs: most captured graphs in host memory, besides those that execs hold.
         capture_after: requests of a bucket that are answered eagerly before it is captured; None
             leaves captures to :meth:`warm`.
         warmups: eager runs before a capture.
@@ -132,37 +137,57 @@ class ExecPool:
         on_failure: Callable[[Failure], None] | None = None,
         stream: object | None = None,
     ) -> None:
-        outputs, inouts, fill = frozenset(outputs), frozenset(inouts), dict(fill or {})
+        # Whatever may be refused comes before the first handle.
+        _check_callable("key", key)
+        _check_callable("on_failure", on_failure)
         self._fn = UserFunction(fn)
-        self._lattice = lattice = Lattice(buckets or {})
-        self._fill = fill
-        names = {"outputs": outputs, "inouts": inouts, "fill": fill}
-        self._reader = RequestReader(self._fn, lattice, names, key)
+        self._lattice = lattice = Lattice({} if buckets is None else buckets)
+        self._roles = Roles(outputs, inouts, {} if fill is None else fill)
+        self._reader = RequestReader(self._fn, lattice, self._roles, key)
+        self._key = key
         self._strict = strict
         self._on_failure = on_failure
-        self.runtime: Runtime = current() if stream is None else runtime_of(stream)
-        self.stream = Stream(runtime=self.runtime) if stream is None else stream
-        self.enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
-        self._policy = PoolPolicy(
+        self._policy = PoolPolicy[Signature](
             memory_budget=parse_bytes(memory_budget),
             max_execs=max_execs,
             max_graphs=max_graphs,
             capture_after=capture_after,
         )
+        _check_warmups(warmups)
         self._counts = Counts()
+        self.runtime: Runtime = current() if stream is None else runtime_of(stream)
+        self.stream = Stream(runtime=self.runtime) if stream is None else stream
         self._in_flight = InFlight(self.runtime, stream_handle(self.stream))
         self._execs = PoolExecs(self._policy, self._counts, self._in_flight, self.stream)
         capture = BucketCapture(self._fn, lattice, self.runtime, self.stream, warmups)
-        self._graphs = BucketGraphs(self.runtime, lattice, capture, outputs, inouts, fill)
+        self._graphs = BucketGraphs(self.runtime, lattice, capture, self._roles)
         self._lock = RLock()
         self._closed = False
+        self._enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
         self._requests: dict[Hashable, Request] = {}
         self._bindings: dict[Hashable, Binding] = {}
         self._errors: dict[Signature, Exception] = {}
+        # The shape of the last request: one that is the same needs no dictionary.
+        self._last_seen: list[Hashable] = []
+        self._last: Binding | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether graphs are used; False at first where GRAPHKIT_DISABLE is set in the environment.
+
+        While it is False every request runs eagerly.
+        """
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        with self._lock:
+            self._enabled = bool(enabled)
+            self._forget_bindings()
 
     # --- a request -------------------------------------------------------------------------------
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, /, **arguments: Any) -> Any:
         """Answer a request: by a graph where one can, eagerly where none can.
 
         Args:
@@ -175,52 +200,72 @@ class ExecPool:
             TypeError, ValueError: arguments that ``fn`` or the buckets do not take.
             FallbackError: no graph can answer, and the pool is ``strict``.
         """
-        seen, addresses = _look(arguments)
+        # Written out rather than called, as all that every request passes through.
+        seen: list[Hashable] = [*arguments]
+        addresses: list[int] = []
+        for value in arguments.values():
+            look = _LOOKS.get(type(value))
+            if look is None:
+                seen, addresses = _look(arguments)
+                break
+            address, shape = look(value, "arguments")
+            addresses.append(address)
+            seen.append(shape)
+        if self._key is not None:  # asked each time: what it looks at may be no argument
+            seen.append(typed_value(self._key(**arguments), "key"))
         with self._lock:
-            binding = self._bindings.get(seen)
-            if binding is not None:
+            binding = self._last if seen == self._last_seen else self._bindings.get(tuple(seen))
+            if binding is not None and not live_captures:
                 exec_ = binding.graph.exec
                 if exec_ is not None:
-                    bits = 0
-                    for address in addresses:
-                        bits |= address
-                    if not bits & binding.mask:
-                        return self._launch(exec_, binding, addresses, arguments)
-        return self._answer(seen, addresses, arguments)
+                    sampled = not binding.launches & _SAMPLED
+                    begin = time.perf_counter_ns() if sampled else 0
+                    if exec_.put(binding, addresses):
+                        exec_.launch()
+                        self._last_seen, self._last = seen, binding
+                        # The exec took the list over where an address in it was new.
+                        moved = exec_.addresses is addresses
+                        if sampled:
+                            step = Step.SET if moved else Step.LAUNCH
+                            self._counts.sample(step, time.perf_counter_ns() - begin)
+                        self._launched(exec_, binding, moved, arguments)
+                        return binding.result
+        return self._answer(tuple(seen), addresses, arguments)
 
-    def _launch(
-        self,
-        exec_: PoolExec,
-        binding: Binding,
-        addresses: list[int],
-        arguments: Mapping[str, object],
-    ) -> Any:
-        """Launch for a request and count it: the hot path."""
-        if exec_.put(binding, addresses):
-            binding.sets += 1
-        exec_.launch()
+    def _launched(
+        self, exec_: PoolExec, binding: Binding, moved: bool, arguments: Mapping[str, object]
+    ) -> None:
+        """Count a launch, and keep what it uses."""
         binding.launches += 1
+        binding.sets += moved
         binding.state.launches += 1
         self._policy.requests += 1
-        pending = self._in_flight.pending
-        pending.append((exec_, arguments))
-        if len(pending) >= InFlight.full:
-            self._in_flight.mark()
-        return binding.result
+        flight = self._in_flight
+        flight.pending.append((exec_, arguments))
+        flight.load += binding.load
+        if flight.load >= 1:
+            flight.mark()
 
-    def _answer(
-        self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]
-    ) -> Any:
+    def _answer(self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]) -> Any:
         """Climb the ladder until a graph answers, or answer eagerly."""
+        refuse_pool_in_pool()
         with self._lock:
             request = self._request(seen, arguments)
+            missed = request.key not in self._graphs
             decision = self._climb(request, arguments)
             if decision.step is Step.LAUNCH:
                 binding = self._bind(request, seen, addresses)
-                assert binding.graph.exec is not None
-                return self._launch(binding.graph.exec, binding, addresses, arguments)
+                exec_ = binding.graph.exec
+                assert exec_ is not None
+                exec_.put(binding, addresses)
+                exec_.launch()
+                self._counts.misses += missed
+                self._launched(exec_, binding, True, arguments)
+                return binding.result
+            assert decision.reason is not None
             self._policy.requests += 1
             self._policy.state(request.key).eager += 1
+            self._counts.fallbacks[decision.reason] += 1
         return self._run_eagerly(decision, request, arguments)
 
     def _climb(
@@ -231,6 +276,10 @@ class ExecPool:
             decision = self._decide(request, warm=warm)
             if decision.step is Step.LAUNCH or decision.step is Step.EAGER:
                 return decision
+            if decision.close:
+                for number in decision.close:
+                    self._execs.evict(number)
+                continue  # what that gave back is known only now
             begin = time.perf_counter_ns()
             try:
                 self._take(decision, request, arguments)
@@ -239,27 +288,41 @@ class ExecPool:
             else:
                 us = (time.perf_counter_ns() - begin) / 1e3
                 self._counts.step(decision.step, request.key, us, warm=warm)
+                if decision.step is not Step.CAPTURE and self._graphs[request.key].exec is not None:
+                    return Decision(Step.LAUNCH)
 
     def _decide(self, request: Request, *, warm: bool = False) -> Decision:
-        return self._refusal(request) or self._policy.decide(
+        decision = self._refusal(request) or self._policy.decide(
             request.key, self._execs.idle, self._graphs.growth(request), warm=warm
         )
+        if decision.step in (Step.CAPTURE, Step.INSTANTIATE) and thread_captures():
+            # cudaMalloc and cudaGraphInstantiate would end that capture.
+            why = "this thread captures another stream now, and no graph is ready"
+            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why)
+        return decision
 
     def _run_eagerly(
-        self, decision: Decision, request: _Request, arguments: Mapping[str, object]
+        self, decision: Decision, request: Request, arguments: Mapping[str, object]
     ) -> Any:
-        assert decision.reason is not None
-        self._counts.fallbacks[decision.reason] += 1
         if self._strict:
-            cause = self._errors.get(request.key)
+            assert decision.reason is not None
+            # Not kept: its frames know the arrays of the request, and this pool.
+            cause = self._errors.pop(request.key, None)
             raise FallbackError(decision.reason, decision.why, str(request.key)) from cause
         begin = time.perf_counter_ns()
         result = self._fn(arguments, self.stream)
         with self._lock:
             us = (time.perf_counter_ns() - begin) / 1e3
             self._counts.step(Step.EAGER, request.key, us)
-            self._in_flight.keep(arguments)
+            self._in_flight.keep(arguments, sum(info.nbytes for info in request.infos.values()))
         return result
+
+    def _look(self, arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
+        """Return what a request is looked up by, and its addresses, as its call finds them."""
+        seen, addresses = _look(arguments)
+        if self._key is not None:
+            seen.append(typed_value(self._key(**arguments), "key"))
+        return tuple(seen), addresses
 
     def _request(self, seen: Hashable, arguments: Mapping[str, object]) -> Request:
         """Return what is known of a shape of request, looking at it the first time."""
@@ -274,7 +337,7 @@ class ExecPool:
 
     def _refusal(self, request: Request) -> Decision | None:
         """Return why no graph may answer, as far as the request itself and the stream say."""
-        if not self.enabled:
+        if not self._enabled:
             return Decision(Step.EAGER, reason=Reason.DISABLED, why="graphs are turned off")
         if request.fit.reason is not None:
             return Decision(Step.EAGER, reason=Reason(request.fit.reason), why=request.fit.detail)
@@ -286,12 +349,15 @@ class ExecPool:
 
     def _take(self, decision: Decision, request: Request, arguments: Mapping[str, object]) -> None:
         """Take a rung of the ladder above a plain launch."""
-        for number in decision.close:
-            self._execs.evict(number)
         if decision.step is Step.CAPTURE:
-            made = self._graphs.capture(request, arguments)
+            try:
+                made = self._graphs.capture(request, arguments)
+            finally:
+                # A capture that fails leaves the arenas that it let grow.
+                self._policy.arena_bytes = self._graphs.arena_bytes + self._graphs.private_bytes
             self._policy.captured(request.key, made.topology, made.nodes)
-            self._policy.arena_bytes = self._graphs.arena_bytes + self._graphs.private_bytes
+            for number in self._policy.over_budget(self._execs.idle):
+                self._execs.evict(number)
             for key in self._policy.surplus():
                 self._forget(key)
         elif decision.step is Step.INSTANTIATE:
@@ -306,16 +372,19 @@ class ExecPool:
         binding = request.bindings.get(alignment)
         if binding is None:
             made, state = self._graphs[request.key], self._policy.state(request.key)
-            infos = tuple(request.infos.values())
-            binding = Binding(made, infos, request.fit.extents, alignment, state)
+            binding = Binding(
+                made, request.infos, request.names, request.fit.extents, alignment, state
+            )
             request.bindings[alignment] = binding
+        self._requests.setdefault(seen, request)  # its capture may have let go of all shapes
         self._bindings[seen] = binding
         return binding
 
     def _failed(self, key: Signature, error: Exception) -> None:
         """Quarantine a key, and tell whoever wants to know."""
         self._counts.note("failures", key)
-        self._errors[key] = error
+        if self._strict:
+            self._errors[key] = error
         seconds = self._policy.failed(key)
         if self._on_failure is not None:
             failures = self._policy.state(key).failures
@@ -336,7 +405,13 @@ class ExecPool:
             for binding in request.bindings.values():
                 self._counts.forget(binding)
         self._requests.clear()
+        self._counts.prune(self._policy.keys)
+        self._forget_bindings()
+
+    def _forget_bindings(self) -> None:
+        """Let every shape of request be looked at again."""
         self._bindings.clear()
+        self._last_seen, self._last = [], None
 
     # --- before the first request ----------------------------------------------------------------
 
@@ -350,8 +425,9 @@ class ExecPool:
         validate: bool | Tolerance = False,
         compare_speed: bool = True,
     ) -> WarmReport:
-        """Capture every bucket, the largest first, and make execs while the budget lasts.
+        """Capture every bucket, the largest first, and make an exec for each topology.
 
+        What the budget leaves room for beyond that is made for the buckets that are asked for.
         Each bucket is asked for once, with arrays of its size that begin with the example's
         elements and are filled up with the padding. Where both ways have a time, each is timed,
         and a bucket whose graph is slower than eager stays eager.
@@ -362,8 +438,9 @@ class ExecPool:
                 what they were worth, and are all that is captured when there is no example.
             seconds: stop before the next bucket once so much time has passed.
             progress: show a bar with size, milliseconds and free memory.
-            validate: compare each graph with the eager run within a tolerance; one that differs
-                is quarantined as if its capture had failed.
+            validate: compare each graph with the eager run within a tolerance, at the bucket's
+                size and for a request that is padded to it; one that differs is told of as a
+                failure, and its bucket stays eager.
             compare_speed: time both ways.
 
         Returns:
@@ -373,6 +450,11 @@ class ExecPool:
             ValueError: without an example or a manifest, or for a file that is no manifest of this
                 function's.
         """
+        if self._closed:
+            refuse_closed("pool")
+        status = self.runtime.stream_is_capturing(stream_handle(self.stream))
+        if thread_captures() or status is not CaptureStatus.NONE:
+            raise ValueError("stream: expected no capture while a pool warms up, came a live one")
         begin = time.monotonic()
         tolerance = Tolerance() if validate is True else validate or None
         entries = [] if manifest is None else Manifest.load(manifest, self._fn.name).ordered()
@@ -392,8 +474,8 @@ class ExecPool:
         """Ask for one bucket, see whether its graph is right and pays, and keep it if so."""
         begin = time.perf_counter_ns()
         with self._lock:
-            arguments = wanted.arguments(self._fill, self.runtime, self.stream)
-            seen, addresses = _look(arguments)
+            arguments = wanted.arguments(self._roles, self.runtime, self.stream)
+            seen, addresses = self._look(arguments)
             request = self._request(seen, arguments)
             decision = self._climb(request, arguments, warm=True)
             times = None
@@ -407,20 +489,25 @@ class ExecPool:
                     exec_.launch()
 
                 trial = self._graphs.trial(request, arguments, launch, self.stream)
-                decision, times = self._try(request.key, trial, tolerance, compare_speed)
+                wrong = ""
+                if tolerance is not None:
+                    wrong = trial.disagreement(tolerance) or self._minds_padding(
+                        wanted, request, tolerance
+                    )
+                decision, times = self._try(request.key, trial, wrong, compare_speed)
             self._in_flight.keep(arguments)
         milliseconds = (time.perf_counter_ns() - begin) / 1e6
         return WarmRow(request.key, milliseconds, decision.reason, decision.why, times)
 
     def _try(
-        self, key: Signature, trial: Trial, tolerance: Tolerance | None, compare_speed: bool
+        self, key: Signature, trial: Trial, wrong: str, compare_speed: bool
     ) -> tuple[Decision, Times | None]:
         """Give a bucket's graph up again where it is wrong or does not pay."""
-        wrong = "" if tolerance is None else trial.disagreement(tolerance)
         if wrong:
             self._give_up(key)
+            self._policy.state(key).ineligible = wrong  # a capture of it would be wrong again
             self._failed(key, ValueError(wrong))
-            return Decision(Step.EAGER, reason=Reason.QUARANTINED, why=wrong), None
+            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=wrong), None
         times = trial.times() if compare_speed else None
         if times is not None and times.graph_us > times.eager_us:
             why = f"its graph takes {times.graph_us:.1f} us, eager {times.eager_us:.1f}"
@@ -428,6 +515,36 @@ class ExecPool:
             self._policy.state(key).ineligible = why
             return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why), times
         return Decision(Step.LAUNCH), times
+
+    def _minds_padding(self, wanted: WarmRequest, request: Request, tolerance: Tolerance) -> str:
+        """Return how a padded answer differs from the eager one, nothing when it does not."""
+        smaller = wanted.smaller(self._lattice, request.fit.sizes)
+        if smaller is None:
+            return ""
+        eager, padded = (
+            smaller.arguments(self._roles, self.runtime, self.stream) for _ in range(2)
+        )
+        seen, addresses = self._look(padded)
+        known = self._request(seen, padded)
+        if known.key != request.key:
+            return ""  # so much padding is not allowed, or it has a key of its own
+        written = [name for name in known.infos if self._roles.writes(name)]
+        try:
+            returned = self._fn(eager, self.stream)
+        except Exception as error:
+            return f"fn raised {error!r} at {known.fit.extents}, where {known.fit.sizes} works"
+        expected = answers({name: eager[name] for name in written}, returned, self.runtime)
+        binding = self._bind(known, seen, addresses)
+        exec_ = binding.graph.exec
+        assert exec_ is not None
+        exec_.put(binding, addresses)
+        exec_.launch()
+        found = answers({name: padded[name] for name in written}, binding.result, self.runtime)
+        name = first_difference(expected, found, tolerance, other_kernels=True)
+        return name and (
+            f"{name}: padded from {known.fit.extents} to {known.fit.sizes}, the graph's result "
+            "differs from the eager one: fn minds the padding"
+        )
 
     def _give_up(self, key: Signature) -> None:
         """Close the exec that holds a bucket's graph, and forget the graph."""
@@ -449,24 +566,29 @@ class ExecPool:
 
     # --- to be seen ------------------------------------------------------------------------------
 
-    def plan(self, **arguments: Any) -> Plan:
+    def plan(self, /, **arguments: Any) -> Plan:
         """Return what a request would lead to, without doing it.
 
         Raises:
             TypeError, ValueError: as the request would.
         """
-        seen, _ = _look(arguments)
+        seen, addresses = self._look(arguments)
         with self._lock:
             request = self._request(seen, arguments)
             decision = self._decide(request)
-            changed, move = None, None
-            if decision.step is Step.RETARGET:
+            step, changed, move = decision.step, None, None
+            if step is Step.LAUNCH:
+                exec_ = self._graphs[request.key].exec
+                known = exec_ is not None and exec_.binding is self._bindings.get(seen)
+                if exec_ is None or not known or exec_.addresses != addresses:
+                    step = Step.SET
+            elif step is Step.RETARGET:
                 assert decision.exec_id is not None
                 made = self._graphs[request.key]
-                changed = len(self._execs.changes(decision.exec_id, made).places)
-                move = self._execs.cheaper(decision.exec_id, made)
+                changed = self._execs.changed_nodes(decision.exec_id, made)
+                move = self._execs.way(decision.exec_id, made)
         return Plan(
-            decision.step,
+            step,
             decision.reason,
             decision.why,
             request.key,
@@ -506,11 +628,15 @@ class ExecPool:
             if self._closed:
                 return
             self._closed = True
-            self._bindings.clear()
-            self._requests.clear()
+            self._forget_shapes()
             self._execs.close()
             self._in_flight.close(self._graphs.owners)
             self._graphs.close()
+
+    def __del__(self) -> None:
+        # A constructor that failed has no lock; at interpreter exit the driver may be gone.
+        if hasattr(self, "_last") and not sys.is_finalizing():
+            self.close()
 
     def __enter__(self) -> ExecPool:
         return self
@@ -528,22 +654,59 @@ class ExecPool:
         )
 
 
-def _look(arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
-    """Return what says that two requests have the same shape, and the arrays' addresses."""
-    shapes: list[Hashable] = []
+_Look = Callable[[Any, str], tuple[int, Hashable]]
+
+
+def _look(arguments: Mapping[str, object]) -> tuple[list[Hashable], list[int]]:
+    """Return what says that two requests have the same shape, and the arrays' addresses.
+
+    Values that are no arrays have address 0, which no array has.
+    """
+    seen: list[Hashable] = [*arguments]
     addresses: list[int] = []
     for name, value in arguments.items():
-        if type(value) in _PLAIN or not is_array(value):
-            shapes.append(typed_value(value, name))
-            continue
-        address, shape = fingerprint(value, name)
+        kind = type(value)
+        look = _LOOKS.get(kind, fingerprint if is_array(value) else _look_at_value)
+        address, shape = look(value, name)
+        if kind in FINGERPRINTS:
+            _LOOKS[kind] = FINGERPRINTS[kind]
         addresses.append(address)
-        shapes.append(shape)
-    return (tuple(arguments), tuple(shapes)), addresses
+        seen.append(shape)
+    return seen, addresses
 
 
-_PLAIN = {bool, int, float, str, type(None)}
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 1000, "MB": 10**6, "GB": 10**9}
+def _look_at_value(value: object, name: str) -> tuple[int, Hashable]:
+    return 0, typed_value(value, name)
+
+
+def _look_at_plain(value: Hashable, _name: str) -> tuple[int, Hashable]:
+    return 0, (type(value), value)
+
+
+# Types whose ``==`` is sameness, and arrays once they were seen.
+_LOOKS: dict[type, _Look] = dict.fromkeys((bool, int, str, type(None)), _look_at_plain)
+
+_UNITS = {
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "KB": 1000,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+
+
+def _check_callable(argument: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{argument}: expected a function or None, came {type(value).__name__}")
+
+
+def _check_warmups(warmups: object) -> None:
+    if not isinstance(warmups, int) or isinstance(warmups, bool):
+        raise TypeError(f"warmups: expected an int of 0 or more, came {warmups!r}")
+    if warmups < 0:
+        raise ValueError(f"warmups: expected an int of 0 or more, came {warmups}")
 
 
 def parse_bytes(size: int | str | None, argument: str = "memory_budget") -> int | None:
@@ -556,11 +719,11 @@ def parse_bytes(size: int | str | None, argument: str = "memory_budget") -> int 
         return None
     number: object = size
     if isinstance(size, str):
-        found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", size)
-        unit = _UNITS.get(found.group(2)) if found else None
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]+)\s*", size)
+        unit = _UNITS.get(found[2]) if found else None
         if found is None or unit is None:
             raise ValueError(f"{argument}: expected bytes such as '256MiB', came {size!r}")
-        number = int(float(found.group(1)) * unit)
+        number = int(float(found[1]) * unit)
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"{argument}: expected bytes as an int or text, came {size!r}")
     if number <= 0:

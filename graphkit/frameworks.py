@@ -22,6 +22,7 @@ from graphkit.runtime.protocol import CaptureMode, Runtime
 from graphkit.stream import runtime_of, stream_handle
 
 __all__ = [
+    "FINGERPRINTS",
     "PrivateMemory",
     "current_stream",
     "device_of",
@@ -361,8 +362,10 @@ def device_of(array: object, argument: str = "array") -> int:
     return device if device >= 0 else runtime.get_device()  # an empty array may have no address
 
 
-def _fingerprint_own(array: Any, _argument: str) -> tuple[int, Hashable]:
-    return array.ptr, (array.shape, array.dtype, array.strides)
+def _fingerprint_own(array: DeviceArray, _argument: str) -> tuple[int, Hashable]:
+    # Not array.ptr: a property would cost as much as the rest.
+    address = array.memory.value or array.ptr  # the property refuses what was freed
+    return address + array.offset, (array.shape, array.dtype, array.strides)
 
 
 def _fingerprint_cupy(array: Any, _argument: str) -> tuple[int, Hashable]:
@@ -384,7 +387,8 @@ def _fingerprint_any(array: Any, argument: str) -> tuple[int, Hashable]:
 
 
 _BY_LIBRARY = {"cupy": _fingerprint_cupy, "torch": _fingerprint_torch, None: _fingerprint_any}
-_FINGERPRINTS: dict[type, Callable[[Any, str], tuple[int, Hashable]]] = {
+# Found once a type; whoever is in a hurry looks here first.
+FINGERPRINTS: dict[type, Callable[[Any, str], tuple[int, Hashable]]] = {
     DeviceArray: _fingerprint_own
 }
 
@@ -405,10 +409,10 @@ def fingerprint(array: object, argument: str = "array") -> tuple[int, Hashable]:
         ValueError: when its memory was freed.
     """
     kind = type(array)
-    take = _FINGERPRINTS.get(kind)
+    take = FINGERPRINTS.get(kind)
     if take is None:
         take = _BY_LIBRARY[_library(kind)]
         result = take(array, argument)
-        _FINGERPRINTS[kind] = take  # not of what was refused
+        FINGERPRINTS[kind] = take  # not of what was refused
         return result
     return take(array, argument)

@@ -424,6 +424,8 @@ class GraphExec:
                     self._owners = {"graph": self._owners["graph"], "update": graph.owners}
                     self._replaced.extend(self._nodes.forget(lambda _node: True))
                     self._nodes.take(graph)
+                    if len(self._replaced) > _REPLACED_LIMIT:
+                        self._let_go()
                     return UpdateReport(ExecUpdateStatus.SUCCESS)
                 report = self._refusal(graph, info.result, info.error_node, info.error_from_node)
         if strict:

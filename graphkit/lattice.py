@@ -43,6 +43,11 @@ class Fit:
     elements: int
     padded_elements: int
 
+    @property
+    def padding_ratio(self) -> float:
+        """Share of the padded inputs that is padding."""
+        return (self.padded_elements - self.elements) / max(self.padded_elements, 1)
+
 
 class _Place(NamedTuple):
     """Where a dimension appears."""

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from threading import RLock, local
+from threading import RLock, get_ident, local
 
 from graphkit.errors import CudaError
 from graphkit.runtime.protocol import CaptureStatus, EventFlags, Runtime
@@ -30,8 +30,10 @@ __all__ = [
     "in_host_function",
     "keep_for_capture",
     "keep_until_done",
+    "live_captures",
     "live_handles",
     "release_done",
+    "thread_captures",
 ]
 
 NOT_PERMITTED = 800  # cudaErrorNotPermitted
@@ -42,7 +44,8 @@ _lock = RLock()
 _live: Counter[str] = Counter()
 _queue: deque[Callable[[], None]] = deque()
 # Live captures by a token of their own: runtime, CUDA's id once it is known, what it keeps.
-_captures: dict[object, tuple[Runtime, int, list[object]]] = {}
+live_captures: dict[object, tuple[Runtime, int, list[object]]] = {}
+_capturing: dict[object, int] = {}  # the threads that began them, by the same tokens
 _thread = local()  # has `host_function` while this thread runs one for CUDA
 # What launches in flight may still use, with the events that tell when they are done.
 _waiting: list[tuple[list[Handle], object]] = []
@@ -128,7 +131,7 @@ class Handle:
 
 def _put_off() -> bool:
     """Return whether nothing may be destroyed now."""
-    return bool(_captures) or in_host_function()
+    return bool(live_captures) or in_host_function()
 
 
 def _drain() -> None:
@@ -184,7 +187,12 @@ def live_handles() -> dict[str, int]:
 
 def capture_is_live() -> bool:
     """Return whether any thread captures through graphkit now."""
-    return bool(_captures)
+    return bool(live_captures)
+
+
+def thread_captures() -> bool:
+    """Return whether this thread captures through graphkit now: much is forbidden to it."""
+    return get_ident() in _capturing.values()
 
 
 def begin_capture(token: object, runtime: Runtime, capture_id: int, owners: list[object]) -> None:
@@ -193,25 +201,27 @@ def begin_capture(token: object, runtime: Runtime, capture_id: int, owners: list
     Called before the capture begins, with an id of 0, and again when CUDA has told the id.
     """
     with _lock:
-        _captures[token] = (runtime, capture_id, owners)
+        live_captures[token] = (runtime, capture_id, owners)
+        _capturing[token] = get_ident()
 
 
 def end_capture(token: object) -> None:
     """Forget a capture and, when it was the last, run the queued destructions."""
     with _lock:
-        _captures.pop(token, None)
+        live_captures.pop(token, None)
+        _capturing.pop(token, None)
     _drain()
 
 
 def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) -> None:
     """Let the graph that ``stream`` is capturing keep ``owners`` alive; nothing otherwise."""
-    if not _captures:
+    if not live_captures:
         return
     info = runtime.stream_get_capture_info(stream)
     if info.status is not CaptureStatus.ACTIVE:
         return
     with _lock:
-        for captured_by, capture_id, kept in _captures.values():
+        for captured_by, capture_id, kept in live_captures.values():
             if captured_by is runtime and capture_id == info.id:
                 kept.extend(owners)
 

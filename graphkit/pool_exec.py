@@ -85,26 +85,50 @@ class PoolExec:
         parts = zip(self.staging, binding.graph.staging, binding.blocks, strict=True)
         for node, staging, arguments in parts:
             node.bind(staging, arguments)
-        self.binding, self.addresses = binding, []
+        self._moving = [
+            (node.words, moving, node.commit)
+            for node, moving in zip(self.staging, binding.words, strict=True)
+        ]
+        self.binding = binding
+        self.addresses = [0] * binding.count  # no array is there
 
     def put(self, binding: Binding, addresses: list[int]) -> bool:
-        """Set the staging nodes to a request, and return whether anything had to be set."""
-        if self.binding is binding and self.addresses == addresses:
-            return False
+        """Set the staging nodes to a request of the bucket that is held, where it differs.
+
+        Returns:
+            False when an address is less aligned than the binding takes; the exec must then be put
+            to another binding before it is launched.
+        """
         if self.binding is not binding:
             self.bind(binding)
-        for node, moving in zip(self.staging, binding.words, strict=True):
-            words = node.words
+        before = self.addresses
+        if addresses == before:
+            return True
+        mask = binding.mask
+        self.binding = None  # whatever comes in between: half of the nodes may be set
+        for words, moving, commit in self._moving:
+            moved = False
             for index, word in moving:
-                words[word] = addresses[index]
-            node.commit()
-        self.addresses = addresses
+                address = addresses[index]
+                if address != before[index]:
+                    if address & mask:
+                        return False
+                    words[word] = address
+                    moved = True
+            if moved:
+                commit()
+        self.binding, self.addresses = binding, addresses
         return True
 
-    def set_nodes(self, graph: PoolGraph, places: Sequence[int]) -> None:
-        """Move to another bucket by the nodes that differ."""
+    def setters(self, graph: PoolGraph, places: Sequence[int]) -> Sequence[Callable[[], Any]]:
+        """Return the calls that move it to another bucket by the nodes that differ."""
+        return self._target.setters(graph.values, places)
+
+    def set_nodes(self, graph: PoolGraph, setters: Sequence[Callable[[], Any]]) -> None:
+        """Move to another bucket by setting the nodes that differ."""
         self._let_go()
-        self._target.set_nodes(graph.values, places)
+        for commit in setters:
+            commit()
         self._hold(graph)
 
     def update(self, graph: PoolGraph) -> UpdateReport:
@@ -113,6 +137,10 @@ class PoolExec:
         report = self._target.update(graph.graph)
         self._hold(graph if report else held)
         return report
+
+    def forget(self, graph: PoolGraph) -> None:
+        """Drop what was kept for moving to a graph that is given up."""
+        self._target.forget(graph.values)
 
     def _let_go(self) -> PoolGraph:
         self.binding = None

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from graphkit.cost_model import Move
 from graphkit.in_flight import InFlight
 from graphkit.pool_exec import PoolExec
 from graphkit.pool_graph import PoolGraph
-from graphkit.pool_policy import Move, PoolPolicy
+from graphkit.pool_policy import PoolPolicy
 from graphkit.pool_stats import Counts
 from graphkit.retarget import Changes, compare
+from graphkit.signature import Signature
 
 __all__ = ["PoolExecs"]
+
+# Moves between two buckets after which the way is asked for only so often.
+_ASKED = 16
+# Pairs of buckets whose differences are kept.
+_REMEMBERED = 4096
+
+
+class _Route:
+    """From one bucket to another: what differs, the way that is taken, and how often it was.
+
+    Attributes:
+        changes: what differs.
+        way: the way that is taken.
+        moves: how often it was.
+        setters: for each exec, the calls that take it there by nodes.
+    """
+
+    __slots__ = ("changes", "moves", "setters", "way")
+
+    def __init__(self, changes: Changes) -> None:
+        self.changes = changes
+        self.way = Move.UPDATE
+        self.moves = 0
+        self.setters: dict[PoolExec, Sequence[Callable[[], Any]]] = {}
 
 
 class PoolExecs:
@@ -25,7 +53,7 @@ class PoolExecs:
     """
 
     def __init__(
-        self, policy: PoolPolicy, counts: Counts, in_flight: InFlight, stream: object
+        self, policy: PoolPolicy[Signature], counts: Counts, in_flight: InFlight, stream: object
     ) -> None:
         self._policy = policy
         self._counts = counts
@@ -33,7 +61,7 @@ class PoolExecs:
         self._stream = stream
         self._execs: dict[int, PoolExec] = {}
         self._made = 0
-        self._changes: dict[tuple[PoolGraph, PoolGraph], Changes] = {}
+        self._routes: dict[tuple[PoolGraph, PoolGraph], _Route] = {}
 
     def __len__(self) -> int:
         return len(self._execs)
@@ -55,31 +83,51 @@ class PoolExecs:
         self._policy.instantiated(exec_.number, made.key, nbytes, us)
         for number in self._policy.over_budget(self.idle, exec_.number):
             self.evict(number)
+            if number == exec_.number:
+                self._policy.refused()
 
-    def changes(self, number: int, made: PoolGraph) -> Changes:
-        """Return what must change for an exec to hold a bucket's graph; compared once a pair."""
-        pair = self._execs[number].holds, made
-        changes = self._changes.get(pair)
-        if changes is None:
-            changes = compare(pair[0].values, made.values, skip=made.places)
-            self._changes[pair] = changes
-        return changes
+    def changed_nodes(self, number: int, made: PoolGraph) -> int:
+        """Return how many nodes of an exec would change for it to hold a bucket's graph."""
+        return len(self._route(self._execs[number].holds, made).changes.places)
 
-    def cheaper(self, number: int, made: PoolGraph) -> Move:
-        """Return the cheaper way to move an exec to a bucket."""
-        changes = self.changes(number, made)
-        if not changes.settable:
+    def way(self, number: int, made: PoolGraph) -> Move:
+        """Return how an exec would be moved to a bucket."""
+        return self._choose(self._route(self._execs[number].holds, made), made)
+
+    def _route(self, held: PoolGraph, made: PoolGraph) -> _Route:
+        """Return the route between two buckets; compared the first time."""
+        route = self._routes.get((held, made))
+        if route is None:
+            if len(self._routes) >= _REMEMBERED:
+                self._routes.clear()
+            changes = compare(held.values, made.values, skip=made.places)
+            route = self._routes[held, made] = _Route(changes)
+        return route
+
+    def _choose(self, route: _Route, made: PoolGraph) -> Move:
+        if not route.changes.settable:
             return Move.UPDATE
-        return self._policy.costs.cheaper(made.topology, made.nodes, len(changes.places))
+        costs, changed = self._policy.costs, len(route.changes.places)
+        return costs.cheaper(made.topology, made.nodes, changed)
 
     def move(self, number: int, made: PoolGraph) -> None:
         """Move an exec to another bucket of its topology, the cheaper way."""
-        exec_, changes = self._execs[number], self.changes(number, made)
-        move = self.cheaper(number, made)
+        exec_ = self._execs[number]
+        route = self._route(exec_.holds, made)
+        # What was asked often enough is asked now and then only: asking costs as much as setting
+        # a few nodes.
+        ask = route.moves < _ASKED or not route.moves % _ASKED
+        if ask:
+            route.way = self._choose(route, made)
+        route.moves += 1
+        by_nodes = route.way is Move.NODES
+        setters = route.setters.get(exec_) if by_nodes else ()
+        if setters is None:
+            setters = route.setters[exec_] = exec_.setters(made, route.changes.places)
         begin = time.perf_counter_ns()
         try:
-            if move is Move.NODES:
-                exec_.set_nodes(made, changes.places)
+            if by_nodes:
+                exec_.set_nodes(made, setters)
             elif not exec_.update(made):
                 # CUDA knows more than a topology says: this bucket shares with none from now on.
                 self._counts.updates["refused"] += 1
@@ -90,24 +138,34 @@ class PoolExecs:
             self.evict(number)  # what it holds now is neither the one nor the other
             raise
         us = (time.perf_counter_ns() - begin) / 1e3
-        self._policy.costs.observe(made.topology, made.nodes, len(changes.places), move, us)
+        if ask:
+            changed = len(route.changes.places)
+            self._policy.costs.observe(made.topology, made.nodes, changed, route.way, us)
         self._policy.moved(number, made.key, us)
-        self._counts.updates[move] += 1
+        self._counts.updates[route.way] += 1
 
     def evict(self, number: int) -> None:
         """Close an exec; launches in flight still finish."""
+        self._counts.note("evictions", self._execs[number].holds.key)
+        self._close(number)
+
+    def _close(self, number: int) -> None:
         exec_ = self._execs.pop(number)
-        self._counts.note("evictions", exec_.holds.key)
+        for route in self._routes.values():
+            route.setters.pop(exec_, None)
+        runtime = exec_.exec.runtime
+        free = runtime.mem_get_info()[0]
         exec_.close()
-        self._policy.closed(number)
+        self._policy.closed(number, runtime.mem_get_info()[0] - free)
 
     def forget(self, made: PoolGraph) -> None:
         """Forget what is known of a bucket's graph that is given up."""
-        self._changes = {pair: known for pair, known in self._changes.items() if made not in pair}
+        for exec_ in self._execs.values():
+            exec_.forget(made)
+        self._routes = {pair: route for pair, route in self._routes.items() if made not in pair}
 
     def close(self) -> None:
         """Close all execs."""
-        for exec_ in self._execs.values():
-            exec_.close()
-        self._execs.clear()
-        self._changes.clear()
+        for number in list(self._execs):
+            self._close(number)
+        self._routes.clear()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graphkit.arrays import ArrayInfo
 from graphkit.device_array import DeviceArray, contiguous_strides
 from graphkit.graph import Graph
+from graphkit.in_flight import InFlight
 from graphkit.kernel import Kernel
 from graphkit.pool_policy import KeyState
 from graphkit.retarget import GraphValues
 from graphkit.returned import Returned
-from graphkit.runtime.protocol import Dim3, NodeType
+from graphkit.runtime.protocol import Dim3
 from graphkit.signature import Signature
 from graphkit.staging import COPY_PADDED, CopyTemplate, PaddedCopy, templates
 from graphkit.topology import topology_of
@@ -20,7 +22,15 @@ from graphkit.topology import topology_of
 if TYPE_CHECKING:
     from graphkit.pool_exec import PoolExec
 
-__all__ = ["Binding", "PoolGraph", "StagedArgument", "StagingCopies", "StagingNode"]
+__all__ = [
+    "Binding",
+    "PoolGraph",
+    "StagedArgument",
+    "StagingCopies",
+    "StagingNode",
+    "alignment_of",
+    "staging_copy",
+]
 
 WORD = 8  # bytes of an address
 _WIDEST = 16  # bytes of one load
@@ -49,29 +59,40 @@ class StagedArgument(NamedTuple):
 class Binding:
     """One shape of request bound to one bucket's graph: all of the copies but the addresses.
 
+    Args:
+        graph: the bucket's graph.
+        infos: the request's arrays.
+        names: the names of all its arguments, in their order.
+        extents: its extent of each dimension.
+        alignment: what the addresses of all its arrays are multiples of.
+        state: what the policy counts for the key.
+
     Attributes:
         graph: the bucket's graph.
         blocks: for each staging node, its argument block with zeros for the request's addresses.
-        words: for each staging node, (index among the request's arrays, word of the block) of each
-            address.
+        words: for each staging node, (index among the request's arguments, word of the block) of
+            each address.
+        count: arguments of a request.
         mask: bits that no address may have set; a copy moves as many bytes at once.
         result: what a request of this shape gets back.
         state: what the policy counts for the key.
         launches: requests that were answered through it.
         sets: those whose arrays had moved.
+        load: what a launch adds to the batch of those in flight.
         elements: elements of a request's arrays.
         padded_elements: the same in the bucket's shape.
     """
 
     __slots__ = (
-        "blocks", "elements", "graph", "launches", "mask", "padded_elements", "result", "sets",
-        "state", "words",
+        "blocks", "count", "elements", "graph", "launches", "load", "mask", "padded_elements",
+        "result", "sets", "state", "words",
     )  # fmt: skip
 
     def __init__(
         self,
         graph: PoolGraph,
-        infos: Sequence[ArrayInfo],
+        infos: Mapping[str, ArrayInfo],
+        names: Sequence[str],
         extents: Sequence[int],
         alignment: int,
         state: KeyState,
@@ -80,24 +101,26 @@ class Binding:
         self.state = state
         self.launches = self.sets = 0
         self.mask = alignment - 1
+        self.count = len(names)
         blocks: list[bytes] = []
         words: list[tuple[tuple[int, int], ...]] = []
         for copies in graph.copies(infos, alignment):
             block = bytearray(copies.template.bytes)
             moving = []
-            for entry, index in enumerate(copies.indexes):
+            for entry, name in enumerate(copies.names):
                 source, target = copies.template.offsets(entry)
                 ours, theirs = (target, source) if copies.inward else (source, target)
-                address = graph.staged[index].memory.ptr
+                address = graph.staged[name].memory.ptr
                 block[ours : ours + WORD] = address.to_bytes(WORD, "little")
-                moving.append((index, theirs // WORD))
+                moving.append((names.index(name), theirs // WORD))
             blocks.append(bytes(block))
             words.append(tuple(moving))
         self.blocks = tuple(blocks)
         self.words = tuple(words)
         self.result = None if graph.returned is None else graph.returned.cut(extents)
-        self.elements = sum(info.nbytes // info.dtype.itemsize for info in infos)
-        self.padded_elements = sum(item.memory.size for item in graph.staged)
+        self.load = InFlight.load_of(sum(info.nbytes for info in infos.values()))
+        self.elements = sum(prod(info.shape) for info in infos.values())
+        self.padded_elements = sum(item.memory.size for item in graph.staged.values())
 
 
 class StagingCopies(NamedTuple):
@@ -105,7 +128,7 @@ class StagingCopies(NamedTuple):
 
     inward: bool
     template: CopyTemplate
-    indexes: tuple[int, ...]
+    names: tuple[str, ...]
 
 
 class StagingNode(NamedTuple):
@@ -129,7 +152,7 @@ class PoolGraph:
 
     Attributes:
         key: the signature it was captured for.
-        staged: the array arguments in order.
+        staged: the array arguments by name.
         graph: copies in, the function, copies out.
         values: what its nodes hold.
         topology: what execs it may share; a value of its own where sharing is unsafe.
@@ -139,9 +162,9 @@ class PoolGraph:
         exec: the exec that holds it now.
     """
 
-    def __init__(self, key: Signature, staged: tuple[StagedArgument, ...]) -> None:
+    def __init__(self, key: Signature, staged: Iterable[StagedArgument]) -> None:
         self.key = key
-        self.staged = staged
+        self.staged = {item.name: item for item in staged}
         self.graph: Graph
         self.values: GraphValues
         self.topology: object = None
@@ -151,48 +174,35 @@ class PoolGraph:
         self.exec: PoolExec | None = None
         self.nodes = 0
 
-    def copies(self, infos: Sequence[ArrayInfo], alignment: int) -> list[StagingCopies]:
+    def copies(self, infos: Mapping[str, ArrayInfo], alignment: int) -> list[StagingCopies]:
         """Return the copies of each staging node, those inward first, for a request's arrays."""
         return [
-            copies
-            for inward in (True, False)
-            for copies in self._copies(infos, alignment, inward)
+            copies for inward in (True, False) for copies in self._copies(infos, alignment, inward)
         ]
 
     def _copies(
-        self, infos: Sequence[ArrayInfo], alignment: int, inward: bool
+        self, infos: Mapping[str, ArrayInfo], alignment: int, inward: bool
     ) -> list[StagingCopies]:
-        indexes: list[int] = []
+        names: list[str] = []
         copies: list[PaddedCopy] = []
-        for index, (item, info) in enumerate(zip(self.staged, infos, strict=True)):
+        for name, item in self.staged.items():
             if not (item.reads if inward else item.writes):
                 continue
-            bucket, itemsize = item.memory.shape, info.dtype.itemsize
-            ours = contiguous_strides(bucket, itemsize)
-            indexes.append(index)
-            copies.append(
-                PaddedCopy(
-                    extents=bucket if inward else info.shape,
-                    valid=info.shape,
-                    src_strides=info.strides if inward else ours,
-                    dst_strides=ours if inward else info.strides,
-                    itemsize=itemsize,
-                    fill=item.fill,
-                    alignment=alignment,
-                )
-            )
+            names.append(name)
+            bucket = item.memory.shape
+            copies.append(staging_copy(infos[name], bucket, item.fill, alignment, inward=inward))
         made, first = [], 0
         for template in templates(copies):
             last = first + template.count
-            made.append(StagingCopies(inward, template, tuple(indexes[first:last])))
+            made.append(StagingCopies(inward, template, tuple(names[first:last])))
             first = last
         return made
 
     def address_pairs(
-        self, copies: StagingCopies, infos: Sequence[ArrayInfo]
+        self, copies: StagingCopies, infos: Mapping[str, ArrayInfo]
     ) -> list[tuple[int, int]]:
         """Return the (source, target) addresses of some copies for a request's arrays."""
-        pairs = [(infos[index].ptr, self.staged[index].memory.ptr) for index in copies.indexes]
+        pairs = [(infos[name].ptr, self.staged[name].memory.ptr) for name in copies.names]
         return pairs if copies.inward else [(ours, theirs) for theirs, ours in pairs]
 
     def fill(
@@ -211,13 +221,10 @@ class PoolGraph:
         """
         graph.owners.append(self.staged)
         self.graph, self.returned = graph, returned
+        self.values = GraphValues(graph)
         functions = {kernel.function(graph.runtime) for kernel in COPY_PADDED.values()}
-        places = [
-            place
-            for place, node in enumerate(graph.nodes)
-            if node.type is NodeType.KERNEL
-            and graph.runtime.graph_kernel_node_get_params(node.ptr).function in functions
-        ]
+        nodes = range(len(self.values.kinds))
+        places = [place for place in nodes if self.values.function(place) in functions]
         if len(places) != len(copies):
             raise ValueError(
                 f"fn: expected a function without an exec pool of its own, came {len(places)} "
@@ -227,10 +234,14 @@ class PoolGraph:
             StagingNode(place, item.template.kernel, item.template.grid, item.template.block)
             for place, item in zip(places, copies, strict=True)
         )
-        self.values = GraphValues(graph)
         topology = topology_of(graph)
         self.nodes, self.unshareable = topology.nodes, topology.unshareable
         self.topology = object() if topology.unshareable else (topology.key, tuple(places))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the array arguments in the bucket."""
+        return {name: item.memory.shape for name, item in self.staged.items()}
 
     @property
     def owners(self) -> list[object]:
@@ -247,6 +258,20 @@ class PoolGraph:
         self.graph.close()
 
 
+def staging_copy(
+    info: ArrayInfo, bucket: tuple[int, ...], fill: bytes, alignment: int, *, inward: bool
+) -> PaddedCopy:
+    """Return the copy of a request's array into staging memory of the bucket's shape, or back."""
+    ours = contiguous_strides(bucket, info.dtype.itemsize)
+    return PaddedCopy(
+        extents=bucket if inward else info.shape,
+        valid=info.shape,
+        src_strides=info.strides if inward else ours,
+        dst_strides=ours if inward else info.strides,
+        itemsize=info.dtype.itemsize,
+        fill=fill,
+        alignment=alignment,
+    )
 
 
 def alignment_of(addresses: Iterable[int]) -> int:

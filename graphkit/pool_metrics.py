@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from graphkit.pool_policy import Move, Reason, Step
+from graphkit.cost_model import Move
+from graphkit.pool_policy import Reason, Step
 
 if TYPE_CHECKING:
     from graphkit.pool_stats import PoolStats

@@ -3,15 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from graphkit.arrays import ArrayInfo, describe, is_array
 from graphkit.lattice import Fit, Lattice
-from graphkit.pool_graph import Binding
+from graphkit.pool_graph import Binding, staging_copy
 from graphkit.signature import Signature
+from graphkit.staging import CopyTemplate
 from graphkit.user_function import UserFunction
 
-__all__ = ["Request", "RequestReader"]
+__all__ = ["Request", "RequestReader", "Roles"]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a pool was told about the arrays that its function takes.
+
+    Args:
+        outputs: names of those that the function writes without reading them.
+        inouts: names of those that it reads and writes.
+        fill: by name what their padding becomes; 0 by default.
+
+    Raises:
+        TypeError: when names are no strings, or a fill is no number.
+        ValueError: when a name is both, or a fill more than one number.
+    """
+
+    outputs: Iterable[str]
+    inouts: Iterable[str]
+    fill: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        for what in ("outputs", "inouts"):
+            given = getattr(self, what)
+            # A str has names, too: its letters.
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise TypeError(f"{what}: expected names of arguments, came {given!r}")
+            names = frozenset(given)
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError(f"{what}: expected names of arguments, came {set(names)}")
+            object.__setattr__(self, what, names)
+        both = sorted(frozenset(self.outputs) & frozenset(self.inouts))
+        if both:
+            raise ValueError(f"inouts: expected none of the outputs, came {both}")
+        if not isinstance(self.fill, Mapping):
+            raise TypeError(f"fill: expected numbers by name of the argument, came {self.fill!r}")
+        for name, fill in self.fill.items():
+            number = np.asarray(fill)
+            # ml_dtypes' numbers are "V" to NumPy.
+            if number.dtype.kind not in "biufcV":
+                raise TypeError(f"fill: expected a number for {name}, came {fill!r}")
+            if number.shape != ():
+                raise ValueError(f"fill: expected one number for {name}, came {fill!r}")
+
+    @property
+    def names(self) -> dict[str, frozenset[str]]:
+        """All names that were given, by what they were given as."""
+        return {
+            "outputs": frozenset(self.outputs),
+            "inouts": frozenset(self.inouts),
+            "fill": frozenset(self.fill),
+        }
+
+    def reads(self, name: str) -> bool:
+        """Return whether the function reads an argument."""
+        return name not in self.outputs
+
+    def writes(self, name: str) -> bool:
+        """Return whether the function writes an argument."""
+        return name in self.outputs or name in self.inouts
+
+    def fill_of(self, name: str, dtype: np.dtype[Any]) -> bytes:
+        """Return an element of an argument's padding.
+
+        Raises:
+            ValueError: when the dtype cannot hold the number.
+        """
+        fill = self.fill.get(name, 0)
+        with np.errstate(all="ignore"):  # past the range of floats lies infinity
+            element = np.asarray(fill).astype(dtype)
+        if dtype.kind in "iub" and element != np.asarray(fill):
+            raise ValueError(
+                f"fill: expected a number for {name} that {dtype} holds, came {fill!r}"
+            )
+        return element.tobytes()
 
 
 @dataclass(frozen=True)
@@ -19,6 +97,7 @@ class Request:
     """What all requests with arguments of the same shapes have in common.
 
     Attributes:
+        names: the names of all arguments, in their order.
         infos: the array arguments by name; the addresses are those of the first such request.
         values: the other arguments, which a capture bakes in.
         fit: the bucket they fall into, or why there is none.
@@ -26,6 +105,7 @@ class Request:
         bindings: to that graph, by the alignment that their addresses share.
     """
 
+    names: tuple[str, ...]
     infos: Mapping[str, ArrayInfo]
     values: Mapping[str, Hashable]
     fit: Fit
@@ -39,7 +119,7 @@ class RequestReader:
     Args:
         fn: what the arguments are for.
         lattice: the buckets.
-        names: further names of arguments that the pool was given, by what they were given as.
+        roles: what the pool was told about them.
         key: called with the arguments, returns what else the graphs depend on.
     """
 
@@ -47,12 +127,12 @@ class RequestReader:
         self,
         fn: UserFunction,
         lattice: Lattice,
-        names: Mapping[str, Iterable[str]],
+        roles: Roles,
         key: Callable[..., Hashable] | None,
     ) -> None:
         self._fn = fn
         self._lattice = lattice
-        self._names = {what: frozenset(given) for what, given in names.items()}
+        self._roles = roles
         self._key = key
 
     def read(self, arguments: Mapping[str, object]) -> Request:
@@ -71,12 +151,45 @@ class RequestReader:
             for name, value in arguments.items()
             if is_array(value)
         }
-        for what, given in self._names.items():
+        for what, given in self._roles.names.items():
             unknown = sorted(given - infos.keys())
             if unknown:
                 names = ", ".join(infos)
-                raise ValueError(f"{what}: expected names of array arguments ({names}), came {unknown}")
+                raise ValueError(
+                    f"{what}: expected names of array arguments ({names}), came {unknown}"
+                )
         fit = self._lattice.fit({name: info.shape for name, info in infos.items()})
+        if fit.reason is None:
+            fit = self._stageable(fit, infos)
         extra = None if self._key is None else self._key(**arguments)
         values = {name: value for name, value in arguments.items() if name not in infos}
-        return Request(infos, values, fit, Signature.of(arguments, extra).with_shapes(fit.shapes))
+        key = Signature.of(arguments, extra).with_shapes(fit.shapes)
+        return Request(tuple(arguments), infos, values, fit, key)
+
+    def _stageable(self, fit: Fit, infos: Mapping[str, ArrayInfo]) -> Fit:
+        """Return the fit, or one without a bucket when an array is none that staging copies."""
+        for name, info in infos.items():
+            itemsize = info.dtype.itemsize
+            fill = self._roles.fill_of(name, info.dtype)
+            ways = [
+                way
+                for way, of in ((True, self._roles.reads), (False, self._roles.writes))
+                if of(name)
+            ]
+            for inward in ways:
+                # Addresses may come less aligned, but not less than an element needs.
+                alignment = itemsize & -itemsize
+                copy = staging_copy(info, fit.shapes[name], fill, alignment, inward=inward)
+                try:
+                    CopyTemplate([copy])
+                except ValueError as error:
+                    own = {other: given.shape for other, given in infos.items()}
+                    return replace(
+                        fit,
+                        shapes=own,
+                        sizes=fit.extents,
+                        reason="ineligible",
+                        detail=f"{name} cannot be staged: {error}",
+                        padded_elements=fit.elements,
+                    )
+        return fit

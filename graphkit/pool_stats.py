@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from graphkit.pool_graph import Binding
@@ -133,31 +133,51 @@ class Counts:
     Attributes:
         fallbacks: eager answers by reason.
         updates: moves of execs by how.
-        sampled_ns: host time of single launches, one in so many, by rung.
+        misses: requests that a graph answered which had to be captured first.
     """
 
     def __init__(self) -> None:
         self.fallbacks: Counter[Reason] = Counter()
         self.updates: Counter[str] = Counter()
-        self.sampled_ns: dict[Step, list[int]] = {Step.LAUNCH: [], Step.SET: []}
-        self._steps: dict[Step, list[float]] = {}
-        self._warm: dict[Step, list[float]] = {}
+        self.misses = 0
+        self._samples: dict[Step, list[int]] = {Step.LAUNCH: [0, 0], Step.SET: [0, 0]}
+        self._steps: dict[Step, list[float]] = {step: [0, 0.0] for step in Step}
+        self._warm: dict[Step, list[float]] = {step: [0, 0.0] for step in Step}
         self._keys: dict[Signature, _KeyCounts] = {}
+        self._gone: Counter[str] = Counter()  # of keys that were forgotten
         # Of bindings that were forgotten.
         self._launches = self._sets = self._elements = self._padded_elements = 0
 
     def step(self, step: Step, key: Signature, us: float, *, warm: bool = False) -> None:
         """Count a rung that a request, or ``warm()``, took."""
-        totals = (self._warm if warm else self._steps).setdefault(step, [0, 0.0])
+        totals = (self._warm if warm else self._steps)[step]
         totals[0] += 1
         totals[1] += us
-        of_key = self._keys.setdefault(key, _KeyCounts())
+        of_key = self._of(key)
         of_key.counts[step] += 1
         of_key.microseconds += us
 
+    def _of(self, key: Signature) -> _KeyCounts:
+        found = self._keys.get(key)
+        if found is None:
+            found = self._keys[key] = _KeyCounts()
+        return found
+
+    def sample(self, step: Step, nanoseconds: int) -> None:
+        """Note what a single launch took, or a launch and the changes before it."""
+        totals = self._samples[step]
+        totals[0] += 1
+        totals[1] += nanoseconds
+
     def note(self, what: str, key: Signature) -> None:
         """Count something else that happened to a key, such as ``"evictions"``."""
-        self._keys.setdefault(key, _KeyCounts()).counts[what] += 1
+        self._of(key).counts[what] += 1
+
+    def prune(self, keys: Container[Signature]) -> None:
+        """Forget what single keys did that nobody remembers; it still counts in all."""
+        gone = [key for key in self._keys if key not in keys]
+        for key in gone:
+            self._gone.update(self._keys.pop(key).counts)
 
     def forget(self, binding: Binding) -> None:
         """Take over what a binding counted, before it is dropped."""
@@ -187,15 +207,13 @@ class Counts:
         steps = _by_step(self._steps)
         for step, count in ((Step.LAUNCH, launches - sets), (Step.SET, sets)):
             if count:
-                times = self.sampled_ns[step] or [0]
-                steps[step] = StepStats(count, count * sum(times) / len(times) / 1e6)
+                timed, nanoseconds = self._samples[step]
+                steps[step] = StepStats(count, count * nanoseconds / max(timed, 1) / 1e6)
         captures = steps.get(Step.CAPTURE, StepStats()).count
-        keys = [
-            self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()
-        ]
+        keys = [self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()]
         return PoolStats(
             requests=launches + sum(self.fallbacks.values()),
-            hits=max(launches - captures, 0),
+            hits=launches - self.misses,
             steps={step: steps[step] for step in Step if step in steps},
             fallbacks=dict(self.fallbacks),
             updates=dict(self.updates),
@@ -227,12 +245,12 @@ class Counts:
         )
 
     def _total(self, what: str) -> int:
-        return sum(of_key.counts[what] for of_key in self._keys.values())
+        return self._gone[what] + sum(of_key.counts[what] for of_key in self._keys.values())
 
 
 def _by_step(totals: Mapping[Step, list[float]]) -> dict[Step, StepStats]:
     return {
         step: StepStats(int(totals[step][0]), totals[step][1] / 1e3)
         for step in Step
-        if step in totals
+        if totals[step][0]
     }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from graphkit.arrays import ArrayInfo, describe, is_array
 from graphkit.device_array import DeviceArray, contiguous_strides
@@ -15,8 +13,9 @@ from graphkit.frameworks import view_like
 from graphkit.lattice import Lattice
 from graphkit.pool_manifest import ManifestEntry
 from graphkit.pool_policy import Reason
+from graphkit.pool_request import Roles
 from graphkit.runtime.protocol import Runtime
-from graphkit.signature import Signature
+from graphkit.signature import Signature, plain_value, typed_value
 from graphkit.staging import PaddedCopy, launch, templates
 from graphkit.trial import Times
 
@@ -75,7 +74,22 @@ class WarmRequest(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
     example: Mapping[str, object]
 
-    def arguments(self, fill: Mapping[str, object], runtime: Runtime, stream: object) -> dict[str, Any]:
+    def smaller(self, lattice: Lattice, sizes: Sequence[int]) -> WarmRequest | None:
+        """Return a request that is padded to the same bucket, None where there is no such.
+
+        Args:
+            lattice: the buckets.
+            sizes: the bucket's size of each dimension.
+        """
+        extents = [
+            size - 1 if buckets.smallest(size - 1) == size and size > 1 else size
+            for buckets, size in zip(lattice.dimensions, sizes, strict=True)
+        ]
+        if extents == list(sizes):
+            return None
+        return WarmRequest(lattice.shapes_at(extents, self.shapes), self.example)
+
+    def arguments(self, roles: Roles, runtime: Runtime, stream: object) -> dict[str, Any]:
         """Return its arguments; arrays begin with the example's elements, then comes the fill."""
         made: dict[str, Any] = {}
         for name, value in self.example.items():
@@ -84,12 +98,12 @@ class WarmRequest(NamedTuple):
                 continue
             info = describe(value, name)
             array = DeviceArray(self.shapes[name], info.dtype, runtime=runtime)
-            _begin_with(array, info, fill.get(name, 0), stream)
+            _begin_with(array, info, roles.fill_of(name, info.dtype), stream)
             made[name] = view_like(value, array)
         return made
 
 
-def _begin_with(array: DeviceArray, info: ArrayInfo, fill: object, stream: object) -> None:
+def _begin_with(array: DeviceArray, info: ArrayInfo, fill: bytes, stream: object) -> None:
     valid = tuple(min(pair) for pair in zip(array.shape, info.shape, strict=True))
     copy = PaddedCopy(
         extents=array.shape,
@@ -97,7 +111,7 @@ def _begin_with(array: DeviceArray, info: ArrayInfo, fill: object, stream: objec
         src_strides=info.strides,
         dst_strides=contiguous_strides(array.shape, array.dtype.itemsize),
         itemsize=array.dtype.itemsize,
-        fill=np.asarray(fill).astype(array.dtype).tobytes(),
+        fill=fill,
         alignment=array.dtype.itemsize,
     )
     for template in templates([copy]):
@@ -110,7 +124,7 @@ def requests_of(
     entries: Sequence[ManifestEntry],
     runtime: Runtime,
 ) -> list[WarmRequest]:
-    """Return the requests to warm up with: the manifest's in their order, else every bucket.
+    """Return the requests to warm up with: the manifest's in their order, then every other bucket.
 
     Args:
         lattice: the buckets.
@@ -121,26 +135,49 @@ def requests_of(
     Raises:
         ValueError: when there is neither, or the example lacks an argument of the manifest.
     """
-    if entries:
-        return [_of_entry(entry.key, example, runtime) for entry in entries]
+    requests = [_of_entry(entry.key, example, runtime) for entry in entries]
+    if example is None and requests:
+        return requests
     if example is None:
         raise ValueError(
-            "example: expected the arguments of a request, or a manifest that has keys, came neither"
+            "example: expected the arguments of a request or a manifest with keys, came neither"
         )
     shapes = {
         name: describe(value, name).shape for name, value in example.items() if is_array(value)
     }
-    return [WarmRequest(lattice.shapes_at(sizes, shapes), example) for sizes in lattice.points()]
+    values = _values(example)
+    known = [(request.shapes, _values(request.example)) for request in requests]
+    for sizes in lattice.points():
+        at = lattice.shapes_at(sizes, shapes)
+        if (at, values) not in known:
+            requests.append(WarmRequest(at, example))
+    return requests
+
+
+def _values(arguments: Mapping[str, object]) -> dict[str, Hashable]:
+    """Return what a key has of the arguments that are no arrays."""
+    return {
+        name: typed_value(value, name) for name, value in arguments.items() if not is_array(value)
+    }
 
 
 def _of_entry(
     key: Signature, example: Mapping[str, object] | None, runtime: Runtime
 ) -> WarmRequest:
-    arguments: dict[str, object] = {name: value for name, (_, value) in key.values}
+    given = {} if example is None else _values(example)
+    arguments = {
+        # Of the example where it is the same: a value of any type may be one.
+        name: example[name] if example and given.get(name) == typed else plain_value(typed, name)
+        for name, typed in key.values
+    }
     for array in key.arrays:
         if example is None:
             smallest = tuple(min(extent, 1) for extent in array.shape)
-            arguments[array.name] = DeviceArray(smallest, array.dtype, runtime=runtime)
+            # Not what happens to be there: integers may be indexes.
+            zeros = DeviceArray(smallest, array.dtype, runtime=runtime)
+            runtime.memset_async(zeros.ptr, 0, max(zeros.nbytes, 1), 0)
+            runtime.stream_synchronize(0)
+            arguments[array.name] = zeros
         elif array.name in example:
             arguments[array.name] = example[array.name]
         else:

@@ -45,7 +45,7 @@ class Returned:
 
         Raises:
             ValueError: when another number of arrays or axes came back, or an extent that is no
-                fixed multiple of the size: no cut would be right.
+                fixed multiple of the size, or one of two dimensions: no cut would be right.
         """
         if [len(shape) for shape in self.shapes] != [len(shape) for shape in other.shapes]:
             raise ValueError(
@@ -60,6 +60,11 @@ class Returned:
                     raise ValueError(
                         f"fn: expected axis {axis} of what it returns to be a multiple of the "
                         f"bucket's size, came {extent} at {size} and {other_extent} at {other_size}"
+                    )
+                if any(known.axis == axis for known in axes):
+                    raise ValueError(
+                        f"fn: expected axis {axis} of what it returns to follow one dimension, "
+                        f"came one of {extent} that follows two: the padding lies in between"
                     )
                 axes.append(CutAxis(axis, dimension, extent, size))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from graphkit.arrays import ArrayInfo, device_pointer, is_array
 
-__all__ = ["ArraySignature", "Signature", "typed_value"]
+__all__ = ["ArraySignature", "Signature", "plain_value", "typed_value"]
 
 
 class ArraySignature(NamedTuple):
@@ -83,7 +83,9 @@ class Signature:
                 arrays.append(ArraySignature(name, info.shape, dtype, _layout(info), device))
             else:
                 values.append((name, typed_value(value, name)))
-        return cls(tuple(arrays), tuple(values), None if extra is None else typed_value(extra, "extra"))
+        return cls(
+            tuple(arrays), tuple(values), None if extra is None else typed_value(extra, "extra")
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -188,6 +190,24 @@ def typed_value(value: object, argument: str) -> tuple[str, Hashable]:
             f"{argument}: expected an array or a hashable value, came {kind.__name__}"
         ) from None
     return _type_name(kind), value
+
+
+def plain_value(typed: Any, argument: str) -> Any:
+    """Return the value that :func:`typed_value` was asked of.
+
+    Raises:
+        ValueError: when its type is none of Python's own.
+    """
+    kind, value = typed
+    if kind == "tuple":
+        return tuple(plain_value(item, argument) for item in value)
+    if kind in ("float", "complex"):
+        return (float if kind == "float" else complex)(value)
+    if type(value) not in _JSON_TYPES or kind != _JSON_TYPES[type(value)]:
+        raise ValueError(
+            f"{argument}: expected a value that an example gives, came {_shown(typed)}"
+        )
+    return value
 
 
 def _type_name(kind: type) -> str:

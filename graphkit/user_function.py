@@ -40,7 +40,11 @@ class UserFunction:
         Raises:
             TypeError: naming what is unknown or missing, and what the function takes.
         """
-        given = {**arguments, "stream": None} if self._takes_stream else dict(arguments)
+        given = dict(arguments)
+        if self._takes_stream:
+            if "stream" in arguments:
+                raise TypeError("stream: expected none, since the function is given one, came one")
+            given["stream"] = None
         try:
             self._signature.bind(**given)
         except TypeError as error:

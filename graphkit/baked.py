@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from graphkit.differences import Captures, scalar_codes, windows
-from graphkit.errors import CudaError
 from graphkit.rebind import check_arguments, check_scalars
 from graphkit.recapture import capture_differently, keep_capture
-from graphkit.runtime.protocol import MemoryType, NodeType, Runtime
-from graphkit.snapshot import NodeState, Snapshot
+from graphkit.runtime.protocol import NodeType, Runtime
+from graphkit.snapshot import NodeState, Snapshot, is_address
 from graphkit.stream import runtime_of
 from graphkit.user_function import UserFunction
 
@@ -90,8 +90,11 @@ def check_baked(
     first = keep_capture(function, stream, {**buffers, **values})
     try:
         # The same buffers each time: what follows them is none of the values asked for.
-        captures = capture_differently(function, stream, first, buffers, {}, given)
-        found = [*_of_itself(captures, runtime_of(stream))]
+        captures, again = capture_differently(function, stream, first, buffers, {}, given)
+        with closing(again):
+            found = [*_of_itself(captures, runtime_of(stream))]
+            if any([*_of_scalar(captures, name)] for name in given):
+                captures = captures._replace(again=[*again(), *again()])
         for name in given:
             found += _of_scalar(captures, name)
     finally:
@@ -112,40 +115,39 @@ def _of_itself(captures: Captures, runtime: Runtime) -> Iterator[Baked]:
                 if mine.node.type is not NodeType.KERNEL:
                     continue  # callbacks and events are new ones each time
                 for start, end in _differing(mine, theirs):
-                    if not _is_address(runtime, mine.data[start:end]):
+                    raw = mine.data[start:end]
+                    word = int.from_bytes(raw, "little")
+                    if len(raw) < 8 or not is_address(runtime, word):
                         yield _word(None, mine, theirs, start, end, [])
-
-
-def _is_address(runtime: Runtime, raw: bytes) -> bool:
-    """Return whether 8 bytes are an address that CUDA knows (cudaPointerGetAttributes)."""
-    if len(raw) < 8:
-        return False
-    try:
-        found = runtime.pointer_get_attributes(int.from_bytes(raw, "little"))
-    except CudaError:
-        return False
-    return found.type is not MemoryType.UNREGISTERED
 
 
 def _of_scalar(captures: Captures, name: str) -> Iterator[Baked]:
     """Yield what differs with another value of a scalar."""
     first = captures.first.snapshot
     value, others = captures.scalars[name]
+    same = [(first, repeat) for repeat in captures.repeats] + [*captures.again]
+    same = [pair for pair in same if _comparable(*pair)]
     for other, snapshot in others:
         yield from _launches(name, first, snapshot)
         if not _comparable(first, snapshot):
             continue
         for number, (mine, theirs) in enumerate(zip(first.nodes, snapshot.nodes, strict=True)):
+            differing = _differing(mine, theirs)
+            # What differs with the same arguments follows nothing: addresses, unset bytes.
             own = {
-                window
-                for repeat in captures.repeats
-                if _comparable(first, repeat)
-                for window in _differing(mine, repeat.nodes[number])
+                at
+                for earlier, later in (same if differing else ())
+                for start, end in _differing(earlier.nodes[number], later.nodes[number])
+                for at in _halves(earlier.nodes[number], later.nodes[number], start, end)
             }
-            for start, end in _differing(mine, theirs):
-                if (start, end) not in own:
-                    pairs = [(value, mine.data), (other, theirs.data)]
-                    yield from _values(name, mine, theirs, start, end, pairs)
+            for start, end in differing:
+                pairs = [(value, mine.data), (other, theirs.data)]
+                yield from _values(name, mine, theirs, start, end, pairs, own)
+
+
+def _halves(mine: NodeState, theirs: NodeState, start: int, end: int) -> list[int]:
+    """Return the places of the 4 bytes within 8 that differ."""
+    return [at for at in range(start, end, 4) if mine.data[at : at + 4] != theirs.data[at : at + 4]]
 
 
 def _values(
@@ -155,18 +157,25 @@ def _values(
     start: int,
     end: int,
     pairs: list[tuple[object, bytes]],
+    own: set[int],
 ) -> Iterator[Baked]:
     """Yield the numbers in a piece of 8 bytes: one, or two of 4."""
-    whole = scalar_codes(pairs, start, 8) if end - start == 8 else []
-    halves = [
-        at for at in range(start, end, 4) if mine.data[at : at + 4] != theirs.data[at : at + 4]
-    ]
-    codes = {at: scalar_codes(pairs, at, 4) for at in halves if at + 4 <= end}
-    if whole or not any(codes.values()):
-        yield _word(name, mine, theirs, start, end, whole)
-        return
+    halves = _halves(mine, theirs, start, end)
+    if own.isdisjoint(range(start, end)):
+        whole = scalar_codes(pairs, start, 8) if end - start == 8 else []
+        codes = {at: scalar_codes(pairs, at, 4) for at in halves if at + 4 <= end}
+        if whole or not any(codes.values()):
+            yield _word(name, mine, theirs, start, end, whole)
+            return
+    else:
+        # One half of an address may be the same each time.
+        word = int.from_bytes(mine.data[start:end], "little")
+        if mine.kernel is None or is_address(mine.node.graph_handle.runtime, word):
+            return
+        halves = [at for at in halves if at not in own]
+        codes = {at: scalar_codes(pairs, at, 4) for at in halves if at + 4 <= end}
     for at in halves:
-        yield _word(name, mine, theirs, at, at + 4, codes[at])
+        yield _word(name, mine, theirs, at, min(at + 4, end), codes.get(at, []))
 
 
 def _word(

@@ -10,8 +10,10 @@ from typing import Any
 
 from graphkit.arrays import is_array
 from graphkit.buffers import Buffer, check_no_overlap
+from graphkit.device_array import DeviceArray
 from graphkit.differences import encode
 from graphkit.errors import RebindError
+from graphkit.frameworks import FINGERPRINTS
 from graphkit.graph_exec import GraphExec
 from graphkit.readback import read_kernel_block
 from graphkit.runtime.protocol import NodeType
@@ -27,9 +29,10 @@ __all__ = [
     "restore",
 ]
 
-# How many replaced buffers are held before an event says when they are free, and how many bytes.
+# How many replaced buffers are held before an event says when they are free, and how many bytes: an
+# event for each would cost several times what the change itself does.
 _REPLACED_LIMIT = 128
-_REPLACED_BYTES = 64 << 20
+_REPLACED_BYTES = 256 << 20
 
 
 # The codes of :mod:`struct`, as NumPy calls them.
@@ -118,12 +121,13 @@ class BoundState:
         # What is bound, and what was and launches may still use. The graph's owners are what its
         # execs keep until their launches are done.
         self.owners = [arrays[name] for name in buffers]
-        self.replaced: list[object] = []
+        # By their ids: whoever goes back and forth between a few buffers needs no event.
+        self.replaced: dict[int, object] = {}
         exe.graph.owners.append((self.owners, self.replaced))
 
     def let_go(self) -> None:
         """Hand what was replaced over to the events that say when launches are done with it."""
-        replaced = list(self.replaced)
+        replaced = list(self.replaced.values())
         self.replaced.clear()
         self.exe.release(replaced)
 
@@ -151,10 +155,9 @@ class BoundBuffer:
         self.number = number
         self.buffer = buffer
         self.commits = commits
-        self.check: Callable[[Any], Any] = buffer.checker()
-        # An event for each replaced buffer would cost more than the change itself.
+        self.check: Callable[[Any], Any] = buffer.check
         span = buffer.high - buffer.low
-        self.replaced_limit = max(1, min(_REPLACED_LIMIT, _REPLACED_BYTES // span))
+        self.replaced_limit = min(_REPLACED_LIMIT, _REPLACED_BYTES // span)
         self._words = words
 
     def held(self, state: BoundState) -> Any:
@@ -171,40 +174,81 @@ class BoundBuffer:
         number, buffer = self.number, self.buffer
         state.addresses[number] = address
         state.spans[number] = (address + buffer.low, address + buffer.high)
-        state.replaced.append(state.owners[number])
-        state.owners[number] = owner
-        if len(state.replaced) >= self.replaced_limit:
-            state.let_go()
+        replaced = state.owners[number]
+        if replaced is not owner:
+            state.replaced[id(replaced)] = replaced
+            state.owners[number] = owner
+            if len(state.replaced) > self.replaced_limit:
+                state.let_go()
 
     def setter(self, state: BoundState) -> Callable[[Any], None]:
-        """Return what binds one array to this buffer alone: the hot path."""
+        """Return what binds one array to this buffer alone: the hot path.
+
+        Everything is at hand in it, and the checks of arrays of ours are written out.
+        """
         check, number, write = self.check, self.number, self.write
         low, high = self.buffer.low, self.buffer.high
         addresses, spans = state.addresses, state.spans
         owners, replaced, limit = state.owners, state.replaced, self.replaced_limit
         commits = tuple(self.commits.values())
         # With one buffer there is none to overlap; with one word there is nothing to go through.
-        others = () if len(spans) == 1 else spans
+        alone = len(spans) == 1
         single = len(self._words) == 1
         cell, distance = self._words[0]
         commit = commits[0]
+        # Mostly a node has one word: then each is written and set in turn.
+        pairs = (
+            [(*word, each) for word, each in zip(self._words, commits, strict=True)]
+            if len(self._words) == len(commits)
+            else []
+        )
+        info, runtime, name = self.buffer.info, self.buffer.runtime, self.buffer.name
+        shape, strides, dtype = info.shape, info.strides, info.dtype
+        mask = self.buffer.alignment - 1
+        layouts = self.buffer.layouts
 
         def set_buffer(value: Any) -> None:
-            address = check(value)
+            kind = type(value)
+            address: int
+            if kind is DeviceArray:
+                address = value.memory.value
+                if (
+                    address
+                    and value.shape == shape
+                    and value.strides == strides
+                    and value.dtype is dtype
+                    and value.runtime is runtime
+                ):
+                    address += value.offset
+                    if address & mask:
+                        check(value)  # refuses it
+                else:
+                    address = check(value)
+            elif kind in layouts:
+                address, layout = FINGERPRINTS[kind](value, name)
+                if layout != layouts[kind] or not address or address & mask:
+                    address = check(value)
+            else:
+                address = check(value)
             old = addresses[number]
             if address != old:
-                start, end = address + low, address + high
-                for one, other in others:
-                    if one < end and start < other:
-                        # Perhaps only the old place of this very buffer, or an interleaved view.
-                        state.check_no_overlap(
-                            [*addresses[:number], address, *addresses[number + 1 :]]
-                        )
-                        break
+                if not alone:
+                    start, end = address + low, address + high
+                    for one, other in spans:
+                        if one < end and start < other:
+                            # Perhaps only the old place of this buffer, or an interleaved view.
+                            state.check_no_overlap(
+                                [*addresses[:number], address, *addresses[number + 1 :]]
+                            )
+                            break
                 try:
                     if single:
                         cell[0] = address + distance
                         commit()
+                    elif pairs:
+                        for word, apart, each in pairs:
+                            word[0] = address + apart
+                            each()
                     else:
                         write(address)
                         for each in commits:
@@ -213,12 +257,13 @@ class BoundBuffer:
                     restore(error, [(write, old)], commits)
                     raise
                 addresses[number] = address
-                spans[number] = (start, end)
+                if not alone:
+                    spans[number] = (start, end)
             owner = owners[number]
             if owner is not value:
-                replaced.append(owner)
+                replaced[id(owner)] = owner
                 owners[number] = value
-                if len(replaced) >= limit:
+                if len(replaced) > limit:
                     state.let_go()
 
         return set_buffer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +12,7 @@ from graphkit.arrays import ArrayInfo, device_pointer
 from graphkit.device_array import DeviceArray
 from graphkit.differences import Span
 from graphkit.frameworks import fingerprint
+from graphkit.lifetime import Handle
 from graphkit.runtime.protocol import MemoryType, Runtime
 
 __all__ = ["ALIGNMENT", "Buffer", "alignment_of", "check_no_overlap"]
@@ -64,6 +65,9 @@ class Buffer:
         self.low = sum(min(step, 0) for step in steps)
         self.high = sum(max(step, 0) for step in steps) + self.info.dtype.itemsize
         self._axes = _nested_axes(self.info)
+        # For each type of CuPy's and PyTorch's a fingerprint that passed. They name the device;
+        # for arrays of others CUDA is asked each time.
+        self.layouts: dict[type, Hashable] = {}
 
     def span(self, address: int) -> Span:
         """Return the bytes of a buffer of this layout at an address."""
@@ -72,10 +76,17 @@ class Buffer:
 
     def over(self, memory: DeviceArray, address: int) -> DeviceArray:
         """Return an array of this layout at an address inside of ``memory``."""
+        return self._view(memory.memory, address)
+
+    def borrow(self, array: object) -> DeviceArray:
+        """Return an array of ours over the memory of the first one."""
+        return self._view(Handle(self.runtime, "borrowed", self.address, None, array), self.address)
+
+    def _view(self, memory: Handle, address: int) -> DeviceArray:
         array = object.__new__(DeviceArray)
-        array.runtime, array.memory, array.dtype = memory.runtime, memory.memory, self.info.dtype
+        array.runtime, array.memory, array.dtype = self.runtime, memory, self.info.dtype
         array.shape, array.strides = self.info.shape, self.info.strides
-        array.offset = address - memory.memory.value
+        array.offset = address - memory.value
         return array
 
     def _describe(self, value: object) -> ArrayInfo:
@@ -122,41 +133,10 @@ class Buffer:
                 f"{name}: expected an address that is a multiple of {self.alignment}, as the one "
                 f"was that the kernels were chosen for, came {info.ptr:#x}"
             )
+        kind = type(value)
+        if kind is not DeviceArray and names_device(kind):
+            self.layouts[kind] = fingerprint(value, name)[1]
         return info.ptr
-
-    def checker(self) -> Callable[[Any], int]:
-        """Return :meth:`check` with a short way for arrays of ours, CuPy and PyTorch."""
-        check, name, runtime, mask = self.check, self.name, self.runtime, self.alignment - 1
-        shape, strides, dtype = self.info.shape, self.info.strides, self.info.dtype
-        # A layout that passed. Those libraries' name the device; of others CUDA is asked each time.
-        passed: Hashable = None
-        named_by: type | None = None
-
-        def checked(value: Any) -> int:
-            nonlocal passed, named_by
-            kind = type(value)
-            address: int
-            if kind is DeviceArray and value.runtime is runtime:
-                address = value.memory.value
-                if (
-                    address
-                    and value.shape == shape
-                    and value.strides == strides
-                    and value.dtype is dtype
-                ):
-                    address += value.offset
-                    if not address & mask:
-                        return address
-            elif kind is named_by:
-                address, layout = fingerprint(value, name)
-                if layout == passed and address and not address & mask:
-                    return address
-            address = check(value)
-            if names_device(kind):
-                named_by, passed = kind, fingerprint(value, name)[1]
-            return address
-
-        return checked
 
 
 def _nested_axes(info: ArrayInfo) -> tuple[tuple[int, int], ...]:

@@ -3,22 +3,26 @@
 The same function is captured on its buffers, on them again, and on other buffers of the same
 shapes; with a scalar also with other values of that. A word that moved exactly as a buffer moved,
 each time, belongs to that buffer. What differs between captures on the same buffers is the
-function's own: its temporaries. Whatever else moved cannot be rebound, and is refused.
+function's own: its temporaries, and bytes that nobody ever set. Whatever else moved cannot be
+rebound, and is refused; but not before each capture was made several times more, since unset bytes
+may be the same by chance.
 """
 
 from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 from graphkit.c_signature import Parameter
 from graphkit.errors import RebindError
-from graphkit.snapshot import NodeState, Snapshot
+from graphkit.runtime.protocol import NodeType, Runtime
+from graphkit.snapshot import NodeState, Snapshot, is_address
 
 __all__ = [
+    "Again",
     "BufferWord",
     "Captures",
     "Moved",
@@ -77,24 +81,42 @@ class Moved(NamedTuple):
     addresses: Mapping[str, int]
     spans: Mapping[str, Span]
 
+    def place_of(self, word: int) -> tuple[str, int] | None:
+        """Return the buffer that a word points into, and how far from its address."""
+        for name, span in self.spans.items():
+            if span.holds(word):
+                return name, word - self.addresses[name]
+        return None
+
+
+class Again(NamedTuple):
+    """A capture with the arguments of an earlier one, and that."""
+
+    earlier: Snapshot
+    later: Snapshot
+
 
 class Captures(NamedTuple):
     """All captures of one function.
 
     Attributes:
+        runtime: the runtime of all of them.
         first: the one that will be rebound.
         repeats: on the same buffers, with the same scalars.
         moved: on other buffers.
         scalars: for each scalar, its value in ``first``, and others with their captures.
         together: on other buffers and with the last value of each scalar; None where there are
             not two things to change.
+        again: captures made again, whichever it was, with other bytes where nobody sets any.
     """
 
+    runtime: Runtime
     first: Moved
     repeats: Sequence[Snapshot]
     moved: Sequence[Moved]
     scalars: Mapping[str, tuple[object, Sequence[tuple[object, Snapshot]]]]
     together: Moved | None = None
+    again: Sequence[Again] = ()
 
 
 class BufferWord(NamedTuple):
@@ -170,17 +192,50 @@ def windows(state: NodeState) -> Iterator[tuple[int, int]]:
         start = end
 
 
+def _cells(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the pieces of at most 4 bytes of a window."""
+    for at in range(start, end, 4):
+        yield at, min(at + 4, end)
+
+
 def _word(data: bytes, offset: int) -> int:
     return int.from_bytes(data[offset : offset + 8], "little")
 
 
-def find_words(captures: Captures) -> tuple[list[BufferWord], list[ScalarWord]]:
+class _UnexplainedError(Exception):
+    """Something differs that may yet turn out to differ by itself."""
+
+    def __init__(self, error: RebindError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def find_words(
+    captures: Captures, capture_again: Callable[[], Sequence[Again]], rounds: int = 4
+) -> tuple[list[BufferWord], list[ScalarWord]]:
     """Find every word that follows a buffer or a scalar.
+
+    Args:
+        captures: all that there are.
+        capture_again: makes each of them once more, for as long as something is unexplained.
+        rounds: how often it may be called.
 
     Raises:
         RebindError: when a word moved as nothing explains, when a buffer or scalar has no word, or
             when the function launched differently on one of the captures.
+        CaptureError, Exception: as ``capture_again``.
     """
+    for left in reversed(range(rounds + 1)):
+        try:
+            return _find_words(captures)
+        except _UnexplainedError as unexplained:
+            if not left:
+                raise unexplained.error from None
+        captures = captures._replace(again=[*captures.again, *capture_again()])
+    raise AssertionError("the last round raises or returns")
+
+
+def _find_words(captures: Captures) -> tuple[list[BufferWord], list[ScalarWord]]:
     first = captures.first.snapshot
     for repeat in captures.repeats:
         check_same_launches(
@@ -194,6 +249,10 @@ def find_words(captures: Captures) -> tuple[list[BufferWord], list[ScalarWord]]:
     if captures.together is not None:
         check_same_launches(
             first, captures.together.snapshot, "captured with everything changed at once,"
+        )
+    for earlier, later in captures.again:
+        check_same_launches(
+            earlier, later, "fn is not deterministic: captured on the same buffers again,"
         )
     buffers: list[BufferWord] = []
     scalars: list[ScalarWord] = []
@@ -239,19 +298,39 @@ class _NodeSearch:
         }
         self._check_table()
         self.windows = [] if self._all_equal() else list(windows(self.state))
-        # What differs on the same buffers: the function's own temporaries.
-        self.own = {
-            (start, end)
-            for start, end in self.windows
-            if any(data[start:end] != self.data[start:end] for data in self.repeats)
-        }
-        self._check_own()
+        self.own = self._own_cells()
+        self.own_words = list(self._own_words())
 
     def _all_equal(self) -> bool:
         others = [*self.repeats, *self.moved, *chain.from_iterable(self.by_scalar.values())]
         if self.captures.together is not None:
             others.append(self.captures.together.snapshot.nodes[self.index].data)
         return all(data == self.data for data in others)
+
+    def _own_cells(self) -> frozenset[int]:
+        """Return the cells of 4 bytes that differ with the same arguments: the function's own."""
+        pairs = [(self.data, data) for data in self.repeats]
+        for earlier, later in self.captures.again:
+            pairs.append((earlier.nodes[self.index].data, later.nodes[self.index].data))
+        own = {
+            at
+            for start, end in self.windows
+            for at, stop in _cells(start, end)
+            if any(one[at:stop] != other[at:stop] for one, other in pairs)
+        }
+        for start, end in self.windows:
+            # Of the address of a temporary, of a callback or an event, one half may be the same.
+            if end - start == 8 and own & {start, start + 4}:
+                whole = _word(self.data, start)
+                handle = self.state.node.type is not NodeType.KERNEL
+                temporary = self.captures.first.place_of(whole) is None
+                if handle or (temporary and is_address(self.captures.runtime, whole)):
+                    own |= {start, start + 4}
+        return frozenset(own)
+
+    def _is_own(self, start: int, end: int) -> bool:
+        """Return whether a byte between two places differs with the same arguments."""
+        return any(at < end and start < at + 4 for at in self.own)
 
     def _check_table(self) -> None:
         """Refuse a copy of host memory that carries a buffer's address to the device."""
@@ -269,26 +348,36 @@ class _NodeSearch:
                     "in): a table of pointers, which no change of this node reaches"
                 )
 
-    def _check_own(self) -> None:
-        """Refuse a word that is a buffer's on one capture and something else on another."""
+    def _own_words(self) -> Iterator[BufferWord]:
+        """Yield the function's own words that point into a buffer.
+
+        Nobody but the graph of the first capture is launched: what points into a buffer there is
+        right when it goes on to, or was left over from something and is not read. Refused is a
+        function that passes on a buffer at one time and other memory at another.
+        """
         first = self.captures.first
-        seen = [(self.data, first.spans)]
-        seen += [(data, first.spans) for data in self.repeats]
-        seen += [
-            (data, moved.spans) for data, moved in zip(self.moved, self.captures.moved, strict=True)
-        ]
-        for start, end in self.own:
-            if end - start < 8:
+        seen = [(data, first) for data in self.repeats]
+        seen += zip(self.moved, self.captures.moved, strict=True)
+        for start, end in self.windows:
+            if end - start < 8 or not self._is_own(start, end):
                 continue
-            for data, spans in seen:
-                word = _word(data, start)
-                for name, span in spans.items():
-                    if span.holds(word):
-                        raise self.state.error(
-                            f"points into {name} on one capture and elsewhere on another one of "
-                            "the same buffers: fn is not deterministic in its launches",
-                            start,
-                        )
+            word = _word(self.data, start)
+            mine = first.place_of(word)
+            for data, there in seen:
+                other = _word(data, start)
+                theirs = there.place_of(other)
+                if mine == theirs:
+                    continue
+                elsewhere = other if mine else word
+                if (mine and theirs) or is_address(self.captures.runtime, elsewhere):
+                    name, _ = mine or theirs or ("a buffer", 0)
+                    raise self.state.error(
+                        f"points into {name} on one capture and elsewhere on another one of the "
+                        "same buffers: fn is not deterministic in its launches",
+                        start,
+                    )
+            if mine:
+                yield BufferWord(mine[0], self.index, start, mine[1])
 
     def _follows(self, old: int, new: Sequence[int]) -> str | None:
         """Return the buffer that moved as a word did, on each of the other captures."""
@@ -303,11 +392,17 @@ class _NodeSearch:
     def buffer_words(self) -> Iterator[BufferWord]:
         """Yield the words that follow a buffer; refuse one that nothing explains."""
         explained: set[int] = set()
+        for word in self.own_words:
+            explained.update(range(word.offset, word.offset + 8))
+            yield word
         moved = [
             (start, end)
             for start, end in self.windows
-            if (start, end) not in self.own
-            and any(data[start:end] != self.data[start:end] for data in self.moved)
+            if any(
+                at not in self.own and data[at:stop] != self.data[at:stop]
+                for at, stop in _cells(start, end)
+                for data in self.moved
+            )
         ]
         # Aligned words first; then those of packed structs, which straddle two of them.
         places = [start for start, _ in moved]
@@ -328,15 +423,37 @@ class _NodeSearch:
         for start, end in moved:
             for data in self.moved:
                 for at in range(start, end):
-                    if data[at] != self.data[at] and at not in explained:
-                        raise self._unexplained(start, end, data)
+                    cell = at - (at - start) % 4
+                    if data[at] == self.data[at] or at in explained or cell in self.own:
+                        continue
+                    if not self._upper_half(cell, end):
+                        raise _UnexplainedError(self._unexplained(start, end, data))
         self._check_kept(explained)
+
+    def _upper_half(self, at: int, end: int) -> bool:
+        """Return whether a cell is the upper half of a buffer's address, each time.
+
+        No kernel can use that alone, and the lower half is not before it, or this would be a word
+        that follows the buffer: it is left over from something, in bytes that nobody sets.
+        """
+        if end - at < 4:
+            return False
+        captures = [(self.data, self.captures.first)]
+        captures += zip(self.moved, self.captures.moved, strict=True)
+        halves = [(int.from_bytes(data[at : at + 4], "little"), there) for data, there in captures]
+        return any(
+            all(
+                there.spans[name].low >> 32 <= half <= there.spans[name].high >> 32
+                for half, there in halves
+            )
+            for name in self.captures.first.spans
+        )
 
     def _whole(self, offset: int) -> bool:
         """Return whether 8 bytes at an offset are one parameter's and nobody's temporary."""
         if offset < 0 or offset + 8 > len(self.data):
             return False
-        if any(start < offset + 8 and offset < end for start, end in self.own):
+        if self._is_own(offset, offset + 8):
             return False
         return self.state.parameter_at(offset) == self.state.parameter_at(offset + 7)
 
@@ -389,13 +506,11 @@ class _NodeSearch:
             name: {
                 at
                 for start, end in self.windows
-                if (start, end) not in self.own
-                for at in range(start, end, 4)
-                if any(data[at : min(at + 4, end)] != self.data[at : min(at + 4, end)]
-                       for data in datas)
+                for at, stop in _cells(start, end)
+                if at not in self.own and any(data[at:stop] != self.data[at:stop] for data in datas)
             }
             for name, datas in self.by_scalar.items()
-        }  # fmt: skip
+        }
         for name, changed in cells.items():
             others = set().union(*(cells[other] for other in cells if other != name))
             left = set(changed)
@@ -403,7 +518,7 @@ class _NodeSearch:
                 at = min(left)
                 word = self._scalar_word(name, at, others)
                 if word is None:
-                    raise self._not_the_scalar(name, at)
+                    raise _UnexplainedError(self._not_the_scalar(name, at))
                 size = max(struct.calcsize(code) for code in word.codes)
                 left -= set(range(word.offset, word.offset + size))
                 yield word
@@ -418,6 +533,8 @@ class _NodeSearch:
             for size in (4, 8):
                 aligned = offset % size == 0 and offset <= at < offset + size
                 if not aligned or others & {offset, offset + size - 4}:
+                    continue
+                if self._is_own(offset, offset + size):
                     continue
                 if self.state.parameter_at(offset + size - 1) != parameter:
                     continue
@@ -450,11 +567,16 @@ class _NodeSearch:
             assert raw is not None  # it was found with this value, too
             expected[scalar.offset : scalar.offset + len(raw)] = raw
         for start, end in windows(self.state) if bytes(expected) != data else ():
-            if (start, end) not in self.own and expected[start:end] != data[start:end]:
-                raise self.state.error(
-                    "when all buffers and scalars change at once, this is not what each of them "
-                    "makes of it alone: fn computes it of several",
-                    start,
+            if any(
+                at not in self.own and expected[at:stop] != data[at:stop]
+                for at, stop in _cells(start, end)
+            ):
+                raise _UnexplainedError(
+                    self.state.error(
+                        "when all buffers and scalars change at once, this is not what each of "
+                        "them makes of it alone: fn computes it of several",
+                        start,
+                    )
                 )
 
     def _not_the_scalar(self, name: str, at: int) -> RebindError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from graphkit.buffers import Buffer, check_no_overlap
 from graphkit.differences import BufferWord, ScalarWord, Span, find_words
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
-from graphkit.lifetime import capture_is_live
+from graphkit.lifetime import live_captures
 from graphkit.node import Node
 from graphkit.recapture import Captured, capture_differently, keep_capture
 from graphkit.runtime.protocol import CaptureStatus, NodeType, Runtime
@@ -132,14 +133,17 @@ class BoundGraph:
             turn.append(None)
             raise
         try:
-            if capture_is_live():
+            if live_captures:
                 self._refuse_capturing(self._bound[0])
             if len(buffers) == 1:
-                for name, value in buffers.items():
-                    if name in self._setters:
-                        self._setters[name](value)
-                        return
-            self._rebind(buffers)
+                name, value = buffers.popitem()
+                setter = self._setters.get(name)
+                if setter is not None:
+                    setter(value)
+                    return
+                self._rebind({name: value})
+            else:
+                self._rebind(buffers)
         except NotRestoredError:
             self._close()
             raise
@@ -200,7 +204,7 @@ class BoundGraph:
             turn.append(None)
             raise
         try:
-            if capture_is_live():
+            if live_captures:
                 self._refuse_capturing(stream)
             bound[1]()
         finally:
@@ -223,11 +227,16 @@ class BoundGraph:
             turn.append(None)
             raise
         try:
-            if capture_is_live():
+            if live_captures:
                 self._refuse_capturing(self.stream)
-            if len(buffers) == 1 and (name := next(iter(buffers))) in self._setters:
-                self._setters[name](buffers[name])
-            else:
+            if len(buffers) == 1:
+                name, value = buffers.popitem()
+                setter = self._setters.get(name)
+                if setter is not None:
+                    setter(value)
+                else:
+                    self._rebind({name: value})
+            elif buffers:
                 self._rebind(buffers)
             bound[1]()
             return self.result
@@ -259,7 +268,7 @@ class BoundGraph:
         self._exe.close()  # it keeps until its launches are done what is let go of here
         self.graph.close()
         self.graph.owners = []
-        self._state.owners, self._state.replaced = [], []
+        self._state.owners, self._state.replaced = [], {}
 
     def __enter__(self) -> BoundGraph:
         return self
@@ -323,8 +332,9 @@ def bind(
         function, stream, {**buffers, **{name: values[0] for name, values in given.items()}}
     )
     try:
-        captures = capture_differently(function, stream, first, buffers, layouts, given)
-        buffer_words, scalar_words = find_words(captures)
+        captures, again = capture_differently(function, stream, first, buffers, layouts, given)
+        with closing(again):
+            buffer_words, scalar_words = find_words(captures, again)
         nodes = captures.first.snapshot.nodes
         words: list[BufferWord | ScalarWord] = [*buffer_words, *scalar_words]
         for word in words:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from graphkit.buffers import ALIGNMENT, Buffer
 from graphkit.device_array import DeviceArray
-from graphkit.differences import Captures, Moved
+from graphkit.differences import Again, Captures, Moved
 from graphkit.errors import RebindError
 from graphkit.forensics import capture_call
 from graphkit.frameworks import PrivateMemory, draws_random_numbers, view_like
 from graphkit.graph import Graph
 from graphkit.snapshot import Snapshot, snapshot
 from graphkit.stream import runtime_of
+from graphkit.unset_bytes import with_other_unset_bytes
 from graphkit.user_function import UserFunction
 
-__all__ = ["Captured", "capture_differently", "keep_capture", "scratch_places"]
+__all__ = ["CaptureAgain", "Captured", "capture_differently", "keep_capture", "scratch_places"]
 
 
 class Captured(NamedTuple):
@@ -35,10 +38,18 @@ class Captured(NamedTuple):
         self.memory.close()
 
 
-def keep_capture(fn: UserFunction, stream: object, arguments: Mapping[str, object]) -> Captured:
+def keep_capture(
+    fn: UserFunction, stream: object, arguments: Mapping[str, object], *, seed: int = 0
+) -> Captured:
     """Capture a function, with private memory for what it allocates.
 
     A capture that dies is made once more, to find out what broke it.
+
+    Args:
+        fn: the function.
+        stream: the stream to capture on.
+        arguments: its buffers and scalars by name.
+        seed: unless 0, decides on what it finds where nobody sets any bytes.
 
     Raises:
         RebindError: when the function asks a generator of PyTorch's for random numbers.
@@ -48,7 +59,10 @@ def keep_capture(fn: UserFunction, stream: object, arguments: Mapping[str, objec
     memory = PrivateMemory(runtime=runtime_of(stream))
     try:
         with memory.allocating(stream):
-            graph, result = capture_call(lambda: fn(arguments, stream), stream)
+            call = partial(fn, arguments, stream)
+            if seed:
+                call = partial(with_other_unset_bytes, call, seed)
+            graph, result = capture_call(call, stream)
     except BaseException as error:
         memory.close()
         if draws_random_numbers(error):
@@ -71,16 +85,46 @@ def _while(what: str) -> Iterator[None]:
         raise
 
 
-def _look(fn: UserFunction, stream: object, arguments: Mapping[str, object], what: str) -> Snapshot:
+def _look(
+    fn: UserFunction, stream: object, arguments: Mapping[str, object], what: str, seed: int = 0
+) -> Snapshot:
     """Capture a function once more, and keep nothing but the bytes."""
     with _while(what):
-        captured = keep_capture(fn, stream, arguments)
+        captured = keep_capture(fn, stream, arguments, seed=seed)
     # What the first capture allocated is still held, so this one's must lie elsewhere; given back
     # at once, no more than two captures' memory is held at a time.
     try:
         return snapshot(captured.graph)
     finally:
         captured.close()
+
+
+# The arguments of a capture, what is special about them, and what it was.
+_Made = tuple[Mapping[str, object], str, Snapshot]
+
+
+class CaptureAgain:
+    """Makes captures once more, with other bytes where nobody sets any.
+
+    It holds the other buffers until it is closed.
+    """
+
+    def __init__(self, fn: UserFunction, stream: object, made: list[_Made]) -> None:
+        self._fn = fn
+        self._stream = stream
+        self._made = made
+        self._seeds = count(1)
+
+    def __call__(self) -> list[Again]:
+        """Return each capture with another one of the same arguments."""
+        return [
+            Again(earlier, _look(self._fn, self._stream, arguments, what, next(self._seeds)))
+            for arguments, what, earlier in self._made
+        ]
+
+    def close(self) -> None:
+        """Let go of the buffers, although an error that was raised may keep this object."""
+        self._made.clear()
 
 
 def capture_differently(
@@ -90,7 +134,7 @@ def capture_differently(
     arrays: Mapping[str, object],
     buffers: Mapping[str, Buffer],
     scalars: Mapping[str, Sequence[object]],
-) -> Captures:
+) -> tuple[Captures, CaptureAgain]:
     """Capture a function again in every way that tells its words apart.
 
     Twice more on the same buffers, the second time at the very end, so that what changes from call
@@ -105,6 +149,9 @@ def capture_differently(
         buffers: their layouts.
         scalars: the values of each scalar by name, two or more.
 
+    Returns:
+        The captures, and what makes all of them again; to be closed.
+
     Raises:
         RebindError: when a node's contents cannot be read back.
         CaptureError: when a capture died.
@@ -113,15 +160,26 @@ def capture_differently(
     values = {name: given[0] for name, given in scalars.items()}
     addresses = {name: buffer.address for name, buffer in buffers.items()}
     origin = _moved(snapshot(first.graph), buffers, addresses)
+    same = "a second time on the same buffers"
+    made: list[_Made] = [({**arrays, **values}, same, origin.snapshot)]
 
-    def again() -> Snapshot:
-        return _look(fn, stream, {**arrays, **values}, "a second time on the same buffers")
+    def look(arguments: Mapping[str, object], what: str) -> Snapshot:
+        seen = _look(fn, stream, arguments, what)
+        made.append((arguments, what, seen))
+        return seen
 
-    repeats = [again()]
+    repeats = [_look(fn, stream, {**arrays, **values}, same)]
     moved = []
     others = dict(arrays)
     there: dict[str, int] = {}
     if buffers:
+        # Other objects for the same memory: what is special about them must not be taken for what
+        # is special about other memory.
+        twins = {
+            name: view_like(arrays[name], buffer.borrow(arrays[name]))
+            for name, buffer in buffers.items()
+        }
+        made.append(({**twins, **values}, same, origin.snapshot))
         memory, places = scratch_places(buffers)
         for there in places:
             others = {
@@ -129,22 +187,21 @@ def capture_differently(
                 for name, buffer in buffers.items()
             }
             what = "on other buffers of the same shapes"
-            moved.append(_moved(_look(fn, stream, {**others, **values}, what), buffers, there))
+            moved.append(_moved(look({**others, **values}, what), buffers, there))
     by_scalar: dict[str, tuple[object, list[tuple[object, Snapshot]]]] = {}
     for name, given in scalars.items():
         by_scalar[name] = given[0], []
         for value in given[1:]:
-            seen_so = _look(
-                fn, stream, {**arrays, **values, name: value}, f"with {name} = {value!r}"
-            )
+            seen_so = look({**arrays, **values, name: value}, f"with {name} = {value!r}")
             by_scalar[name][1].append((value, seen_so))
     together = None
     if len(scalars) + bool(buffers) > 1:
         last = {name: given[-1] for name, given in scalars.items()}
         what = "with other buffers and scalars at once"
-        together = _moved(_look(fn, stream, {**others, **last}, what), buffers, there)
-    repeats.append(again())
-    return Captures(origin, repeats, moved, by_scalar, together)
+        together = _moved(look({**others, **last}, what), buffers, there)
+    repeats.append(_look(fn, stream, {**arrays, **values}, same))
+    captures = Captures(first.graph.runtime, origin, repeats, moved, by_scalar, together)
+    return captures, CaptureAgain(fn, stream, made)
 
 
 def _moved(seen: Snapshot, buffers: Mapping[str, Buffer], addresses: Mapping[str, int]) -> Moved:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from graphkit.c_signature import Parameter
-from graphkit.errors import GraphkitError, RebindError
+from graphkit.errors import CudaError, GraphkitError, RebindError
 from graphkit.graph import Graph
 from graphkit.node import Node
 from graphkit.readback import kernel_values, read_kernel_block
@@ -21,7 +21,7 @@ from graphkit.runtime.protocol import (
     Runtime,
 )
 
-__all__ = ["NodeState", "Snapshot", "snapshot"]
+__all__ = ["NodeState", "Snapshot", "is_address", "snapshot"]
 
 # Of a table that is copied from the host, so much is looked at.
 _TABLE_LIMIT = 1 << 20
@@ -87,6 +87,15 @@ class Snapshot(NamedTuple):
 
     nodes: tuple[NodeState, ...]
     edges: frozenset[tuple[tuple[int, ...], tuple[int, ...], EdgeData]]
+
+
+def is_address(runtime: Runtime, word: int) -> bool:
+    """Return whether CUDA knows memory at an address (cudaPointerGetAttributes)."""
+    try:
+        found = runtime.pointer_get_attributes(word)
+    except CudaError:
+        return False
+    return found.type is not MemoryType.UNREGISTERED
 
 
 def snapshot(graph: Graph) -> Snapshot:

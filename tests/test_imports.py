@@ -25,7 +25,7 @@ LAYERS = (
     ("capture",),
     ("signature", "buckets", "lattice", "frameworks", "staging", "topology"),
     ("cost_model", "exec_memory", "snapshot", "differences", "buffers"),
-    ("pool_policy", "retarget", "returned", "user_function", "arena", "in_flight"),
+    ("pool_policy", "retarget", "returned", "user_function", "arena", "in_flight", "unset_bytes"),
     ("forensics",),
     ("recapture", "bound", "rebind", "baked"),
     ("pool_graph",),

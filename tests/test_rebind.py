@@ -734,6 +734,81 @@ def test_buffers_that_swap_places_each_time(x, y, stream):
         gk.bind(fn, stream, x=x, y=y)
 
 
+# --- bytes that nobody sets ----------------------------------------------------------------------
+
+
+def test_padding_that_differs_for_other_objects_follows_nothing(in_struct, x, y, stream):
+    """As C++ leaves on its stack what it knows of the objects: the same for the same ones."""
+
+    def fn(x, y, stream):
+        left_over = id(x) & 0xFFFFFFFF
+        in_struct(struct.pack("<iIQQiI", 7, left_over, x.ptr, y.ptr, N, left_over), stream=stream)
+
+    bound = gk.bind(fn, stream, x=x, y=y)
+    assert [(slot.buffer, slot.offset) for slot in bound.slots] == [("x", 8), ("y", 16)]
+    launched(bound, x=numbers(5))
+    assert np.array_equal(y.get(), 2 * np.arange(5, 5 + N))
+
+
+def test_a_scalar_beside_such_padding(in_struct, x, y, stream):
+    def fn(x, y, n, stream):
+        left_over = id(x) & 0xFFFFFFFF
+        in_struct(struct.pack("<iIQQiI", 7, 0, x.ptr, y.ptr, n, left_over), stream=stream)
+
+    bound = gk.bind(fn, stream, scalars={"n": (N, N - 3)}, x=x, y=y)
+    assert [(slot.buffer, slot.offset) for slot in bound.slots][-1] == ("n", 24)
+    launched(bound, x=numbers(5), n=2)
+    assert y.get().tolist() == [10, 12, *[0] * (N - 2)]
+
+
+def test_the_upper_half_of_an_address_alone_is_left_over(in_struct, x, y, stream, monkeypatch):
+    def far_away(buffers):
+        """Places that are 4 GB apart; nothing runs there."""
+        memory, places = scratch_places(buffers)
+        for far, place in enumerate(places, 1):
+            place["x"] += far << 32
+        return memory, places
+
+    monkeypatch.setattr("graphkit.recapture.scratch_places", far_away)
+
+    def fn(x, y, stream):
+        upper = x.ptr >> 32
+        in_struct(struct.pack("<iIQQiI", 7, upper, x.ptr, y.ptr, N, upper), stream=stream)
+
+    bound = gk.bind(fn, stream, x=x, y=y)
+    assert [(slot.buffer, slot.offset) for slot in bound.slots] == [("x", 8), ("y", 16)]
+
+
+def test_what_is_left_over_of_a_buffer_does_no_harm(in_struct, x, y, stream):
+    first = id(x)
+
+    def fn(x, y, stream):
+        left_over = x.ptr if id(x) == first else id(x)
+        words = x.ptr, y.ptr, N, left_over
+        in_struct(struct.pack("<i4xQQi4x", 7, *words[:3]), stream=stream)
+        NOTE(1, 32, (notes, left_over & 0x7FFFFFFF, 0), stream=stream)
+
+    notes = gk.zeros(3, np.int32)
+    bound = gk.bind(fn, stream, x=x, y=y)
+    launched(bound, x=numbers(5))
+    assert np.array_equal(y.get(), 2 * np.arange(5, 5 + N))
+
+
+def test_what_depends_on_an_address_is_not_taken_for_unset(in_struct, x, y, stream):
+    calls = []
+
+    def fn(x, y, stream):
+        calls.append(1)
+        hashed = x.ptr * 2654435761 >> 9 & 0xFFFFFFFF
+        in_struct(struct.pack("<iIQQiI", 7, hashed, x.ptr, y.ptr, N, id(x) & 0xFF), stream=stream)
+
+    with pytest.raises(gk.RebindError, match=r"byte 0 of its block.*none of x, y moved"):
+        gk.bind(fn, stream, x=x, y=y)
+    assert len(calls) > 10  # each capture was made again, several times
+    gc.collect()
+    assert set(gk.live_handles()) == {"device memory", "stream"}
+
+
 def test_a_copy_of_more_dimensions(runtime, stream):
     x, y = gk.zeros((4, N)), gk.zeros((4, N))
 
@@ -1101,26 +1176,44 @@ def test_what_is_bound_is_kept_and_what_was_is_let_go(stream, runtime):
     assert count() == 1
 
 
-def test_large_buffers_are_let_go_at_once(stream, runtime):
-    x = gk.empty(1 << 24)
+@pytest.mark.parametrize(("held", "kept"), [(0, 3), (2, 5)])
+def test_large_buffers_are_let_go_soon(stream, runtime, monkeypatch, held, kept):
+    """A replaced buffer waits for its event; so many more are held before there is one."""
+    monkeypatch.setattr("graphkit.bound._REPLACED_BYTES", held << 20)
+    x = gk.empty(1 << 18)
 
     def fn(x, y, stream):
         gk.memcpy_async(y, x[:1], stream)
 
     bound = gk.bind(fn, stream, x=x, y=gk.zeros(1))
     del x
-    for _ in range(3):
-        launched(bound, x=gk.empty(1 << 24))
-    assert count() <= 3
+    for _ in range(10):
+        launched(bound, x=gk.empty(1 << 18))
+        assert count() <= kept
+
+
+def test_back_and_forth_between_two_buffers_needs_no_event(stream, runtime, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(type(runtime), "event_record", lambda *_: recorded.append(1))
+    ours = [numbers(), numbers(5)]
+    bound = gk.bind(add, stream, x=ours[0], y=gk.zeros(N))
+    for turn in range(1000):
+        bound.rebind(x=ours[turn % 2])
+    assert not recorded
 
 
 def test_launches_in_flight_keep_what_they_use(stream, runtime):
     target = gk.zeros(N)
     bound = gk.bind(add, stream, x=numbers(), y=target)
+    go_on = threading.Event()
+    kept = stream.launch_host_func(lambda: go_on.wait(1))
     bound(x=numbers(10))
     del bound
-    assert count() >= 2
+    held = count()
+    go_on.set()
+    assert held >= 2
     stream.synchronize()
+    del kept
     assert np.array_equal(target.get(), np.arange(11, 11 + N))
     assert count() == 1
 

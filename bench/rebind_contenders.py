@@ -270,7 +270,9 @@ class Torch(Peer):
         # replay() launches on the current stream: the one that everybody here uses.
         self.stream = self.torch.cuda.ExternalStream(setting.stream)
         self.torch.cuda.set_stream(self.stream)
-        self.pool = self.torch.cuda.graph_pool_handle()
+        # A pool whose graphs are all gone is gone for good, but its handle is not: this one stays.
+        self.memory = self.torch.cuda.MemPool()
+        self.pool = self.memory.id
 
     def tensors(self, line: Line) -> list[Any]:
         """Return the two buffers as tensors."""

@@ -13,6 +13,8 @@ from graphkit.culprit import (
     Place,
     body_of,
     describe_culprit,
+    inside,
+    is_compiled,
     is_own,
     is_python,
     own_place,
@@ -89,7 +91,7 @@ class Watch:
         self._code: int | None = None
         self._refusal: BaseException | None = None
         self._theirs: list[Place] = []  # where another thread was
-        self._raised = False
+        self._raised: BaseException | None = None  # the first exception that came from there
         # While this frame, given by its id, is at this line, exceptions tell the status.
         self._listening: int | None = None
         self._line = 0
@@ -117,7 +119,8 @@ class Watch:
             return None
         finally:  # let go of all frames
             self._body = self._point = self._hook = None
-            self._places, self._theirs, self._call, self._refusal = [], [], None, None
+            self._places, self._theirs, self._call = [], [], None
+            self._refusal = self._raised = None
             self._forks.clear()
 
     # --- what the hook tells -------------------------------------------------------------------
@@ -167,16 +170,18 @@ class Watch:
         if not self._places:
             self.step(frame, frame.f_lineno)
         if self._places and self._listening is not None:
-            self._raised = True
+            if self._raised is None:
+                self._raised = error
             refusal, code = refusal_in(error, self._handled, broken=True)
             if refusal is not None:
                 self._refusal, self._code = refusal, code
                 self._listening = None
                 # Raised again from another thread, it has frames that are none of this one's.
+                # Those of compiled code are nobody's.
                 mine = {place.frame for place in places_of(frame, 0, None)}
-                self._theirs = [
-                    place for place in traceback_places(refusal) if place.frame not in mine
-                ]
+                theirs = [place for place in traceback_places(refusal) if place.frame not in mine]
+                if not all(is_compiled(place.frame) for place in theirs):
+                    self._theirs = theirs
 
     # --- what broke it -------------------------------------------------------------------------
 
@@ -198,7 +203,7 @@ class Watch:
     def _culprit(self) -> Culprit:
         places = self._places
         name = None if self._call is None else _name_of(self._call)
-        silent = name is None and not self._raised
+        silent = name is None and self._raised is None
         if self._theirs or (silent and is_python(places[0].frame)) or _waits(self._call):
             return self._other_thread(name)
         if silent and places[0] is own_place(places):
@@ -210,6 +215,9 @@ class Watch:
                 "capture, and capture in thread_local mode, not global",
                 blameless=True,
             )
+        error = self._raised if self._refusal is None else self._refusal
+        if error is not None:
+            places = [*inside(error, places[0].frame), *places]
         return describe_culprit(places, name, self._code, refusal=self._refusal)
 
     def _other_thread(self, name: str | None) -> Culprit:

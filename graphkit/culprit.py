@@ -8,6 +8,7 @@ import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import takewhile
 from types import FrameType
 from typing import NamedTuple
@@ -23,6 +24,8 @@ __all__ = [
     "caller_culprit",
     "describe_culprit",
     "exception_culprit",
+    "inside",
+    "is_compiled",
     "is_own",
     "is_python",
     "own_place",
@@ -111,9 +114,23 @@ _INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/]")
 _OURS, _SEAM = "graphkit", "graphkit.runtime."
 
 
+def _module_file(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__file__"))
+
+
+def is_compiled(frame: FrameType) -> bool:
+    """Return whether a frame is one of compiled code, of Cython's say, which CuPy is made of.
+
+    Such code never runs in a frame. It makes one up for a traceback when an exception leaves it,
+    with a source file that is not there and no caller.
+    """
+    return _module_file(frame).endswith(tuple(EXTENSION_SUFFIXES))
+
+
 def _library_of(frame: FrameType) -> str | None:
     """Return the library that a frame's code belongs to, None for anything else."""
-    file = frame.f_code.co_filename
+    # Compiled code tells a path below the root of its sources, wherever that was.
+    file = _module_file(frame) if is_compiled(frame) else frame.f_code.co_filename
     package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
     if package == _OURS:
         return _OURS
@@ -195,7 +212,12 @@ def _call_of(
         return c_call
     library = _library_of(places[0].frame)
     if library != _OURS:
-        return c_call or places[0].frame.f_code.co_qualname
+        if c_call is not None:
+            return c_call
+        # Of compiled code, the function that Python called: the innermost one checks a status.
+        compiled = list(takewhile(lambda place: is_compiled(place.frame), places))
+        frame = (compiled or places)[-1 if compiled else 0].frame
+        return frame.f_code.co_qualname.removeprefix(f"{frame.f_globals.get('__name__')}.")
     # Which function of graphkit was entered says more than what it consists of.
     ours = list(takewhile(lambda place: _library_of(place.frame) == _OURS, places))
     if str(ours[-1].frame.f_globals.get("__name__")).startswith(_SEAM):
@@ -353,8 +375,8 @@ def _code_of(error: BaseException) -> int | None:
     """Return the CUDA status that an exception of any library tells, None where it tells none."""
     if isinstance(error, CudaError):
         return error.code
-    status = getattr(error, "status", None)  # CuPy's
-    if isinstance(status, int) and type(error).__module__.partition(".")[0].startswith("cupy"):
+    status = getattr(error, "status", None)  # CuPy's; those of cuBLAS and others have their own
+    if isinstance(status, int) and type(error).__module__.startswith("cupy_backends.cuda.api."):
         return int(status)
     for name in _NAME.findall(str(error)):  # PyTorch's, and those of the driver API
         code = _CODES.get(name.replace("_", "").lower())
@@ -406,3 +428,11 @@ def traceback_places(error: BaseException) -> list[Place]:
         places.append(Place(entry.tb_frame, entry.tb_lineno))
         entry = entry.tb_next
     return places[::-1]
+
+
+def inside(error: BaseException, frame: FrameType) -> list[Place]:
+    """Return where compiled code was that ``frame`` called and an exception came from."""
+    places = traceback_places(error)
+    compiled = list(takewhile(lambda place: is_compiled(place.frame), places))
+    caller = places[len(compiled) : len(compiled) + 1]
+    return compiled if caller and caller[0].frame is frame else []

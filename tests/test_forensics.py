@@ -5,13 +5,16 @@ Each way to break a capture is a function, with a comment on the line that must 
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import operator
 import pickle
 import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ import graphkit as gk
 from graphkit.errors import CaptureError
 from graphkit.forensics import capture_call
 
+DEAD = gk.CaptureStatus.INVALIDATED
 LINES = Path(__file__).read_text(encoding="utf-8").splitlines()
 
 
@@ -650,6 +654,84 @@ def test_frames_of_a_library(sim, debug, through):
     shown = [(frame.library, frame.count) for frame in culprit.stack]
     assert shown == [("torch", 2), (None, 1), *([("torch", 2), (None, 1)] if through else [])]
     assert "inside:      2 frames of torch, at /usr/lib/site-packages/torch/nn.py:" in str(culprit)
+
+
+class CUDARuntimeError(RuntimeError):
+    """An exception with a status, of CuPy's runtime or of a library of CUDA's."""
+
+    def __init__(self, status):
+        super().__init__("operation not permitted when stream is capturing")
+        self.status = status
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("handled", [False, True])
+@pytest.mark.parametrize(
+    ("module", "status", "code"),
+    [("cupy_backends.cuda.api.runtime", 900, 900), ("cupy_backends.cuda.libs.cublas", 1, None)],
+)
+def test_an_extension_module(sim, debug, handled, module, status, code, monkeypatch):
+    """Cython's frames are in the exception only, their files are not there: the caller's line."""
+    monkeypatch.setattr(CUDARuntimeError, "__module__", module)
+    stream = gk.Stream()
+    capture = gk.capture(stream, debug=debug)
+    cython = np.random.RandomState(0)
+    loop = asyncio.new_event_loop()
+    answer = asyncio.Future(loop=loop)
+    answer.set_exception(CUDARuntimeError(status))
+
+    def body():
+        with capture, suppress(CUDARuntimeError) if handled else nullcontext():
+            kill = partial(setattr, sim.state.captures[0], "status", DEAD)
+            # Nothing but C between Cython, which wants an integer, and what it gets.
+            steps = partial(any, map(operator.call, (kill, answer.result)))
+            number = type("Number", (), {"__int__": staticmethod(steps)})()
+            cython.bytes(number)  # breaks: extension
+
+    with pytest.raises(gk.CaptureError if handled else CUDARuntimeError):
+        body()
+    answer.exception()
+    loop.close()
+    culprit = capture.failure.culprit
+    if not debug and (handled or code is None):
+        assert culprit is None
+        return
+    assert (culprit.file, culprit.line) == (__file__, line_of("extension")), str(culprit)
+    assert culprit.code == code
+    assert culprit.call == "RandomState.bytes"
+    assert "another thread" not in str(culprit)
+    assert [(frame.library, frame.count) for frame in culprit.stack][:2] == [
+        ("numpy", 1),
+        (None, 1),
+    ]
+    assert "inside:      1 frame of numpy, at " in str(culprit)
+
+
+def test_an_extension_module_on_another_thread(sim):
+    """What another thread called is told apart from compiled code that this one called."""
+    stream = gk.Stream()
+    capture = gk.capture(stream, debug=True)
+    cython = np.random.RandomState(0)
+
+    def work():
+        kill = partial(setattr, sim.state.captures[0], "status", DEAD)
+        steps = partial(any, map(operator.call, (kill, answer.result)))
+        cython.bytes(type("Number", (), {"__int__": staticmethod(steps)})())  # breaks: theirs
+
+    loop = asyncio.new_event_loop()
+    answer = asyncio.Future(loop=loop)
+    answer.set_exception(gk.CudaError("cudaMalloc", 900))
+
+    def body():
+        with capture, ThreadPoolExecutor(1) as threads:
+            threads.submit(work).result()
+
+    with pytest.raises(gk.CudaError):
+        body()
+    loop.close()
+    culprit = capture.failure.culprit
+    assert (culprit.file, culprit.line) == (__file__, line_of("theirs")), str(culprit)
+    assert "another thread made this call" in culprit.cause
 
 
 @pytest.mark.parametrize("method", ["get", "set"])

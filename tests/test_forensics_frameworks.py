@@ -282,6 +282,7 @@ def check(culprit, name, codes):
     assert (culprit.file, culprit.line) == (__file__, line_of(name)), str(culprit)
     assert culprit.code in codes, str(culprit)
     assert culprit.cause
+    assert "another thread made this call" not in culprit.cause
     assert culprit.fix
     assert f"{__file__}:{culprit.line}, in {culprit.function}" in str(culprit)
     assert pickle.loads(pickle.dumps(culprit)) == culprit

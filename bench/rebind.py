@@ -55,6 +55,7 @@ from measure import (
     print_tables,
     print_verdicts,
     progress_bar,
+    quiet,
     rounds,
     write_results,
 )
@@ -155,9 +156,10 @@ class Bench:
         calls: list[Call] = []
         for peer in self.peers:
             try:
-                for call in ask(peer, counting):
-                    verify(call, counting, self.setting)
-                calls += ask(peer, line)
+                with quiet():  # nothing may be destroyed while one of them captures
+                    for call in ask(peer, counting):
+                        verify(call, counting, self.setting)
+                    calls += ask(peer, line)
             except Exception as error:
                 self.failures.append(f"{case}: {peer.name}: {type(error).__name__}: {error}")
         return calls
@@ -186,6 +188,8 @@ class Bench:
         try:
             calls = self._calls(lambda peer, it: peer.rebinds(it), line, case)
             self._host(case, calls, mode=0)
+        except Exception as error:
+            self.failures.append(f"{case}: {type(error).__name__}: {error}")
         finally:
             self.setting.synchronize()
             self.setting.cleanup.close()
@@ -211,6 +215,8 @@ class Bench:
             self.rows += make_rows(
                 f"{ON_DEVICE}: {what}", summaries, unit=DEVICE_US, baseline=FLOOR
             )
+        except Exception as error:
+            self.failures.append(f"{LAUNCH}: {what}: {type(error).__name__}: {error}")
         finally:
             self.setting.synchronize()
             self.setting.cleanup.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from launch_contenders import Bindings, compile_floor
@@ -270,9 +271,19 @@ class Torch(Peer):
         # replay() launches on the current stream: the one that everybody here uses.
         self.stream = self.torch.cuda.ExternalStream(setting.stream)
         self.torch.cuda.set_stream(self.stream)
-        # A pool whose graphs are all gone is gone for good, but its handle is not: this one stays.
-        self.memory = self.torch.cuda.MemPool()
-        self.pool = self.memory.id
+        self._abandoned: list[Any] = []
+
+    def abandon(self, graph: Any, pool: Any) -> None:
+        """End a capture that failed, for the allocator too.
+
+        When capture_begin or capture_end raises, PyTorch's allocator goes on taking the pool for
+        that of a live capture, and ends the process as soon as anybody's MemPool dies.
+        """
+        self._abandoned.append(graph)  # the allocators may ask it again whether it captures
+        with suppress(Exception):
+            graph.capture_end()
+        with suppress(Exception):  # refused when the line before did all
+            self.torch._C._cuda_endAllocateToPool(self.torch.cuda.current_device(), pool)
 
     def tensors(self, line: Line) -> list[Any]:
         """Return the two buffers as tensors."""
@@ -289,9 +300,13 @@ class Torch(Peer):
             for _ in range(line.nodes):
                 driver.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, packed.address, 0)
 
-        graph = self.torch.cuda.CUDAGraph()
-        with self.torch.cuda.graph(graph, stream=self.stream):
-            launches(line.static.ptr)
+        graph, pool = self.torch.cuda.CUDAGraph(), self.torch.cuda.graph_pool_handle()
+        try:
+            with self.torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                launches(line.static.ptr)
+        except BaseException:
+            self.abandon(graph, pool)
+            raise
         xs, static = self.tensors(line), self.torch.as_tensor(line.static, device="cuda")
         copied = Call(
             TORCH_COPY,
@@ -300,14 +315,21 @@ class Torch(Peer):
         )
         again = Call(
             "torch capture + replay",
-            "graph = new_graph()\n"
-            "graph.capture_begin(pool=pool, capture_error_mode='thread_local')\n"
-            "launches(addresses[i & 1])\n"
-            "graph.capture_end()\n"
+            "graph, pool = new_graph(), new_pool()\n"
+            "try:\n"
+            "    graph.capture_begin(pool=pool, capture_error_mode='thread_local')\n"
+            "    launches(addresses[i & 1])\n"
+            "    graph.capture_end()\n"
+            "except BaseException:\n"
+            "    abandon(graph, pool)\n"
+            "    raise\n"
             "graph.replay()",
             {
                 "new_graph": self.torch.cuda.CUDAGraph,
-                "pool": self.pool,
+                # A pool of its own: the allocator of pinned memory refuses one whose graphs are
+                # all gone, even where a MemPool holds it, and leaves the other one capturing.
+                "new_pool": self.torch.cuda.graph_pool_handle,
+                "abandon": self.abandon,
                 "launches": launches,
                 "addresses": line.addresses,
             },

@@ -169,15 +169,30 @@ class _Pools:
     def drop(self, _handle: int) -> None:
         """Give the memory back, unless some thread allocates from pools now: then afterwards.
 
-        PyTorch frees a pool as its object dies, and ends the process when a pool is in use then.
+        PyTorch frees a pool as its object dies, and ends the process when any pool is in use then,
+        be it one of ours or that of a capture of its own.
         """
         with _lock:
-            if _routed:
-                _dropped.append(self)
+            _dropped.append(self)
+            if _routed or _torch_captures():
                 return
-            self._cupy = None
-            self.segments.clear()
-            self.torch.clear()
+            due = [*_dropped]
+            _dropped.clear()
+            for pools in due:
+                pools._cupy = None
+                pools.segments.clear()
+                pools.torch.clear()
+
+
+def _torch_captures() -> bool:
+    """Return whether PyTorch's current stream captures while pools of its wait to be freed."""
+    torch = sys.modules.get("torch")
+    if torch is None or not any(pools.torch for pools in _dropped):
+        return False
+    try:
+        return bool(torch.cuda.is_current_stream_capturing())
+    except RuntimeError:  # the default stream may not be asked while another one captures
+        return True
 
 
 def _segment_allocator(cupy: Any, runtime: Runtime, segments: list[Any]) -> Callable[[int], Any]:
@@ -277,6 +292,11 @@ class PrivateMemory:
 
         Put off while a capture is live, and while any thread allocates from such memory. Arrays
         that are still there keep theirs. Closing twice is nothing.
+
+        Inside of a capture of PyTorch's own it is put off until a later close or capture. Only
+        this thread's current stream tells: PyTorch ends the process when a pool of its own dies
+        while another thread is in ``torch.cuda.graph``, while any is in
+        ``torch.cuda.use_mem_pool``, and after its ``capture_begin`` or ``capture_end`` failed.
 
         Raises:
             ValueError: inside of this object's own :meth:`allocating`.

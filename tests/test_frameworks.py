@@ -147,6 +147,7 @@ class StandIns:
         self.runtime = runtime
         self.told = []
         self.freed = []
+        self.capturing = lambda: False
         self.modes = []
         self.cupy_stream = [0]
         self.used_stream = 0
@@ -280,6 +281,7 @@ class StandIns:
         self.torch.cuda = SimpleNamespace(
             is_initialized=lambda: False,
             is_available=lambda: True,
+            is_current_stream_capturing=lambda: self.capturing(),
             current_device=lambda: 0,
             ExternalStream=lambda handle: handle,
             stream=current,
@@ -470,6 +472,31 @@ def test_a_close_waits_for_captures_and_for_other_threads(stand_ins):
     del other
     gc.collect()
     assert stand_ins.freed == ["torch pool"] * 2
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_close_waits_for_a_capture_of_pytorchs_own(stand_ins, told):
+    def capturing():
+        if not told:
+            raise RuntimeError("CUDA error: operation would make the legacy stream depend on ...")
+        return True
+
+    memory, other = PrivateMemory(), PrivateMemory()
+    for each in (memory, other):
+        with each.allocating():
+            pass
+    stand_ins.capturing = capturing
+    memory.close()
+    gc.collect()
+    assert stand_ins.freed == []  # PyTorch would end the process
+    with PrivateMemory().allocating():
+        pass
+    gc.collect()
+    assert stand_ins.freed == []
+    stand_ins.capturing = lambda: False
+    other.close()
+    gc.collect()
+    assert stand_ins.freed == ["torch pool"] * 3
 
 
 def test_views_for_cupy(stand_ins):

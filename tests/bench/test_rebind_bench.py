@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import rebind
 from measure import HOST_US, Row
 from rebind import CUPY_COPY, LAUNCH, OWN_TORCH, TORCH_COPY, WAIT, crossing, crossover_rows
+from rebind_contenders import Torch
 from rebind_setting import Call, DeviceCall, Line, PackedTouch, Seldom, host_call
 
 
@@ -142,3 +144,54 @@ def test_arguments_that_every_contender_packs():
     found = [kind.from_address(at).value for kind, at in zip(sizes, table, strict=True)]
     assert found == [3 << 40, 2 << 40, 7, 1]
     assert Line(1024, 1, 0, (), None).n == 256
+
+
+@pytest.mark.parametrize("fails", ["begin", "launch", "end"])
+def test_a_capture_of_pytorchs_that_fails_is_ended_for_its_allocator_too(fails):
+    capturing, streams = [], []
+
+    def refuse(what):
+        if what == fails:
+            raise ZeroDivisionError(what)
+
+    class CUDAGraph:
+        def capture_begin(self, pool, capture_error_mode):
+            capturing.append(pool)
+            self.pool = pool
+            refuse("begin")
+            streams.append(self)
+
+        def capture_end(self):
+            streams.remove(self)  # refused when nothing captures
+            refuse("end")
+            capturing.remove(self.pool)
+
+    torch = Torch.__new__(Torch)
+    torch._abandoned = []
+    torch.stream = None
+    torch.setting = SimpleNamespace(
+        counters=[0],
+        function=0,
+        stream=0,
+        driver=SimpleNamespace(
+            CUfunction=int, CUstream=int, cuLaunchKernel=lambda *_: refuse("launch")
+        ),
+    )
+    torch.torch = SimpleNamespace(
+        as_tensor=lambda x, device: x,
+        cuda=SimpleNamespace(
+            CUDAGraph=CUDAGraph,
+            graph=lambda graph, pool, stream: nullcontext(),
+            graph_pool_handle=object,
+            current_device=lambda: 0,
+        ),
+        _C=SimpleNamespace(_cuda_endAllocateToPool=lambda device, pool: capturing.remove(pool)),
+    )
+    x = SimpleNamespace(ptr=4096)
+    _, again = torch.calls(Line(1024, 0, 0, (x, x), x))
+    names = {**again.names, "launches": lambda address: refuse("launch")}
+    contender = host_call(replace(again, names=names), Setting(), drained=False, waited=False)
+    with pytest.raises(ZeroDivisionError, match=fails):
+        contender.sample(0, 1)
+    assert (capturing, streams) == ([], [])
+    assert len(torch._abandoned) == 1  # the allocators may ask it again

@@ -24,10 +24,11 @@ from graphkit.errors import (
     RuntimeUnavailableError,
     SimulationError,
 )
-from graphkit.exec_pool import ExecPool, Failure, Plan
+from graphkit.exec_pool import ExecPool, Plan
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, Launch, Pointer
+from graphkit.ladder import Failure
 from graphkit.lifetime import live_handles
 from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
 from graphkit.pool_metrics import PoolCollector

@@ -29,6 +29,8 @@ LAYERS = (
     ("pool_exec", "pool_request", "pool_stats", "bucket_capture"),
     ("trial", "pool_manifest"),
     ("bucket_graphs", "pool_execs", "pool_warm"),
+    ("request_shape", "byte_size", "ladder"),
+    ("warm_up",),
     ("exec_pool", "pipeline", "profile"),
     ("pool_metrics", "pool_table"),
     ("",),  # graphkit/__init__.py itself

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphkit.arrays import ArrayInfo, describe, is_array
+from graphkit.frameworks import device_of
 from graphkit.lattice import Fit, Lattice
 from graphkit.pool_graph import Binding, staging_copy
 from graphkit.signature import Signature
@@ -163,7 +164,11 @@ class RequestReader:
             fit = self._stageable(fit, infos)
         extra = None if self._key is None else self._key(**arguments)
         values = {name: value for name, value in arguments.items() if name not in infos}
-        key = Signature.of(arguments, extra).with_shapes(fit.shapes)
+        devices = {name: device_of(arguments[name], name) for name in infos}
+        if len(set(devices.values())) > 1:
+            raise ValueError(f"arguments: expected arrays of one device, came {devices}")
+        device = next(iter(devices.values()), 0)
+        key = Signature.of(arguments, extra, device).with_shapes(fit.shapes)
         return Request(tuple(arguments), infos, values, fit, key)
 
     def _stageable(self, fit: Fit, infos: Mapping[str, ArrayInfo]) -> Fit:

@@ -39,8 +39,6 @@ __all__ = ["ExecPool", "Plan"]
 
 # One launch in 64 of a shape is timed.
 _SAMPLED = 63
-# Shapes of requests that a pool remembers before it starts anew.
-_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)

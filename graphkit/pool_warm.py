@@ -185,7 +185,7 @@ def _of_entry(
                 f"example: expected the argument {array.name} of the manifest, came "
                 f"{', '.join(example)}"
             )
-    return WarmRequest({array.name: array.shape for array in key.arrays}, arguments)
+    return WarmRequest(key.shapes, arguments)
 
 
 class WarmProgress:

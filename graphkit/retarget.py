@@ -73,15 +73,10 @@ class GraphValues:
             node the values inside.
     """
 
-    __slots__ = (
-        "_arguments", "_memory", "_nbytes", "_runtime", "_structs", "_tables", "held", "kinds",
-        "owners",
-    )  # fmt: skip
+    __slots__ = ("_arguments", "_memory", "_nbytes", "_tables", "held", "kinds", "owners")
 
     def __init__(self, graph: Graph) -> None:
         runtime, nodes = graph.runtime, graph.nodes
-        self._runtime = runtime
-        self._structs: dict[int, Any] = {}
         self.owners: list[object] = graph.owners
         self.kinds: tuple[NodeType, ...] = tuple(node.type for node in nodes)
         layouts: dict[int, _Layout] = {}
@@ -143,14 +138,6 @@ class GraphValues:
             kernel_params=table if held.nbytes and not held.by_extra else 0,
             extra=table if held.by_extra else 0,
         )
-
-    def struct(self, place: int) -> Any:
-        """Return the parameters of a kernel node as the runtime takes them, made once."""
-        found = self._structs.get(place)
-        if found is None:
-            params: Any = self.params(place)
-            found = self._structs[place] = self._runtime.kernel_node_struct(params)
-        return found
 
     def differing(self, other: GraphValues) -> Iterable[int]:
         """Yield the places of nodes that hold something else in another graph."""
@@ -272,10 +259,17 @@ def _settable(old: object, new: object) -> bool:
     return isinstance(new, tuple | int)
 
 
-# Nodes whose calls an exec keeps bound.
-_MOST_BOUND = 1 << 14
-
 _UPDATED = UpdateReport(ExecUpdateStatus.SUCCESS)
+
+
+class _Commits:
+    """The calls that set an exec's nodes to one graph's values: by node, and in a line."""
+
+    __slots__ = ("lines", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, Callable[[], Any]] = {}
+        self.lines: dict[tuple[int, ...], list[Callable[[], Any]]] = {}
 
 
 class ExecTarget:
@@ -289,13 +283,12 @@ class ExecTarget:
             nodes by those of that graph.
     """
 
-    __slots__ = ("_bound", "_exec", "_lines", "_nodes")
+    __slots__ = ("_commits", "_exec", "_nodes")
 
     def __init__(self, exec_: GraphExec) -> None:
         self._exec = exec_
         self._nodes = [node.ptr for node in exec_.graph.nodes]
-        self._lines: dict[GraphValues, dict[tuple[int, ...], list[Callable[[], Any]]]] = {}
-        self._bound = 0  # nodes in all lines
+        self._commits: dict[GraphValues, _Commits] = {}
 
     def set_nodes(self, values: GraphValues, places: Collection[int]) -> None:
         """Set single nodes to what another graph holds, with one call of CUDA's each.
@@ -322,11 +315,12 @@ class ExecTarget:
         Raises:
             ValueError: when exec or source graph is closed, or a node cannot be set by itself.
         """
-        exec_, places = self._exec, tuple(places)
+        exec_, line = self._exec, tuple(places)
         exec_.ptr  # noqa: B018 - refuses a closed exec, whose handle is bound in the calls
         exec_.graph.ptr  # noqa: B018 - likewise for the handles of the nodes
-        line = self._lines.get(values, {}).get(places)
-        return self._bind(values, places) if line is None else line
+        known = self._commits.get(values)
+        commits = None if known is None else known.lines.get(line)
+        return self._bind(values, line) if commits is None else commits
 
     def _bind(self, values: GraphValues, places: tuple[int, ...]) -> list[Callable[[], Any]]:
         count = len(self._nodes)
@@ -338,23 +332,20 @@ class ExecTarget:
             raise ValueError(
                 f"places: expected 0 to {count - 1}, came {min(places)}, {max(places)}"
             )
-        if self._bound + len(places) > _MOST_BOUND:
-            self._lines.clear()
-            self._bound = 0
-        kernels = [place for place in places if values.kinds[place] is NodeType.KERNEL]
-        line = [self._setter(values, place) for place in places if place not in set(kernels)]
-        if kernels:
-            nodes = [(self._nodes[place], values.struct(place)) for place in kernels]
-            line.append(self._exec.runtime.kernel_nodes_setter(self._exec.ptr, nodes))
-        self._lines.setdefault(values, {})[places] = line
-        self._bound += len(places)
+        known = self._commits.setdefault(values, _Commits())
+        for place in places:
+            if place not in known.nodes:
+                known.nodes[place] = self._commit(values, place)
+        line = known.lines[places] = [known.nodes[place] for place in places]
         return line
 
-    def _setter(self, values: GraphValues, place: int) -> Callable[[], Any]:
+    def _commit(self, values: GraphValues, place: int) -> Callable[[], Any]:
         """Return the call that sets one node, with everything bound beforehand."""
         runtime, exec_, node = self._exec.runtime, self._exec.ptr, self._nodes[place]
         params: Any = values.params(place)
         match values.kinds[place]:
+            case NodeType.KERNEL:
+                return runtime.kernel_node_setter(exec_, node, params)
             case NodeType.MEMCPY if params.height == params.depth == 1:
                 return partial(runtime.graph_exec_memcpy_node_set_params, exec_, node, params)
             case NodeType.MEMSET:
@@ -388,5 +379,4 @@ class ExecTarget:
 
         With them goes what keeps that graph's operands alive: not while the exec holds it.
         """
-        lines = self._lines.pop(values, {})
-        self._bound -= sum(map(len, lines))
+        self._commits.pop(values, None)

@@ -237,10 +237,7 @@ class ExecPool:
             decision = ladder.climb(request, arguments)
             if decision.step is Step.LAUNCH:
                 binding = ladder.bind(request, seen, addresses)
-                exec_ = binding.graph.exec
-                assert exec_ is not None
-                exec_.put(binding, addresses)
-                exec_.launch()
+                exec_ = ladder.launch(binding, addresses)
                 ladder.counts.misses += missed
                 self._launched(exec_, binding, True, arguments)
                 return binding.result
@@ -370,9 +367,10 @@ class ExecPool:
             decision = ladder.decide(request)
             step, changed, move = decision.step, None, None
             if step is Step.LAUNCH:
-                exec_ = ladder.graphs[request.key].exec
-                known = exec_ is not None and exec_.binding is ladder.bindings.get(seen)
-                if exec_ is None or not known or exec_.addresses != addresses:
+                exec_, binding = ladder.graphs[request.key].exec, ladder.bindings.get(seen)
+                assert exec_ is not None
+                bound = binding is not None and exec_.binding is binding
+                if not bound or exec_.addresses != addresses:
                     step = Step.SET
             elif step is Step.RETARGET:
                 assert decision.exec_id is not None

@@ -11,6 +11,7 @@ from graphkit.bucket_graphs import BucketGraphs
 from graphkit.in_flight import InFlight
 from graphkit.lattice import Lattice
 from graphkit.lifetime import thread_captures
+from graphkit.pool_exec import PoolExec
 from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
 from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
@@ -192,6 +193,14 @@ class Ladder:
         self.requests.setdefault(seen, request)  # its capture may have let go of all shapes
         self.bindings[seen] = binding
         return binding
+
+    def launch(self, binding: Binding, addresses: list[int]) -> PoolExec:
+        """Launch the exec that holds a binding's graph for some arrays, and return it."""
+        exec_ = binding.graph.exec
+        assert exec_ is not None, "climb() has led to LAUNCH"
+        exec_.put(binding, addresses)
+        exec_.launch()
+        return exec_
 
     def failed(self, key: Signature, error: Exception) -> None:
         """Quarantine a key, and tell whoever wants to know."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 
 from graphkit.ladder import Ladder
 from graphkit.lattice import Lattice
@@ -62,13 +63,7 @@ class WarmUp:
         times = None
         if decision.step is Step.LAUNCH:
             binding = ladder.bind(request, seen, addresses)
-            exec_ = binding.graph.exec
-            assert exec_ is not None
-
-            def launch() -> None:
-                exec_.put(binding, addresses)
-                exec_.launch()
-
+            launch = partial(ladder.launch, binding, addresses)
             trial = ladder.graphs.trial(request, arguments, launch, self._stream)
             wrong = ""
             if tolerance is not None:
@@ -84,19 +79,20 @@ class WarmUp:
     ) -> tuple[Decision, Times | None]:
         """Give a bucket's graph up again where it is wrong or does not pay."""
         if wrong:
-            self._ladder.give_up(key)
-            self._ladder.policy.state(
-                key
-            ).ineligible = wrong  # a capture of it would be wrong again
+            decision = self._keep_eager(key, wrong)
             self._ladder.failed(key, ValueError(wrong))
-            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=wrong), None
+            return decision, None
         times = trial.times() if compare_speed else None
         if times is not None and times.graph_us > times.eager_us:
             why = f"its graph takes {times.graph_us:.1f} us, eager {times.eager_us:.1f}"
-            self._ladder.give_up(key)
-            self._ladder.policy.state(key).ineligible = why
-            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why), times
+            return self._keep_eager(key, why), times
         return Decision(Step.LAUNCH), times
+
+    def _keep_eager(self, key: Signature, why: str) -> Decision:
+        """Give a bucket's graph up for good: another capture would give the same one."""
+        self._ladder.give_up(key)
+        self._ladder.policy.state(key).ineligible = why
+        return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why)
 
     def _minds_padding(self, wanted: WarmRequest, request: Request, tolerance: Tolerance) -> str:
         """Return how a padded answer differs from the eager one, nothing when it does not."""
@@ -117,10 +113,7 @@ class WarmUp:
             return f"fn raised {error!r} at {known.fit.extents}, where {known.fit.sizes} works"
         expected = answers({name: eager[name] for name in written}, returned, self._runtime)
         binding = self._ladder.bind(known, seen, addresses)
-        exec_ = binding.graph.exec
-        assert exec_ is not None
-        exec_.put(binding, addresses)
-        exec_.launch()
+        self._ladder.launch(binding, addresses)
         found = answers({name: padded[name] for name in written}, binding.result, self._runtime)
         name = first_difference(expected, found, tolerance, other_kernels=True)
         return name and (

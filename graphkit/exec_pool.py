@@ -23,7 +23,7 @@ from graphkit.pool_exec import PoolExec
 from graphkit.pool_graph import Binding
 from graphkit.pool_manifest import Manifest
 from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
-from graphkit.pool_request import Request, RequestReader, Roles
+from graphkit.pool_request import Request, Roles
 from graphkit.pool_stats import PoolMemory, PoolStats
 from graphkit.pool_warm import WarmProgress, WarmReport, WarmRow, requests_of
 from graphkit.request_shape import LOOKS, look_at
@@ -139,7 +139,7 @@ class ExecPool:
             self._fn,
             self._lattice,
             self._roles,
-            RequestReader(self._fn, self._lattice, self._roles, key),
+            key,
             policy,
             self.runtime,
             self.stream,
@@ -178,7 +178,7 @@ class ExecPool:
             TypeError, ValueError: arguments that ``fn`` or the buckets do not take.
             FallbackError: no graph can answer, and the pool is ``strict``.
         """
-        # Written out rather than called, as all that every request passes through.
+        # What RequestReader.look() does, written out, as all that every request passes through.
         seen: list[Hashable] = [*arguments]
         addresses: list[int] = []
         for value in arguments.values():
@@ -264,13 +264,6 @@ class ExecPool:
             self._ladder.in_flight.keep(arguments, nbytes)
         return result
 
-    def _look(self, arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
-        """Return what a request is looked up by, and its addresses, as its call finds them."""
-        seen, addresses = look_at(arguments)
-        if self._key is not None:
-            seen.append(typed_value(self._key(**arguments), "key"))
-        return tuple(seen), addresses
-
     def _request(self, seen: Hashable, arguments: Mapping[str, object]) -> Request:
         if self._closed:
             refuse_closed("pool")
@@ -327,7 +320,6 @@ class ExecPool:
             self._fn,
             self._lattice,
             self._roles,
-            self._look,
             self.runtime,
             self.stream,
         )
@@ -360,8 +352,8 @@ class ExecPool:
         Raises:
             TypeError, ValueError: as the request would.
         """
-        seen, addresses = self._look(arguments)
         ladder = self._ladder
+        seen, addresses = ladder.reader.look(arguments)
         with self._lock:
             request = self._request(seen, arguments)
             decision = ladder.decide(request)

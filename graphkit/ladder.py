@@ -52,7 +52,7 @@ class Ladder:
         fn: the pool's function.
         lattice: its buckets.
         roles: what its arguments are for.
-        reader: looks at requests.
+        key: called with the arguments, returns what else the graphs depend on.
         policy: decides.
         runtime: the pool's runtime.
         stream: where its launches go.
@@ -61,6 +61,7 @@ class Ladder:
         keep_errors: whether to keep what a capture failed with, for whoever is refused.
 
     Attributes:
+        reader: looks at requests.
         policy: decides.
         counts: what was done.
         in_flight: what launches may still use.
@@ -79,7 +80,7 @@ class Ladder:
         fn: UserFunction,
         lattice: Lattice,
         roles: Roles,
-        reader: RequestReader,
+        key: Callable[..., Hashable] | None,
         policy: PoolPolicy[Signature],
         runtime: Runtime,
         stream: object,
@@ -88,11 +89,11 @@ class Ladder:
         *,
         keep_errors: bool,
     ) -> None:
-        self._reader = reader
         self._runtime = runtime
         self._stream = stream
         self._on_failure = on_failure
         self._keep_errors = keep_errors
+        self.reader = RequestReader(fn, lattice, roles, key)
         self.policy = policy
         self.counts = Counts()
         self.in_flight = InFlight(runtime, stream_handle(stream))
@@ -146,7 +147,7 @@ class Ladder:
         if request is None:
             if len(self.requests) >= _REMEMBERED:
                 self.forget_shapes()
-            request = self.requests[seen] = self._reader.read(arguments)
+            request = self.requests[seen] = self.reader.read(arguments)
         return request
 
     def _refusal(self, request: Request) -> Decision | None:

@@ -12,7 +12,8 @@ from graphkit.arrays import ArrayInfo, describe, is_array
 from graphkit.frameworks import device_of
 from graphkit.lattice import Fit, Lattice
 from graphkit.pool_graph import Binding, staging_copy
-from graphkit.signature import Signature
+from graphkit.request_shape import look_at
+from graphkit.signature import Signature, typed_value
 from graphkit.staging import CopyTemplate
 from graphkit.user_function import UserFunction
 
@@ -135,6 +136,13 @@ class RequestReader:
         self._lattice = lattice
         self._roles = roles
         self._key = key
+
+    def look(self, arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
+        """Return what says that two requests have the same shape, and the arrays' addresses."""
+        seen, addresses = look_at(arguments)
+        if self._key is not None:
+            seen.append(typed_value(self._key(**arguments), "key"))
+        return tuple(seen), addresses
 
     def read(self, arguments: Mapping[str, object]) -> Request:
         """Look at a request.

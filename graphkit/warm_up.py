@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 
 from graphkit.ladder import Ladder
@@ -27,7 +26,6 @@ class WarmUp:
         fn: the pool's function.
         lattice: its buckets.
         roles: what its arguments are for.
-        look: returns what a request is looked up by, and its addresses.
         runtime: the pool's runtime.
         stream: where its launches go.
     """
@@ -38,7 +36,6 @@ class WarmUp:
         fn: UserFunction,
         lattice: Lattice,
         roles: Roles,
-        look: Callable[[Mapping[str, object]], tuple[Hashable, list[int]]],
         runtime: Runtime,
         stream: object,
     ) -> None:
@@ -46,7 +43,6 @@ class WarmUp:
         self._fn = fn
         self._lattice = lattice
         self._roles = roles
-        self._look = look
         self._runtime = runtime
         self._stream = stream
 
@@ -57,7 +53,7 @@ class WarmUp:
         begin = time.perf_counter_ns()
         ladder = self._ladder
         arguments = wanted.arguments(self._roles, self._runtime, self._stream)
-        seen, addresses = self._look(arguments)
+        seen, addresses = ladder.reader.look(arguments)
         request = ladder.request(seen, arguments)
         decision = ladder.climb(request, arguments, warm=True)
         times = None
@@ -102,7 +98,7 @@ class WarmUp:
         eager, padded = (
             smaller.arguments(self._roles, self._runtime, self._stream) for _ in range(2)
         )
-        seen, addresses = self._look(padded)
+        seen, addresses = self._ladder.reader.look(padded)
         known = self._ladder.request(seen, padded)
         if known.key != request.key:
             return ""  # so much padding is not allowed, or it has a key of its own

@@ -140,6 +140,9 @@ class _Pools:
             if _routed:
                 _dropped.append(self)
                 return
+            if self._cupy is not None:
+                # A pool of CuPy's that dies with a split block in it keeps the memory for good.
+                self._cupy.free_all_blocks()
             self._cupy = None
             self.segments.clear()
             self.torch.clear()

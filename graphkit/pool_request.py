@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from graphkit.user_function import UserFunction
 __all__ = ["Request", "RequestReader", "Roles"]
 
 
-@dataclass(frozen=True)
 class Roles:
     """What a pool was told about the arrays that its function takes.
 
@@ -29,54 +28,37 @@ class Roles:
         inouts: names of those that it reads and writes.
         fill: by name what their padding becomes; 0 by default.
 
+    Attributes:
+        names: all names that were given, by what they were given as.
+
     Raises:
         TypeError: when names are no strings, or a fill is no number.
         ValueError: when a name is both, or a fill more than one number.
     """
 
-    outputs: Iterable[str]
-    inouts: Iterable[str]
-    fill: Mapping[str, object]
-
-    def __post_init__(self) -> None:
-        for what in ("outputs", "inouts"):
-            given = getattr(self, what)
-            # A str has names, too: its letters.
-            if isinstance(given, str) or not isinstance(given, Iterable):
-                raise TypeError(f"{what}: expected names of arguments, came {given!r}")
-            names = frozenset(given)
-            if not all(isinstance(name, str) for name in names):
-                raise TypeError(f"{what}: expected names of arguments, came {set(names)}")
-            object.__setattr__(self, what, names)
-        both = sorted(frozenset(self.outputs) & frozenset(self.inouts))
+    def __init__(
+        self, outputs: Iterable[str], inouts: Iterable[str], fill: Mapping[str, object]
+    ) -> None:
+        self._outputs = _names("outputs", outputs)
+        self._inouts = _names("inouts", inouts)
+        both = sorted(self._outputs & self._inouts)
         if both:
             raise ValueError(f"inouts: expected none of the outputs, came {both}")
-        if not isinstance(self.fill, Mapping):
-            raise TypeError(f"fill: expected numbers by name of the argument, came {self.fill!r}")
-        for name, fill in self.fill.items():
-            number = np.asarray(fill)
-            # ml_dtypes' numbers are "V" to NumPy.
-            if number.dtype.kind not in "biufcV":
-                raise TypeError(f"fill: expected a number for {name}, came {fill!r}")
-            if number.shape != ():
-                raise ValueError(f"fill: expected one number for {name}, came {fill!r}")
-
-    @property
-    def names(self) -> dict[str, frozenset[str]]:
-        """All names that were given, by what they were given as."""
-        return {
-            "outputs": frozenset(self.outputs),
-            "inouts": frozenset(self.inouts),
-            "fill": frozenset(self.fill),
+        _check_fill(fill)
+        self._fill = dict(fill)
+        self.names = {
+            "outputs": self._outputs,
+            "inouts": self._inouts,
+            "fill": frozenset(self._fill),
         }
 
     def reads(self, name: str) -> bool:
         """Return whether the function reads an argument."""
-        return name not in self.outputs
+        return name not in self._outputs
 
     def writes(self, name: str) -> bool:
         """Return whether the function writes an argument."""
-        return name in self.outputs or name in self.inouts
+        return name in self._outputs or name in self._inouts
 
     def fill_of(self, name: str, dtype: np.dtype[Any]) -> bytes:
         """Return an element of an argument's padding.
@@ -84,7 +66,7 @@ class Roles:
         Raises:
             ValueError: when the dtype cannot hold the number.
         """
-        fill = self.fill.get(name, 0)
+        fill = self._fill.get(name, 0)
         with np.errstate(all="ignore"):  # past the range of floats lies infinity
             element = np.asarray(fill).astype(dtype)
         if dtype.kind in "iub" and element != np.asarray(fill):
@@ -92,6 +74,28 @@ class Roles:
                 f"fill: expected a number for {name} that {dtype} holds, came {fill!r}"
             )
         return element.tobytes()
+
+
+def _names(what: str, given: Iterable[str]) -> frozenset[str]:
+    # A str has names, too: its letters.
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{what}: expected names of arguments, came {given!r}")
+    names = frozenset(given)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{what}: expected names of arguments, came {set(names)}")
+    return names
+
+
+def _check_fill(fill: object) -> None:
+    if not isinstance(fill, Mapping):
+        raise TypeError(f"fill: expected numbers by name of the argument, came {fill!r}")
+    for name, value in fill.items():
+        number = np.asarray(value)
+        # ml_dtypes' numbers are "V" to NumPy.
+        if number.dtype.kind not in "biufcV":
+            raise TypeError(f"fill: expected a number for {name}, came {value!r}")
+        if number.shape != ():
+            raise ValueError(f"fill: expected one number for {name}, came {value!r}")
 
 
 @dataclass(frozen=True)
@@ -182,27 +186,19 @@ class RequestReader:
     def _stageable(self, fit: Fit, infos: Mapping[str, ArrayInfo]) -> Fit:
         """Return the fit, or one without a bucket when an array is none that staging copies."""
         for name, info in infos.items():
-            itemsize = info.dtype.itemsize
             fill = self._roles.fill_of(name, info.dtype)
-            ways = [
-                way
-                for way, of in ((True, self._roles.reads), (False, self._roles.writes))
-                if of(name)
-            ]
-            for inward in ways:
-                # Addresses may come less aligned, but not less than an element needs.
-                alignment = itemsize & -itemsize
+            # Addresses may come less aligned, but not less than an element needs.
+            alignment = info.dtype.itemsize & -info.dtype.itemsize
+            for inward, used in (
+                (True, self._roles.reads(name)),
+                (False, self._roles.writes(name)),
+            ):
+                if not used:
+                    continue
                 copy = staging_copy(info, fit.shapes[name], fill, alignment, inward=inward)
                 try:
                     CopyTemplate([copy])
                 except ValueError as error:
                     own = {other: given.shape for other, given in infos.items()}
-                    return replace(
-                        fit,
-                        shapes=own,
-                        sizes=fit.extents,
-                        reason="ineligible",
-                        detail=f"{name} cannot be staged: {error}",
-                        padded_elements=fit.elements,
-                    )
+                    return fit.refused(own, "ineligible", f"{name} cannot be staged: {error}")
         return fit

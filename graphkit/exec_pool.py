@@ -22,7 +22,7 @@ from graphkit.lifetime import live_captures, thread_captures
 from graphkit.pool_exec import PoolExec
 from graphkit.pool_graph import Binding
 from graphkit.pool_manifest import Manifest
-from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
+from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step, check_count
 from graphkit.pool_request import Request, Roles
 from graphkit.pool_stats import PoolMemory, PoolStats
 from graphkit.pool_warm import WarmProgress, WarmReport, WarmRow, requests_of
@@ -119,7 +119,7 @@ class ExecPool:
         # Whatever may be refused comes before the first handle.
         _check_callable("key", key)
         _check_callable("on_failure", on_failure)
-        _check_warmups(warmups)
+        check_count("warmups", warmups, 0)
         self._fn = UserFunction(fn)
         self._lattice = Lattice({} if buckets is None else buckets)
         self._roles = Roles(outputs, inouts, {} if fill is None else fill)
@@ -432,10 +432,3 @@ class ExecPool:
 def _check_callable(argument: str, value: object) -> None:
     if value is not None and not callable(value):
         raise TypeError(f"{argument}: expected a function or None, came {type(value).__name__}")
-
-
-def _check_warmups(warmups: object) -> None:
-    if not isinstance(warmups, int) or isinstance(warmups, bool):
-        raise TypeError(f"warmups: expected an int of 0 or more, came {warmups!r}")
-    if warmups < 0:
-        raise ValueError(f"warmups: expected an int of 0 or more, came {warmups}")

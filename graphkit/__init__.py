@@ -34,7 +34,6 @@ from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Nod
 from graphkit.pool_metrics import PoolCollector
 from graphkit.pool_policy import Reason, Step
 from graphkit.pool_stats import KeyStats, PoolMemory, PoolStats, StepStats
-from graphkit.pool_warm import WarmReport, WarmRow
 from graphkit.runtime import current, probe, use
 from graphkit.runtime.protocol import (
     CaptureStatus,
@@ -53,6 +52,7 @@ from graphkit.signature import ArraySignature, Signature
 from graphkit.stream import Event, HostCallback, Stream, stream_handle
 from graphkit.trial import Times, Tolerance
 from graphkit.update_report import UpdateReport
+from graphkit.warm_report import WarmReport, WarmRow
 
 __version__ = "0.1.0"
 

@@ -25,7 +25,6 @@ from graphkit.pool_manifest import Manifest
 from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step, check_count
 from graphkit.pool_request import Request, Roles
 from graphkit.pool_stats import PoolMemory, PoolStats
-from graphkit.pool_warm import WarmProgress, WarmReport, WarmRow, requests_of
 from graphkit.request_shape import LOOKS, look_at
 from graphkit.runtime import current
 from graphkit.runtime.protocol import CaptureStatus, Runtime
@@ -33,6 +32,8 @@ from graphkit.signature import Signature, typed_value
 from graphkit.stream import Stream, runtime_of, stream_handle
 from graphkit.trial import Tolerance
 from graphkit.user_function import UserFunction
+from graphkit.warm_report import WarmProgress, WarmReport, WarmRow
+from graphkit.warm_requests import requests_of
 from graphkit.warm_up import WarmUp
 
 __all__ = ["ExecPool", "Plan"]

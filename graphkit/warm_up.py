@@ -9,11 +9,12 @@ from graphkit.ladder import Ladder
 from graphkit.lattice import Lattice
 from graphkit.pool_policy import Decision, Reason, Step
 from graphkit.pool_request import Request, Roles
-from graphkit.pool_warm import WarmRequest, WarmRow
 from graphkit.runtime.protocol import Runtime
 from graphkit.signature import Signature
 from graphkit.trial import Times, Tolerance, Trial, answers, first_difference
 from graphkit.user_function import UserFunction
+from graphkit.warm_report import WarmRow
+from graphkit.warm_requests import WarmRequest
 
 __all__ = ["WarmUp"]
 

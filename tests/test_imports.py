@@ -28,7 +28,7 @@ LAYERS = (
     ("pool_graph",),
     ("pool_exec", "pool_request", "pool_stats", "bucket_capture"),
     ("trial", "pool_manifest"),
-    ("bucket_graphs", "pool_execs", "pool_warm"),
+    ("bucket_graphs", "pool_execs", "warm_report", "warm_requests"),
     ("byte_size", "ladder"),
     ("warm_up",),
     ("exec_pool", "pipeline", "profile"),

@@ -209,7 +209,6 @@ class Counts:
             if count:
                 timed, nanoseconds = self._samples[step]
                 steps[step] = StepStats(count, count * nanoseconds / max(timed, 1) / 1e6)
-        captures = steps.get(Step.CAPTURE, StepStats()).count
         keys = [self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()]
         return PoolStats(
             requests=launches + sum(self.fallbacks.values()),
@@ -220,7 +219,7 @@ class Counts:
             elements=self._elements + sum(b.launches * b.elements for b in live),
             padded_elements=self._padded_elements
             + sum(b.launches * b.padded_elements for b in live),
-            captures=captures,
+            captures=steps.get(Step.CAPTURE, StepStats()).count,
             instantiates=steps.get(Step.INSTANTIATE, StepStats()).count,
             evictions=self._total("evictions"),
             failures=self._total("failures"),

@@ -301,9 +301,10 @@ class ExecTarget:
     def set_nodes(self, values: GraphValues, places: Collection[int]) -> None:
         """Set single nodes to what another graph holds, with one call of CUDA's each.
 
-        Args, errors: as for :meth:`setters`, and
+        Arguments are those of :meth:`setters`.
 
         Raises:
+            ValueError: as :meth:`setters` does.
             CudaError: when CUDA refuses a node. Those before it are set and those behind it are
                 not: update the exec whole, or close it.
         """
@@ -314,7 +315,8 @@ class ExecTarget:
         """Return the calls that set single nodes to what another graph holds.
 
         They are bound the first time and kept, with what the graph's nodes point at, until
-        :meth:`forget`.
+        :meth:`forget` or until too many are bound: whoever has the exec hold a graph keeps that
+        graph's operands.
 
         Args:
             values: of the other graph.

@@ -23,7 +23,7 @@ from graphkit.pool_exec import PoolExec
 from graphkit.pool_graph import Binding
 from graphkit.pool_manifest import Manifest
 from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step, check_count
-from graphkit.pool_request import Request, Roles
+from graphkit.pool_request import Request, Roles, Seen
 from graphkit.pool_stats import PoolMemory, PoolStats
 from graphkit.request_shape import LOOKS, look_at
 from graphkit.runtime import current
@@ -228,7 +228,7 @@ class ExecPool:
         if flight.load >= 1:
             flight.mark()
 
-    def _answer(self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]) -> Any:
+    def _answer(self, seen: Seen, addresses: list[int], arguments: Mapping[str, object]) -> Any:
         """Climb the ladder until a graph answers, or answer eagerly."""
         refuse_pool_in_pool()
         ladder = self._ladder
@@ -265,7 +265,7 @@ class ExecPool:
             self._ladder.in_flight.keep(arguments, nbytes)
         return result
 
-    def _request(self, seen: Hashable, arguments: Mapping[str, object]) -> Request:
+    def _request(self, seen: Seen, arguments: Mapping[str, object]) -> Request:
         if self._closed:
             refuse_closed("pool")
         return self._ladder.request(seen, arguments)

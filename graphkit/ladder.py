@@ -15,7 +15,7 @@ from graphkit.pool_exec import PoolExec
 from graphkit.pool_execs import PoolExecs
 from graphkit.pool_graph import Binding, alignment_of
 from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
-from graphkit.pool_request import Request, RequestReader, Roles
+from graphkit.pool_request import Request, RequestReader, Roles, Seen
 from graphkit.pool_stats import Counts
 from graphkit.runtime.protocol import CaptureStatus, Runtime
 from graphkit.signature import Signature
@@ -101,8 +101,8 @@ class Ladder:
         capture = BucketCapture(fn, lattice, runtime, stream, warmups)
         self.graphs = BucketGraphs(runtime, lattice, capture, roles)
         self.enabled = True
-        self.requests: dict[Hashable, Request] = {}
-        self.bindings: dict[Hashable, Binding] = {}
+        self.requests: dict[Seen, Request] = {}
+        self.bindings: dict[Seen, Binding] = {}
         self.last_seen: list[Hashable] = []
         self.last: Binding | None = None
         self.errors: dict[Signature, Exception] = {}
@@ -141,13 +141,13 @@ class Ladder:
             return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why)
         return decision
 
-    def request(self, seen: Hashable, arguments: Mapping[str, object]) -> Request:
+    def request(self, seen: Seen, arguments: Mapping[str, object]) -> Request:
         """Return what is known of a shape of request, looking at it the first time."""
         request = self.requests.get(seen)
         if request is None:
             if len(self.requests) >= _REMEMBERED:
                 self.forget_shapes()
-            request = self.requests[seen] = self.reader.read(arguments)
+            request = self.requests[seen] = self.reader.read(seen, arguments)
         return request
 
     def _refusal(self, request: Request) -> Decision | None:
@@ -181,7 +181,7 @@ class Ladder:
             assert decision.exec_id is not None
             self.execs.move(decision.exec_id, self.graphs[request.key])
 
-    def bind(self, request: Request, seen: Hashable, addresses: Sequence[int]) -> Binding:
+    def bind(self, request: Request, seen: Seen, addresses: Sequence[int]) -> Binding:
         """Return the binding of a shape of request to its bucket's graph."""
         alignment = alignment_of(addresses)
         binding = request.bindings.get(alignment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ from graphkit.signature import Signature, typed_value
 from graphkit.staging import CopyTemplate
 from graphkit.user_function import UserFunction
 
-__all__ = ["Request", "RequestReader", "Roles"]
+__all__ = ["Request", "RequestReader", "Roles", "Seen"]
+
+# What says that two requests have the same shape; the last item is the user's key, if any.
+Seen = tuple[Hashable, ...]
+
+_NO_KEY = typed_value(None, "key")
 
 
 class Roles:
@@ -141,15 +146,20 @@ class RequestReader:
         self._roles = roles
         self._key = key
 
-    def look(self, arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
+    def look(self, arguments: Mapping[str, object]) -> tuple[Seen, list[int]]:
         """Return what says that two requests have the same shape, and the arrays' addresses."""
         seen, addresses = look_at(arguments)
         if self._key is not None:
             seen.append(typed_value(self._key(**arguments), "key"))
         return tuple(seen), addresses
 
-    def read(self, arguments: Mapping[str, object]) -> Request:
+    def read(self, seen: Seen, arguments: Mapping[str, object]) -> Request:
         """Look at a request.
+
+        Args:
+            seen: what it is looked up by. ``key`` is not asked again: what it looks at may have
+                changed since, and this shape would be answered by the graph of another key.
+            arguments: its arrays and values by name.
 
         Raises:
             TypeError: arguments that the function does not take, host arrays, values that cannot
@@ -174,13 +184,14 @@ class RequestReader:
         fit = self._lattice.fit({name: info.shape for name, info in infos.items()})
         if fit.reason is None:
             fit = self._stageable(fit, infos)
-        extra = None if self._key is None else self._key(**arguments)
         values = {name: value for name, value in arguments.items() if name not in infos}
         devices = {name: device_of(arguments[name], name) for name in infos}
         if len(set(devices.values())) > 1:
             raise ValueError(f"arguments: expected arrays of one device, came {devices}")
         device = next(iter(devices.values()), 0)
-        key = Signature.of(arguments, extra, device).with_shapes(fit.shapes)
+        key = Signature.of(arguments, device=device).with_shapes(fit.shapes)
+        if self._key is not None and seen[-1] != _NO_KEY:
+            key = replace(key, extra=seen[-1])
         return Request(tuple(arguments), infos, values, fit, key)
 
     def _stageable(self, fit: Fit, infos: Mapping[str, ArrayInfo]) -> Fit:

@@ -59,7 +59,7 @@ class KeyStats:
         instantiates: execs made for it.
         evictions: execs closed while they held it.
         failures: captures that failed.
-        milliseconds: host time of all that was not a plain launch.
+        milliseconds: host time of its captures, instantiations and moves.
         nbytes: device memory of the exec that holds it now; 0 when none does.
     """
 
@@ -155,7 +155,8 @@ class Counts:
         totals[1] += us
         of_key = self._of(key)
         of_key.counts[step] += 1
-        of_key.microseconds += us
+        if step is not Step.EAGER:  # which no graph had saved
+            of_key.microseconds += us
 
     def _of(self, key: Signature) -> _KeyCounts:
         found = self._keys.get(key)

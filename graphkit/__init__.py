@@ -27,17 +27,17 @@ from graphkit.errors import (
     RuntimeUnavailableError,
     SimulationError,
 )
-from graphkit.exec_pool import ExecPool, Failure, Plan
+from graphkit.exec_pool import ExecPool, Plan
 from graphkit.forensics import explain_capture
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, Launch, Pointer
+from graphkit.ladder import Failure
 from graphkit.lifetime import live_handles
 from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
 from graphkit.pool_metrics import PoolCollector
 from graphkit.pool_policy import Reason, Step
 from graphkit.pool_stats import KeyStats, PoolMemory, PoolStats, StepStats
-from graphkit.pool_warm import WarmReport, WarmRow
 from graphkit.rebind import BoundGraph, Slot, bind
 from graphkit.runtime import current, probe, use
 from graphkit.runtime.protocol import (
@@ -57,6 +57,7 @@ from graphkit.signature import ArraySignature, Signature
 from graphkit.stream import Event, HostCallback, Stream, stream_handle
 from graphkit.trial import Times, Tolerance
 from graphkit.update_report import UpdateReport
+from graphkit.warm_report import WarmReport, WarmRow
 
 __version__ = "0.1.0"
 

@@ -41,7 +41,3 @@ class Arena:
             self._memory = DeviceArray(nbytes, np.uint8, runtime=self._runtime)
             self._held[self._memory.memory] = nbytes
         return self._memory
-
-    def close(self) -> None:
-        """Let go of the memory; graphs that use it keep it."""
-        self._memory = None

@@ -55,7 +55,7 @@ class BucketGraphs:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of the staging memory that new graphs use."""
+        """Bytes of the staging memory, also of what only older graphs use."""
         return sum(arena.nbytes for arena in self._arenas.values())
 
     @property

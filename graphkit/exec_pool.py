@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -12,54 +11,35 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from graphkit.arrays import is_array
-from graphkit.bucket_capture import BucketCapture, refuse_pool_in_pool
-from graphkit.bucket_graphs import BucketGraphs
+from graphkit.bucket_capture import refuse_pool_in_pool
 from graphkit.buckets import Buckets
+from graphkit.byte_size import parse_bytes
 from graphkit.cost_model import Move
 from graphkit.errors import FallbackError, refuse_closed
-from graphkit.frameworks import FINGERPRINTS, fingerprint
-from graphkit.in_flight import InFlight
+from graphkit.ladder import Failure, Ladder
 from graphkit.lattice import Lattice
 from graphkit.lifetime import live_captures, thread_captures
 from graphkit.pool_exec import PoolExec
-from graphkit.pool_execs import PoolExecs
-from graphkit.pool_graph import Binding, alignment_of
+from graphkit.pool_graph import Binding
 from graphkit.pool_manifest import Manifest
-from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
-from graphkit.pool_request import Request, RequestReader, Roles
-from graphkit.pool_stats import Counts, PoolMemory, PoolStats
-from graphkit.pool_warm import WarmProgress, WarmReport, WarmRequest, WarmRow, requests_of
+from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step, check_count
+from graphkit.pool_request import Request, Roles, Seen
+from graphkit.pool_stats import PoolMemory, PoolStats
+from graphkit.request_shape import LOOKS, look_at
 from graphkit.runtime import current
 from graphkit.runtime.protocol import CaptureStatus, Runtime
 from graphkit.signature import Signature, typed_value
 from graphkit.stream import Stream, runtime_of, stream_handle
-from graphkit.trial import Times, Tolerance, Trial, answers, first_difference
+from graphkit.trial import Tolerance
 from graphkit.user_function import UserFunction
+from graphkit.warm_report import WarmProgress, WarmReport, WarmRow
+from graphkit.warm_requests import requests_of
+from graphkit.warm_up import WarmUp
 
-__all__ = ["ExecPool", "Failure", "Plan"]
+__all__ = ["ExecPool", "Plan"]
 
 # One launch in 64 of a shape is timed.
 _SAMPLED = 63
-# Shapes of requests that a pool remembers before it starts anew.
-_REMEMBERED = 4096
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A capture that failed, as ``on_failure`` is told.
-
-    Attributes:
-        key: whose capture it was.
-        error: what was raised.
-        failures: how often in a row.
-        retry_seconds: how long the key is answered eagerly from now.
-    """
-
-    key: Signature
-    error: Exception
-    failures: int
-    retry_seconds: float
 
 
 @dataclass(frozen=True)
@@ -140,36 +120,35 @@ class ExecPool:
         # Whatever may be refused comes before the first handle.
         _check_callable("key", key)
         _check_callable("on_failure", on_failure)
+        check_count("warmups", warmups, 0)
         self._fn = UserFunction(fn)
-        self._lattice = lattice = Lattice({} if buckets is None else buckets)
+        self._lattice = Lattice({} if buckets is None else buckets)
         self._roles = Roles(outputs, inouts, {} if fill is None else fill)
-        self._reader = RequestReader(self._fn, lattice, self._roles, key)
         self._key = key
         self._strict = strict
-        self._on_failure = on_failure
-        self._policy = PoolPolicy[Signature](
+        policy = PoolPolicy[Signature](
             memory_budget=parse_bytes(memory_budget),
             max_execs=max_execs,
             max_graphs=max_graphs,
             capture_after=capture_after,
         )
-        _check_warmups(warmups)
-        self._counts = Counts()
-        self.runtime: Runtime = current() if stream is None else runtime_of(stream)
-        self.stream = Stream(runtime=self.runtime) if stream is None else stream
-        self._in_flight = InFlight(self.runtime, stream_handle(self.stream))
-        self._execs = PoolExecs(self._policy, self._counts, self._in_flight, self.stream)
-        capture = BucketCapture(self._fn, lattice, self.runtime, self.stream, warmups)
-        self._graphs = BucketGraphs(self.runtime, lattice, capture, self._roles)
         self._lock = RLock()
         self._closed = False
-        self._enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
-        self._requests: dict[Hashable, Request] = {}
-        self._bindings: dict[Hashable, Binding] = {}
-        self._errors: dict[Signature, Exception] = {}
-        # The shape of the last request: one that is the same needs no dictionary.
-        self._last_seen: list[Hashable] = []
-        self._last: Binding | None = None
+        self.runtime: Runtime = current() if stream is None else runtime_of(stream)
+        self.stream = Stream(runtime=self.runtime) if stream is None else stream
+        self._ladder = Ladder(
+            self._fn,
+            self._lattice,
+            self._roles,
+            key,
+            policy,
+            self.runtime,
+            self.stream,
+            warmups,
+            on_failure,
+            keep_errors=strict,
+        )
+        self._ladder.enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
 
     @property
     def enabled(self) -> bool:
@@ -177,13 +156,13 @@ class ExecPool:
 
         While it is False every request runs eagerly.
         """
-        return self._enabled
+        return self._ladder.enabled
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
         with self._lock:
-            self._enabled = bool(enabled)
-            self._forget_bindings()
+            self._ladder.enabled = bool(enabled)
+            self._ladder.forget_bindings()
 
     # --- a request -------------------------------------------------------------------------------
 
@@ -200,21 +179,23 @@ class ExecPool:
             TypeError, ValueError: arguments that ``fn`` or the buckets do not take.
             FallbackError: no graph can answer, and the pool is ``strict``.
         """
-        # Written out rather than called, as all that every request passes through.
+        # What RequestReader.look() does, written out, as all that every request passes through.
         seen: list[Hashable] = [*arguments]
         addresses: list[int] = []
         for value in arguments.values():
-            look = _LOOKS.get(type(value))
+            look = LOOKS.get(type(value))
             if look is None:
-                seen, addresses = _look(arguments)
+                seen, addresses = look_at(arguments)
                 break
             address, shape = look(value, "arguments")
             addresses.append(address)
             seen.append(shape)
         if self._key is not None:  # asked each time: what it looks at may be no argument
             seen.append(typed_value(self._key(**arguments), "key"))
+        ladder = self._ladder
         with self._lock:
-            binding = self._last if seen == self._last_seen else self._bindings.get(tuple(seen))
+            same = seen == ladder.last_seen
+            binding = ladder.last if same else ladder.bindings.get(tuple(seen))
             if binding is not None and not live_captures:
                 exec_ = binding.graph.exec
                 if exec_ is not None:
@@ -222,12 +203,12 @@ class ExecPool:
                     begin = time.perf_counter_ns() if sampled else 0
                     if exec_.put(binding, addresses):
                         exec_.launch()
-                        self._last_seen, self._last = seen, binding
+                        ladder.last_seen, ladder.last = seen, binding
                         # The exec took the list over where an address in it was new.
                         moved = exec_.addresses is addresses
                         if sampled:
                             step = Step.SET if moved else Step.LAUNCH
-                            self._counts.sample(step, time.perf_counter_ns() - begin)
+                            ladder.counts.sample(step, time.perf_counter_ns() - begin)
                         self._launched(exec_, binding, moved, arguments)
                         return binding.result
         return self._answer(tuple(seen), addresses, arguments)
@@ -239,67 +220,33 @@ class ExecPool:
         binding.launches += 1
         binding.sets += moved
         binding.state.launches += 1
-        self._policy.requests += 1
-        flight = self._in_flight
+        ladder = self._ladder
+        ladder.policy.requests += 1
+        flight = ladder.in_flight
         flight.pending.append((exec_, arguments))
         flight.load += binding.load
         if flight.load >= 1:
             flight.mark()
 
-    def _answer(self, seen: Hashable, addresses: list[int], arguments: Mapping[str, object]) -> Any:
+    def _answer(self, seen: Seen, addresses: list[int], arguments: Mapping[str, object]) -> Any:
         """Climb the ladder until a graph answers, or answer eagerly."""
         refuse_pool_in_pool()
+        ladder = self._ladder
         with self._lock:
             request = self._request(seen, arguments)
-            missed = request.key not in self._graphs
-            decision = self._climb(request, arguments)
+            missed = request.key not in ladder.graphs
+            decision = ladder.climb(request, arguments)
             if decision.step is Step.LAUNCH:
-                binding = self._bind(request, seen, addresses)
-                exec_ = binding.graph.exec
-                assert exec_ is not None
-                exec_.put(binding, addresses)
-                exec_.launch()
-                self._counts.misses += missed
+                binding = ladder.bind(request, seen, addresses)
+                exec_ = ladder.launch(binding, addresses)
+                ladder.counts.misses += missed
                 self._launched(exec_, binding, True, arguments)
                 return binding.result
             assert decision.reason is not None
-            self._policy.requests += 1
-            self._policy.state(request.key).eager += 1
-            self._counts.fallbacks[decision.reason] += 1
+            ladder.policy.requests += 1
+            ladder.policy.state(request.key).eager += 1
+            ladder.counts.fallbacks[decision.reason] += 1
         return self._run_eagerly(decision, request, arguments)
-
-    def _climb(
-        self, request: Request, arguments: Mapping[str, object], *, warm: bool = False
-    ) -> Decision:
-        """Take the rungs that a request needs, until an exec holds its graph or none may."""
-        while True:
-            decision = self._decide(request, warm=warm)
-            if decision.step is Step.LAUNCH or decision.step is Step.EAGER:
-                return decision
-            if decision.close:
-                for number in decision.close:
-                    self._execs.evict(number)
-                continue  # what that gave back is known only now
-            begin = time.perf_counter_ns()
-            try:
-                self._take(decision, request, arguments)
-            except Exception as error:
-                self._failed(request.key, error)
-            else:
-                us = (time.perf_counter_ns() - begin) / 1e3
-                self._counts.step(decision.step, request.key, us, warm=warm)
-                if decision.step is not Step.CAPTURE and self._graphs[request.key].exec is not None:
-                    return Decision(Step.LAUNCH)
-
-    def _decide(self, request: Request, *, warm: bool = False) -> Decision:
-        decision = self._refusal(request) or self._policy.decide(
-            request.key, self._execs.idle, self._graphs.growth(request), warm=warm
-        )
-        if decision.step in (Step.CAPTURE, Step.INSTANTIATE) and thread_captures():
-            # cudaMalloc and cudaGraphInstantiate would end that capture.
-            why = "this thread captures another stream now, and no graph is ready"
-            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why)
-        return decision
 
     def _run_eagerly(
         self, decision: Decision, request: Request, arguments: Mapping[str, object]
@@ -307,111 +254,21 @@ class ExecPool:
         if self._strict:
             assert decision.reason is not None
             # Not kept: its frames know the arrays of the request, and this pool.
-            cause = self._errors.pop(request.key, None)
+            cause = self._ladder.errors.pop(request.key, None)
             raise FallbackError(decision.reason, decision.why, str(request.key)) from cause
         begin = time.perf_counter_ns()
         result = self._fn(arguments, self.stream)
         with self._lock:
             us = (time.perf_counter_ns() - begin) / 1e3
-            self._counts.step(Step.EAGER, request.key, us)
-            self._in_flight.keep(arguments, sum(info.nbytes for info in request.infos.values()))
+            self._ladder.counts.step(Step.EAGER, request.key, us)
+            nbytes = sum(info.nbytes for info in request.infos.values())
+            self._ladder.in_flight.keep(arguments, nbytes)
         return result
 
-    def _look(self, arguments: Mapping[str, object]) -> tuple[Hashable, list[int]]:
-        """Return what a request is looked up by, and its addresses, as its call finds them."""
-        seen, addresses = _look(arguments)
-        if self._key is not None:
-            seen.append(typed_value(self._key(**arguments), "key"))
-        return tuple(seen), addresses
-
-    def _request(self, seen: Hashable, arguments: Mapping[str, object]) -> Request:
-        """Return what is known of a shape of request, looking at it the first time."""
+    def _request(self, seen: Seen, arguments: Mapping[str, object]) -> Request:
         if self._closed:
             refuse_closed("pool")
-        request = self._requests.get(seen)
-        if request is None:
-            if len(self._requests) >= _REMEMBERED:
-                self._forget_shapes()
-            request = self._requests[seen] = self._reader.read(arguments)
-        return request
-
-    def _refusal(self, request: Request) -> Decision | None:
-        """Return why no graph may answer, as far as the request itself and the stream say."""
-        if not self._enabled:
-            return Decision(Step.EAGER, reason=Reason.DISABLED, why="graphs are turned off")
-        if request.fit.reason is not None:
-            return Decision(Step.EAGER, reason=Reason(request.fit.reason), why=request.fit.detail)
-        status = self.runtime.stream_is_capturing(stream_handle(self.stream))
-        if status is not CaptureStatus.NONE:
-            why = "the stream is being captured: the function becomes a part of that graph"
-            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why)
-        return None
-
-    def _take(self, decision: Decision, request: Request, arguments: Mapping[str, object]) -> None:
-        """Take a rung of the ladder above a plain launch."""
-        if decision.step is Step.CAPTURE:
-            try:
-                made = self._graphs.capture(request, arguments)
-            finally:
-                # A capture that fails leaves the arenas that it let grow.
-                self._policy.arena_bytes = self._graphs.arena_bytes + self._graphs.private_bytes
-            self._policy.captured(request.key, made.topology, made.nodes)
-            for number in self._policy.over_budget(self._execs.idle):
-                self._execs.evict(number)
-            for key in self._policy.surplus():
-                self._forget(key)
-        elif decision.step is Step.INSTANTIATE:
-            self._execs.instantiate(self._graphs[request.key])
-        else:
-            assert decision.exec_id is not None
-            self._execs.move(decision.exec_id, self._graphs[request.key])
-
-    def _bind(self, request: Request, seen: Hashable, addresses: Sequence[int]) -> Binding:
-        """Return the binding of a shape of request to its bucket's graph."""
-        alignment = alignment_of(addresses)
-        binding = request.bindings.get(alignment)
-        if binding is None:
-            made, state = self._graphs[request.key], self._policy.state(request.key)
-            binding = Binding(
-                made, request.infos, request.names, request.fit.extents, alignment, state
-            )
-            request.bindings[alignment] = binding
-        self._requests.setdefault(seen, request)  # its capture may have let go of all shapes
-        self._bindings[seen] = binding
-        return binding
-
-    def _failed(self, key: Signature, error: Exception) -> None:
-        """Quarantine a key, and tell whoever wants to know."""
-        self._counts.note("failures", key)
-        if self._strict:
-            self._errors[key] = error
-        seconds = self._policy.failed(key)
-        if self._on_failure is not None:
-            failures = self._policy.state(key).failures
-            self._on_failure(Failure(key, error, failures, seconds))
-
-    def _forget(self, key: Signature) -> None:
-        """Give up a bucket's graph."""
-        made = self._graphs[key]
-        self._in_flight.keep(made.owners)
-        self._graphs.forget(key)
-        self._execs.forget(made)
-        self._policy.forgotten(key)
-        self._forget_shapes()
-
-    def _forget_shapes(self) -> None:
-        """Forget the shapes of requests, but not how often they came."""
-        for request in self._requests.values():
-            for binding in request.bindings.values():
-                self._counts.forget(binding)
-        self._requests.clear()
-        self._counts.prune(self._policy.keys)
-        self._forget_bindings()
-
-    def _forget_bindings(self) -> None:
-        """Let every shape of request be looked at again."""
-        self._bindings.clear()
-        self._last_seen, self._last = [], None
+        return self._ladder.request(seen, arguments)
 
     # --- before the first request ----------------------------------------------------------------
 
@@ -459,99 +316,23 @@ class ExecPool:
         tolerance = Tolerance() if validate is True else validate or None
         entries = [] if manifest is None else Manifest.load(manifest, self._fn.name).ordered()
         requests = requests_of(self._lattice, example, entries, self.runtime)
+        warm_up = WarmUp(
+            self._ladder,
+            self._fn,
+            self._lattice,
+            self._roles,
+            self.runtime,
+            self.stream,
+        )
         rows: list[WarmRow] = []
         with WarmProgress(progress, len(requests)) as bar:
             for request in requests:
                 if seconds is not None and time.monotonic() - begin >= seconds:
                     break
-                rows.append(self._warm_bucket(request, tolerance, compare_speed))
+                with self._lock:
+                    rows.append(warm_up.bucket(request, tolerance, compare_speed))
                 bar.show(rows[-1], self.runtime.mem_get_info()[0])
         return WarmReport(tuple(rows), len(requests) - len(rows), time.monotonic() - begin)
-
-    def _warm_bucket(
-        self, wanted: WarmRequest, tolerance: Tolerance | None, compare_speed: bool
-    ) -> WarmRow:
-        """Ask for one bucket, see whether its graph is right and pays, and keep it if so."""
-        begin = time.perf_counter_ns()
-        with self._lock:
-            arguments = wanted.arguments(self._roles, self.runtime, self.stream)
-            seen, addresses = self._look(arguments)
-            request = self._request(seen, arguments)
-            decision = self._climb(request, arguments, warm=True)
-            times = None
-            if decision.step is Step.LAUNCH:
-                binding = self._bind(request, seen, addresses)
-                exec_ = binding.graph.exec
-                assert exec_ is not None
-
-                def launch() -> None:
-                    exec_.put(binding, addresses)
-                    exec_.launch()
-
-                trial = self._graphs.trial(request, arguments, launch, self.stream)
-                wrong = ""
-                if tolerance is not None:
-                    wrong = trial.disagreement(tolerance) or self._minds_padding(
-                        wanted, request, tolerance
-                    )
-                decision, times = self._try(request.key, trial, wrong, compare_speed)
-            self._in_flight.keep(arguments)
-        milliseconds = (time.perf_counter_ns() - begin) / 1e6
-        return WarmRow(request.key, milliseconds, decision.reason, decision.why, times)
-
-    def _try(
-        self, key: Signature, trial: Trial, wrong: str, compare_speed: bool
-    ) -> tuple[Decision, Times | None]:
-        """Give a bucket's graph up again where it is wrong or does not pay."""
-        if wrong:
-            self._give_up(key)
-            self._policy.state(key).ineligible = wrong  # a capture of it would be wrong again
-            self._failed(key, ValueError(wrong))
-            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=wrong), None
-        times = trial.times() if compare_speed else None
-        if times is not None and times.graph_us > times.eager_us:
-            why = f"its graph takes {times.graph_us:.1f} us, eager {times.eager_us:.1f}"
-            self._give_up(key)
-            self._policy.state(key).ineligible = why
-            return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why), times
-        return Decision(Step.LAUNCH), times
-
-    def _minds_padding(self, wanted: WarmRequest, request: Request, tolerance: Tolerance) -> str:
-        """Return how a padded answer differs from the eager one, nothing when it does not."""
-        smaller = wanted.smaller(self._lattice, request.fit.sizes)
-        if smaller is None:
-            return ""
-        eager, padded = (
-            smaller.arguments(self._roles, self.runtime, self.stream) for _ in range(2)
-        )
-        seen, addresses = self._look(padded)
-        known = self._request(seen, padded)
-        if known.key != request.key:
-            return ""  # so much padding is not allowed, or it has a key of its own
-        written = [name for name in known.infos if self._roles.writes(name)]
-        try:
-            returned = self._fn(eager, self.stream)
-        except Exception as error:
-            return f"fn raised {error!r} at {known.fit.extents}, where {known.fit.sizes} works"
-        expected = answers({name: eager[name] for name in written}, returned, self.runtime)
-        binding = self._bind(known, seen, addresses)
-        exec_ = binding.graph.exec
-        assert exec_ is not None
-        exec_.put(binding, addresses)
-        exec_.launch()
-        found = answers({name: padded[name] for name in written}, binding.result, self.runtime)
-        name = first_difference(expected, found, tolerance, other_kernels=True)
-        return name and (
-            f"{name}: padded from {known.fit.extents} to {known.fit.sizes}, the graph's result "
-            "differs from the eager one: fn minds the padding"
-        )
-
-    def _give_up(self, key: Signature) -> None:
-        """Close the exec that holds a bucket's graph, and forget the graph."""
-        exec_ = self._graphs[key].exec
-        if exec_ is not None:
-            self._execs.evict(exec_.number)
-        self._forget(key)
 
     def save_manifest(self, path: str | Path) -> None:
         """Write what the pool's keys were worth to a file, for :meth:`warm` of the next start-up.
@@ -572,21 +353,23 @@ class ExecPool:
         Raises:
             TypeError, ValueError: as the request would.
         """
-        seen, addresses = self._look(arguments)
+        ladder = self._ladder
+        seen, addresses = ladder.reader.look(arguments)
         with self._lock:
             request = self._request(seen, arguments)
-            decision = self._decide(request)
+            decision = ladder.decide(request)
             step, changed, move = decision.step, None, None
             if step is Step.LAUNCH:
-                exec_ = self._graphs[request.key].exec
-                known = exec_ is not None and exec_.binding is self._bindings.get(seen)
-                if exec_ is None or not known or exec_.addresses != addresses:
+                exec_, binding = ladder.graphs[request.key].exec, ladder.bindings.get(seen)
+                assert exec_ is not None
+                bound = binding is not None and exec_.binding is binding
+                if not bound or exec_.addresses != addresses:
                     step = Step.SET
             elif step is Step.RETARGET:
                 assert decision.exec_id is not None
-                made = self._graphs[request.key]
-                changed = self._execs.changed_nodes(decision.exec_id, made)
-                move = self._execs.way(decision.exec_id, made)
+                made = ladder.graphs[request.key]
+                changed = ladder.execs.changed_nodes(decision.exec_id, made)
+                move = ladder.execs.way(decision.exec_id, made)
         return Plan(
             step,
             decision.reason,
@@ -602,22 +385,18 @@ class ExecPool:
         """Return the device memory that the pool has, in bytes."""
         with self._lock:
             return PoolMemory(
-                arenas=self._graphs.arena_bytes,
-                execs=self._policy.exec_bytes,
-                graphs=self._graphs.private_bytes,
-                budget=self._policy.memory_budget,
+                arenas=self._ladder.graphs.arena_bytes,
+                execs=self._ladder.policy.exec_bytes,
+                graphs=self._ladder.graphs.private_bytes,
+                budget=self._ladder.policy.memory_budget,
             )
 
     def stats(self) -> PoolStats:
         """Return what the pool did so far."""
         with self._lock:
-            bindings = [
-                binding
-                for request in self._requests.values()
-                for binding in request.bindings.values()
-            ]
-            policy = self._policy
-            return self._counts.stats(bindings, policy.keys, policy.held_bytes(), self.memory())
+            ladder, policy = self._ladder, self._ladder.policy
+            bindings, held = ladder.live_bindings(), policy.held_bytes()
+            return ladder.counts.stats(bindings, policy.keys, held, self.memory())
 
     def close(self) -> None:
         """Destroy the execs and graphs; launches in flight still finish. Closing twice is nothing.
@@ -628,14 +407,11 @@ class ExecPool:
             if self._closed:
                 return
             self._closed = True
-            self._forget_shapes()
-            self._execs.close()
-            self._in_flight.close(self._graphs.owners)
-            self._graphs.close()
+            self._ladder.close()
 
     def __del__(self) -> None:
         # A constructor that failed has no lock; at interpreter exit the driver may be gone.
-        if hasattr(self, "_last") and not sys.is_finalizing():
+        if hasattr(self, "_ladder") and not sys.is_finalizing():
             self.close()
 
     def __enter__(self) -> ExecPool:
@@ -647,85 +423,13 @@ class ExecPool:
     def __repr__(self) -> str:
         if self._closed:
             return f"<ExecPool {self._fn.name} closed>"
-        stats = self.stats()
+        ladder, stats = self._ladder, self.stats()
         return (
-            f"<ExecPool {self._fn.name}: {len(self._graphs)} graphs, {len(self._execs)} execs, "
+            f"<ExecPool {self._fn.name}: {len(ladder.graphs)} graphs, {len(ladder.execs)} execs, "
             f"{stats.requests} requests, {stats.hit_rate:.1%} hits>"
         )
-
-
-_Look = Callable[[Any, str], tuple[int, Hashable]]
-
-
-def _look(arguments: Mapping[str, object]) -> tuple[list[Hashable], list[int]]:
-    """Return what says that two requests have the same shape, and the arrays' addresses.
-
-    Values that are no arrays have address 0, which no array has.
-    """
-    seen: list[Hashable] = [*arguments]
-    addresses: list[int] = []
-    for name, value in arguments.items():
-        kind = type(value)
-        look = _LOOKS.get(kind, fingerprint if is_array(value) else _look_at_value)
-        address, shape = look(value, name)
-        if kind in FINGERPRINTS:
-            _LOOKS[kind] = FINGERPRINTS[kind]
-        addresses.append(address)
-        seen.append(shape)
-    return seen, addresses
-
-
-def _look_at_value(value: object, name: str) -> tuple[int, Hashable]:
-    return 0, typed_value(value, name)
-
-
-def _look_at_plain(value: Hashable, _name: str) -> tuple[int, Hashable]:
-    return 0, (type(value), value)
-
-
-# Types whose ``==`` is sameness, and arrays once they were seen.
-_LOOKS: dict[type, _Look] = dict.fromkeys((bool, int, str, type(None)), _look_at_plain)
-
-_UNITS = {
-    "B": 1,
-    "KiB": 1 << 10,
-    "MiB": 1 << 20,
-    "GiB": 1 << 30,
-    "KB": 1000,
-    "MB": 10**6,
-    "GB": 10**9,
-}
 
 
 def _check_callable(argument: str, value: object) -> None:
     if value is not None and not callable(value):
         raise TypeError(f"{argument}: expected a function or None, came {type(value).__name__}")
-
-
-def _check_warmups(warmups: object) -> None:
-    if not isinstance(warmups, int) or isinstance(warmups, bool):
-        raise TypeError(f"warmups: expected an int of 0 or more, came {warmups!r}")
-    if warmups < 0:
-        raise ValueError(f"warmups: expected an int of 0 or more, came {warmups}")
-
-
-def parse_bytes(size: int | str | None, argument: str = "memory_budget") -> int | None:
-    """Return a number of bytes, given as such or as text like ``"256MiB"``.
-
-    Raises:
-        TypeError, ValueError: anything else, and what is not positive.
-    """
-    if size is None:
-        return None
-    number: object = size
-    if isinstance(size, str):
-        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]+)\s*", size)
-        unit = _UNITS.get(found[2]) if found else None
-        if found is None or unit is None:
-            raise ValueError(f"{argument}: expected bytes such as '256MiB', came {size!r}")
-        number = int(float(found[1]) * unit)
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"{argument}: expected bytes as an int or text, came {size!r}")
-    if number <= 0:
-        raise ValueError(f"{argument}: expected a positive number of bytes, came {size!r}")
-    return number

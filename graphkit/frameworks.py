@@ -179,6 +179,9 @@ class _Pools:
             due = [*_dropped]
             _dropped.clear()
             for pools in due:
+                if pools._cupy is not None:
+                    # A pool of CuPy's that dies with a split block keeps the memory for good.
+                    pools._cupy.free_all_blocks()
                 pools._cupy = None
                 pools.segments.clear()
                 pools.torch.clear()

@@ -48,6 +48,16 @@ class Fit:
         """Share of the padded inputs that is padding."""
         return (self.padded_elements - self.elements) / max(self.padded_elements, 1)
 
+    def refused(self, own: dict[str, Shape], reason: _Reason, detail: str) -> Fit:
+        """Return the fit of the same request without a bucket.
+
+        Args:
+            own: the shapes of its inputs as they came.
+            reason: why it has none.
+            detail: the same in a sentence.
+        """
+        return Fit(own, self.extents, self.extents, reason, detail, self.elements, self.elements)
+
 
 class _Place(NamedTuple):
     """Where a dimension appears."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from graphkit.cost_model import Move
 from graphkit.in_flight import InFlight
@@ -30,16 +28,14 @@ class _Route:
         changes: what differs.
         way: the way that is taken.
         moves: how often it was.
-        setters: for each exec, the calls that take it there by nodes.
     """
 
-    __slots__ = ("changes", "moves", "setters", "way")
+    __slots__ = ("changes", "moves", "way")
 
     def __init__(self, changes: Changes) -> None:
         self.changes = changes
         self.way = Move.UPDATE
         self.moves = 0
-        self.setters: dict[PoolExec, Sequence[Callable[[], Any]]] = {}
 
 
 class PoolExecs:
@@ -121,9 +117,7 @@ class PoolExecs:
             route.way = self._choose(route, made)
         route.moves += 1
         by_nodes = route.way is Move.NODES
-        setters = route.setters.get(exec_) if by_nodes else ()
-        if setters is None:
-            setters = route.setters[exec_] = exec_.setters(made, route.changes.places)
+        setters = exec_.setters(made, route.changes.places) if by_nodes else ()
         begin = time.perf_counter_ns()
         try:
             if by_nodes:
@@ -151,8 +145,6 @@ class PoolExecs:
 
     def _close(self, number: int) -> None:
         exec_ = self._execs.pop(number)
-        for route in self._routes.values():
-            route.setters.pop(exec_, None)
         runtime = exec_.exec.runtime
         free = runtime.mem_get_info()[0]
         exec_.close()

@@ -32,7 +32,7 @@ __all__ = [
     "staging_copy",
 ]
 
-WORD = 8  # bytes of an address
+_WORD = 8  # bytes of an address
 _WIDEST = 16  # bytes of one load
 
 
@@ -111,8 +111,8 @@ class Binding:
                 source, target = copies.template.offsets(entry)
                 ours, theirs = (target, source) if copies.inward else (source, target)
                 address = graph.staged[name].memory.ptr
-                block[ours : ours + WORD] = address.to_bytes(WORD, "little")
-                moving.append((names.index(name), theirs // WORD))
+                block[ours : ours + _WORD] = address.to_bytes(_WORD, "little")
+                moving.append((names.index(name), theirs // _WORD))
             blocks.append(bytes(block))
             words.append(tuple(moving))
         self.blocks = tuple(blocks)
@@ -160,6 +160,7 @@ class PoolGraph:
         staging: the nodes that copy in and out, in order.
         returned: what the function returned, None for None.
         exec: the exec that holds it now.
+        nodes: how many nodes it has, those inside of child graphs included.
     """
 
     def __init__(self, key: Signature, staged: Iterable[StagedArgument]) -> None:

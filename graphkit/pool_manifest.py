@@ -33,7 +33,7 @@ class ManifestEntry:
         key: the signature of its graph.
         hits: requests that a graph answered.
         nbytes: device memory of the exec that held it; 0 when none did.
-        milliseconds: host time to have it: captures, instantiations and moves.
+        milliseconds: host time of its captures, instantiations and moves.
         failures: captures that failed.
     """
 

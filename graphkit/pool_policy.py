@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from graphkit.cost_model import CostModel, Move
 from graphkit.exec_memory import ExecMemory
 
-__all__ = ["Decision", "KeyState", "PoolPolicy", "Reason", "Step"]
+__all__ = ["Decision", "KeyState", "PoolPolicy", "Reason", "Step", "check_count"]
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -183,10 +183,10 @@ class PoolPolicy(Generic[Key]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_execs is not None:
-            _check_count("max_execs", max_execs, 1)
-        _check_count("max_graphs", max_graphs, 1)
+            check_count("max_execs", max_execs, 1)
+        check_count("max_graphs", max_graphs, 1)
         if capture_after is not None:
-            _check_count("capture_after", capture_after, 0)
+            check_count("capture_after", capture_after, 0)
         self.memory_budget = memory_budget
         self.max_execs = max_execs
         self.max_graphs = max_graphs
@@ -551,8 +551,9 @@ def _eager(reason: Reason, why: str) -> Decision:
     return Decision(Step.EAGER, reason=reason, why=why)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def check_count(argument: str, value: object, least: int) -> None:
+    """Raise TypeError or ValueError unless a value is an int of ``least`` or more."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int of {least} or more, came {value!r}")
+        raise TypeError(f"{argument}: expected an int of {least} or more, came {value!r}")
     if value < least:
-        raise ValueError(f"{name}: expected an int of {least} or more, came {value}")
+        raise ValueError(f"{argument}: expected an int of {least} or more, came {value}")

@@ -9,16 +9,22 @@ from typing import Any
 import numpy as np
 
 from graphkit.arrays import ArrayInfo, describe, is_array
+from graphkit.frameworks import device_of
 from graphkit.lattice import Fit, Lattice
 from graphkit.pool_graph import Binding, staging_copy
-from graphkit.signature import Signature
+from graphkit.request_shape import look_at
+from graphkit.signature import Signature, typed_value
 from graphkit.staging import CopyTemplate
 from graphkit.user_function import UserFunction
 
-__all__ = ["Request", "RequestReader", "Roles"]
+__all__ = ["Request", "RequestReader", "Roles", "Seen"]
+
+# What says that two requests have the same shape; the last item is the user's key, if any.
+Seen = tuple[Hashable, ...]
+
+_NO_KEY = typed_value(None, "key")
 
 
-@dataclass(frozen=True)
 class Roles:
     """What a pool was told about the arrays that its function takes.
 
@@ -27,54 +33,37 @@ class Roles:
         inouts: names of those that it reads and writes.
         fill: by name what their padding becomes; 0 by default.
 
+    Attributes:
+        names: all names that were given, by what they were given as.
+
     Raises:
         TypeError: when names are no strings, or a fill is no number.
         ValueError: when a name is both, or a fill more than one number.
     """
 
-    outputs: Iterable[str]
-    inouts: Iterable[str]
-    fill: Mapping[str, object]
-
-    def __post_init__(self) -> None:
-        for what in ("outputs", "inouts"):
-            given = getattr(self, what)
-            # A str has names, too: its letters.
-            if isinstance(given, str) or not isinstance(given, Iterable):
-                raise TypeError(f"{what}: expected names of arguments, came {given!r}")
-            names = frozenset(given)
-            if not all(isinstance(name, str) for name in names):
-                raise TypeError(f"{what}: expected names of arguments, came {set(names)}")
-            object.__setattr__(self, what, names)
-        both = sorted(frozenset(self.outputs) & frozenset(self.inouts))
+    def __init__(
+        self, outputs: Iterable[str], inouts: Iterable[str], fill: Mapping[str, object]
+    ) -> None:
+        self._outputs = _names("outputs", outputs)
+        self._inouts = _names("inouts", inouts)
+        both = sorted(self._outputs & self._inouts)
         if both:
             raise ValueError(f"inouts: expected none of the outputs, came {both}")
-        if not isinstance(self.fill, Mapping):
-            raise TypeError(f"fill: expected numbers by name of the argument, came {self.fill!r}")
-        for name, fill in self.fill.items():
-            number = np.asarray(fill)
-            # ml_dtypes' numbers are "V" to NumPy.
-            if number.dtype.kind not in "biufcV":
-                raise TypeError(f"fill: expected a number for {name}, came {fill!r}")
-            if number.shape != ():
-                raise ValueError(f"fill: expected one number for {name}, came {fill!r}")
-
-    @property
-    def names(self) -> dict[str, frozenset[str]]:
-        """All names that were given, by what they were given as."""
-        return {
-            "outputs": frozenset(self.outputs),
-            "inouts": frozenset(self.inouts),
-            "fill": frozenset(self.fill),
+        _check_fill(fill)
+        self._fill = dict(fill)
+        self.names = {
+            "outputs": self._outputs,
+            "inouts": self._inouts,
+            "fill": frozenset(self._fill),
         }
 
     def reads(self, name: str) -> bool:
         """Return whether the function reads an argument."""
-        return name not in self.outputs
+        return name not in self._outputs
 
     def writes(self, name: str) -> bool:
         """Return whether the function writes an argument."""
-        return name in self.outputs or name in self.inouts
+        return name in self._outputs or name in self._inouts
 
     def fill_of(self, name: str, dtype: np.dtype[Any]) -> bytes:
         """Return an element of an argument's padding.
@@ -82,7 +71,7 @@ class Roles:
         Raises:
             ValueError: when the dtype cannot hold the number.
         """
-        fill = self.fill.get(name, 0)
+        fill = self._fill.get(name, 0)
         with np.errstate(all="ignore"):  # past the range of floats lies infinity
             element = np.asarray(fill).astype(dtype)
         if dtype.kind in "iub" and element != np.asarray(fill):
@@ -90,6 +79,28 @@ class Roles:
                 f"fill: expected a number for {name} that {dtype} holds, came {fill!r}"
             )
         return element.tobytes()
+
+
+def _names(what: str, given: Iterable[str]) -> frozenset[str]:
+    # A str has names, too: its letters.
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{what}: expected names of arguments, came {given!r}")
+    names = frozenset(given)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{what}: expected names of arguments, came {set(names)}")
+    return names
+
+
+def _check_fill(fill: object) -> None:
+    if not isinstance(fill, Mapping):
+        raise TypeError(f"fill: expected numbers by name of the argument, came {fill!r}")
+    for name, value in fill.items():
+        number = np.asarray(value)
+        # ml_dtypes' numbers are "V" to NumPy.
+        if number.dtype.kind not in "biufcV":
+            raise TypeError(f"fill: expected a number for {name}, came {value!r}")
+        if number.shape != ():
+            raise ValueError(f"fill: expected one number for {name}, came {value!r}")
 
 
 @dataclass(frozen=True)
@@ -135,8 +146,20 @@ class RequestReader:
         self._roles = roles
         self._key = key
 
-    def read(self, arguments: Mapping[str, object]) -> Request:
+    def look(self, arguments: Mapping[str, object]) -> tuple[Seen, list[int]]:
+        """Return what says that two requests have the same shape, and the arrays' addresses."""
+        seen, addresses = look_at(arguments)
+        if self._key is not None:
+            seen.append(typed_value(self._key(**arguments), "key"))
+        return tuple(seen), addresses
+
+    def read(self, seen: Seen, arguments: Mapping[str, object]) -> Request:
         """Look at a request.
+
+        Args:
+            seen: what it is looked up by. ``key`` is not asked again: what it looks at may have
+                changed since, and this shape would be answered by the graph of another key.
+            arguments: its arrays and values by name.
 
         Raises:
             TypeError: arguments that the function does not take, host arrays, values that cannot
@@ -161,35 +184,32 @@ class RequestReader:
         fit = self._lattice.fit({name: info.shape for name, info in infos.items()})
         if fit.reason is None:
             fit = self._stageable(fit, infos)
-        extra = None if self._key is None else self._key(**arguments)
         values = {name: value for name, value in arguments.items() if name not in infos}
-        key = Signature.of(arguments, extra).with_shapes(fit.shapes)
+        devices = {name: device_of(arguments[name], name) for name in infos}
+        if len(set(devices.values())) > 1:
+            raise ValueError(f"arguments: expected arrays of one device, came {devices}")
+        device = next(iter(devices.values()), 0)
+        key = Signature.of(arguments, device=device).with_shapes(fit.shapes)
+        if self._key is not None and seen[-1] != _NO_KEY:
+            key = replace(key, extra=seen[-1])
         return Request(tuple(arguments), infos, values, fit, key)
 
     def _stageable(self, fit: Fit, infos: Mapping[str, ArrayInfo]) -> Fit:
         """Return the fit, or one without a bucket when an array is none that staging copies."""
         for name, info in infos.items():
-            itemsize = info.dtype.itemsize
             fill = self._roles.fill_of(name, info.dtype)
-            ways = [
-                way
-                for way, of in ((True, self._roles.reads), (False, self._roles.writes))
-                if of(name)
-            ]
-            for inward in ways:
-                # Addresses may come less aligned, but not less than an element needs.
-                alignment = itemsize & -itemsize
+            # Addresses may come less aligned, but not less than an element needs.
+            alignment = info.dtype.itemsize & -info.dtype.itemsize
+            for inward, used in (
+                (True, self._roles.reads(name)),
+                (False, self._roles.writes(name)),
+            ):
+                if not used:
+                    continue
                 copy = staging_copy(info, fit.shapes[name], fill, alignment, inward=inward)
                 try:
                     CopyTemplate([copy])
                 except ValueError as error:
                     own = {other: given.shape for other, given in infos.items()}
-                    return replace(
-                        fit,
-                        shapes=own,
-                        sizes=fit.extents,
-                        reason="ineligible",
-                        detail=f"{name} cannot be staged: {error}",
-                        padded_elements=fit.elements,
-                    )
+                    return fit.refused(own, "ineligible", f"{name} cannot be staged: {error}")
         return fit

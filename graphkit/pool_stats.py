@@ -59,7 +59,7 @@ class KeyStats:
         instantiates: execs made for it.
         evictions: execs closed while they held it.
         failures: captures that failed.
-        milliseconds: host time of all that was not a plain launch.
+        milliseconds: host time of its captures, instantiations and moves.
         nbytes: device memory of the exec that holds it now; 0 when none does.
     """
 
@@ -155,7 +155,8 @@ class Counts:
         totals[1] += us
         of_key = self._of(key)
         of_key.counts[step] += 1
-        of_key.microseconds += us
+        if step is not Step.EAGER:  # which no graph had saved
+            of_key.microseconds += us
 
     def _of(self, key: Signature) -> _KeyCounts:
         found = self._keys.get(key)
@@ -209,7 +210,6 @@ class Counts:
             if count:
                 timed, nanoseconds = self._samples[step]
                 steps[step] = StepStats(count, count * nanoseconds / max(timed, 1) / 1e6)
-        captures = steps.get(Step.CAPTURE, StepStats()).count
         keys = [self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()]
         return PoolStats(
             requests=launches + sum(self.fallbacks.values()),
@@ -220,7 +220,7 @@ class Counts:
             elements=self._elements + sum(b.launches * b.elements for b in live),
             padded_elements=self._padded_elements
             + sum(b.launches * b.padded_elements for b in live),
-            captures=captures,
+            captures=steps.get(Step.CAPTURE, StepStats()).count,
             instantiates=steps.get(Step.INSTANTIATE, StepStats()).count,
             evictions=self._total("evictions"),
             failures=self._total("failures"),

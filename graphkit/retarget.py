@@ -6,6 +6,7 @@ import ctypes
 from array import array
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from graphkit.c_signature import opaque_parameters
@@ -73,10 +74,15 @@ class GraphValues:
             node the values inside.
     """
 
-    __slots__ = ("_arguments", "_memory", "_nbytes", "_tables", "held", "kinds", "owners")
+    __slots__ = (
+        "_arguments", "_memory", "_nbytes", "_runtime", "_structs", "_tables", "held", "kinds",
+        "owners",
+    )  # fmt: skip
 
     def __init__(self, graph: Graph) -> None:
         runtime, nodes = graph.runtime, graph.nodes
+        self._runtime = runtime
+        self._structs: dict[int, Any] = {}
         self.owners: list[object] = graph.owners
         self.kinds: tuple[NodeType, ...] = tuple(node.type for node in nodes)
         layouts: dict[int, _Layout] = {}
@@ -138,6 +144,14 @@ class GraphValues:
             kernel_params=table if held.nbytes and not held.by_extra else 0,
             extra=table if held.by_extra else 0,
         )
+
+    def struct(self, place: int) -> Any:
+        """Return the parameters of a kernel node as the runtime takes them, made once."""
+        found = self._structs.get(place)
+        if found is None:
+            params: Any = self.params(place)
+            found = self._structs[place] = self._runtime.kernel_node_struct(params)
+        return found
 
     def differing(self, other: GraphValues) -> Iterable[int]:
         """Yield the places of nodes that hold something else in another graph."""
@@ -259,17 +273,10 @@ def _settable(old: object, new: object) -> bool:
     return isinstance(new, tuple | int)
 
 
+# Nodes whose calls an exec keeps bound.
+_MOST_BOUND = 1 << 14
+
 _UPDATED = UpdateReport(ExecUpdateStatus.SUCCESS)
-
-
-class _Commits:
-    """The calls that set an exec's nodes to one graph's values: by node, and in a line."""
-
-    __slots__ = ("lines", "nodes")
-
-    def __init__(self) -> None:
-        self.nodes: dict[int, Callable[[], Any]] = {}
-        self.lines: dict[tuple[int, ...], list[Callable[[], Any]]] = {}
 
 
 class ExecTarget:
@@ -283,19 +290,21 @@ class ExecTarget:
             nodes by those of that graph.
     """
 
-    __slots__ = ("_commits", "_exec", "_nodes")
+    __slots__ = ("_bound", "_exec", "_lines", "_nodes")
 
     def __init__(self, exec_: GraphExec) -> None:
         self._exec = exec_
         self._nodes = [node.ptr for node in exec_.graph.nodes]
-        self._commits: dict[GraphValues, _Commits] = {}
+        self._lines: dict[GraphValues, dict[tuple[int, ...], list[Callable[[], Any]]]] = {}
+        self._bound = 0  # nodes in all lines
 
     def set_nodes(self, values: GraphValues, places: Collection[int]) -> None:
         """Set single nodes to what another graph holds, with one call of CUDA's each.
 
-        Args, errors: as for :meth:`setters`, and
+        Arguments are those of :meth:`setters`.
 
         Raises:
+            ValueError: as :meth:`setters` does.
             CudaError: when CUDA refuses a node. Those before it are set and those behind it are
                 not: update the exec whole, or close it.
         """
@@ -306,7 +315,8 @@ class ExecTarget:
         """Return the calls that set single nodes to what another graph holds.
 
         They are bound the first time and kept, with what the graph's nodes point at, until
-        :meth:`forget`.
+        :meth:`forget` or until too many are bound: whoever has the exec hold a graph keeps that
+        graph's operands.
 
         Args:
             values: of the other graph.
@@ -315,12 +325,11 @@ class ExecTarget:
         Raises:
             ValueError: when exec or source graph is closed, or a node cannot be set by itself.
         """
-        exec_, line = self._exec, tuple(places)
+        exec_, places = self._exec, tuple(places)
         exec_.ptr  # noqa: B018 - refuses a closed exec, whose handle is bound in the calls
         exec_.graph.ptr  # noqa: B018 - likewise for the handles of the nodes
-        known = self._commits.get(values)
-        commits = None if known is None else known.lines.get(line)
-        return self._bind(values, line) if commits is None else commits
+        line = self._lines.get(values, {}).get(places)
+        return self._bind(values, places) if line is None else line
 
     def _bind(self, values: GraphValues, places: tuple[int, ...]) -> list[Callable[[], Any]]:
         count = len(self._nodes)
@@ -332,20 +341,26 @@ class ExecTarget:
             raise ValueError(
                 f"places: expected 0 to {count - 1}, came {min(places)}, {max(places)}"
             )
-        known = self._commits.setdefault(values, _Commits())
-        for place in places:
-            if place not in known.nodes:
-                known.nodes[place] = self._commit(values, place)
-        line = known.lines[places] = [known.nodes[place] for place in places]
+        if self._bound + len(places) > _MOST_BOUND:
+            self._lines.clear()
+            self._bound = 0
+        line: list[Callable[[], Any]] = []
+        # Kernel nodes in a row are set by one call of the seam.
+        for kind, run in groupby(places, key=values.kinds.__getitem__):
+            if kind is NodeType.KERNEL:
+                nodes = [(self._nodes[place], values.struct(place)) for place in run]
+                line.append(self._exec.runtime.kernel_nodes_setter(self._exec.ptr, nodes))
+            else:
+                line += [self._setter(values, place) for place in run]
+        self._lines.setdefault(values, {})[places] = line
+        self._bound += len(places)
         return line
 
-    def _commit(self, values: GraphValues, place: int) -> Callable[[], Any]:
-        """Return the call that sets one node, with everything bound beforehand."""
+    def _setter(self, values: GraphValues, place: int) -> Callable[[], Any]:
+        """Return the call that sets one node that is no kernel node."""
         runtime, exec_, node = self._exec.runtime, self._exec.ptr, self._nodes[place]
         params: Any = values.params(place)
         match values.kinds[place]:
-            case NodeType.KERNEL:
-                return runtime.kernel_node_setter(exec_, node, params)
             case NodeType.MEMCPY if params.height == params.depth == 1:
                 return partial(runtime.graph_exec_memcpy_node_set_params, exec_, node, params)
             case NodeType.MEMSET:
@@ -379,4 +394,5 @@ class ExecTarget:
 
         With them goes what keeps that graph's operands alive: not while the exec holds it.
         """
-        self._commits.pop(values, None)
+        lines = self._lines.pop(values, {})
+        self._bound -= sum(map(len, lines))

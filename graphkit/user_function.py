@@ -24,7 +24,7 @@ class UserFunction:
     def __init__(self, fn: Callable[..., Any]) -> None:
         if not callable(fn):
             raise TypeError(f"fn: expected a function that launches work, came {type(fn).__name__}")
-        self.fn = fn
+        self._fn = fn
         self.name: str = getattr(fn, "__qualname__", type(fn).__qualname__)
         try:
             self._signature = inspect.signature(fn)
@@ -55,5 +55,5 @@ class UserFunction:
         """Call the function with ``stream`` as the current stream, and return what it returns."""
         with current_stream(stream):
             if self._takes_stream:
-                return self.fn(**arguments, stream=stream)
-            return self.fn(**arguments)
+                return self._fn(**arguments, stream=stream)
+            return self._fn(**arguments)

@@ -94,9 +94,7 @@ extern "C" __global__ void row_sums(const float* x, float* sums, int rows, int c
 """
 
 
-def _row_sums(
-    launch: gk.Launch, x: gk.Pointer, sums: gk.Pointer, rows: int, columns: int
-) -> None:
+def _row_sums(launch: gk.Launch, x: gk.Pointer, sums: gk.Pointer, rows: int, columns: int) -> None:
     count = min(rows, launch.grid[0] * launch.block[0])
     # One addition after the other, as the kernel does it.
     sums.view(count)[:] = np.add.accumulate(x.view((count, columns)), axis=1)[:, -1]

@@ -25,12 +25,3 @@ def test_old_memory_counts_as_long_as_somebody_uses_it(runtime):
     del view
     assert arena.nbytes == 100
     assert arena.reserve(64) is second
-
-
-def test_a_closed_one_lets_go(runtime):
-    arena = Arena(runtime)
-    memory = arena.reserve(64)
-    arena.close()
-    assert memory.ptr  # still the graphs'
-    del memory
-    assert arena.nbytes == 0

@@ -305,6 +305,14 @@ def test_key_adds_what_the_graphs_depend_on_besides(runtime):
         assert pool.stats().captures == 2
 
 
+def test_the_users_key_is_asked_once_a_request(runtime):
+    keys = iter(["first", "second"])  # as a key does that looks at what another thread changes
+    buckets = dict.fromkeys("xy", Buckets([8]))
+    with ExecPool(add_three, buckets, outputs=["y"], key=lambda x, y: next(keys)) as pool:
+        assert pool.plan(x=gk.zeros(8), y=gk.zeros(8)).key.extra == ("str", "first")
+        assert pool.plan(x=gk.zeros(8), y=gk.zeros(8)).key.extra == ("str", "second")
+
+
 def test_a_function_with_defaults_need_not_be_told_all(runtime):
     def fn(x, y, stream, a=5.0):
         add(x, y, a, stream)

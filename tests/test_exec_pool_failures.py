@@ -27,7 +27,7 @@ class Clock:
 
     def __init__(self, pool):
         self.now = 1000.0
-        pool._policy._clock = lambda: self.now
+        pool._ladder.policy._clock = lambda: self.now
 
 
 def ask(pool, n, seed=0):
@@ -266,7 +266,7 @@ def test_an_exec_that_cannot_be_made_is_a_failure_like_a_capture(runtime, monkey
 def test_an_exec_that_cannot_be_moved_is_closed_and_made_anew(runtime, monkeypatch, how):
     with ExecPool(add_three, BUCKETS, outputs=["y"], max_execs=1) as pool:
         clock = Clock(pool)
-        monkeypatch.setattr(type(pool._policy.costs), "cheaper", lambda *_: gk.Move(how))
+        monkeypatch.setattr(type(pool._ladder.policy.costs), "cheaper", lambda *_: gk.Move(how))
         ask(pool, 8)
 
         def refuse(*_, **__):
@@ -290,7 +290,7 @@ def test_an_exec_that_cannot_be_moved_is_closed_and_made_anew(runtime, monkeypat
 
 def test_an_update_that_cuda_refuses_ends_the_sharing(runtime, monkeypatch):
     with ExecPool(add_three, BUCKETS, outputs=["y"]) as pool:
-        monkeypatch.setattr(type(pool._policy.costs), "cheaper", lambda *_: gk.Move.UPDATE)
+        monkeypatch.setattr(type(pool._ladder.policy.costs), "cheaper", lambda *_: gk.Move.UPDATE)
         ask(pool, 8)
         with monkeypatch.context() as patch:
             patch.setattr("graphkit.pool_exec.PoolExec.update", lambda *_: False)
@@ -323,11 +323,11 @@ def test_a_failure_keeps_no_arrays_and_no_pool(runtime, strict):
     else:
         pool(x=x, y=y)
     runtime.device_synchronize()
-    pool._in_flight.mark()
+    pool._ladder.in_flight.mark()
     gc.disable()
     try:
         del x, y
-        pool._in_flight.mark()
+        pool._ladder.in_flight.mark()
         assert gone() is None or strict
         dropped = weakref.ref(pool)
         del pool

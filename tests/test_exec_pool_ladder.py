@@ -72,7 +72,7 @@ def test_each_rung_is_counted(runtime):
 @pytest.mark.parametrize("move", list(Move))
 def test_an_exec_is_moved_right_either_way(runtime, monkeypatch, move):
     with ExecPool(add_three, BUCKETS, outputs=["y"], max_execs=1, strict=True) as pool:
-        monkeypatch.setattr(type(pool._policy.costs), "cheaper", lambda *_: move)
+        monkeypatch.setattr(type(pool._ladder.policy.costs), "cheaper", lambda *_: move)
         for seed, n in enumerate([4, 8, 16, 3, 5, 9, 16, 1, 4]):
             ask(pool, n, seed)
         stats = pool.stats()
@@ -89,7 +89,7 @@ def test_copies_and_fills_are_moved_too(runtime, monkeypatch, move):
         flip(y, y, stream)
 
     with ExecPool(fn, BUCKETS, outputs=["y"], max_execs=1, strict=True) as pool:
-        monkeypatch.setattr(type(pool._policy.costs), "cheaper", lambda *_: move)
+        monkeypatch.setattr(type(pool._ladder.policy.costs), "cheaper", lambda *_: move)
         for n in (16, 4, 8, 16, 4):
             values, x, y = floats(n, n)
             pool(x=x, y=y)

@@ -214,7 +214,7 @@ def test_graphs_stay_as_many_as_allowed_however_many_keys_come(runtime):
         for number in range(40):
             ask(pool, 5, number, a=float(number))
             ask(pool, 5, number, a=float(number % 5))
-            assert len(pool._graphs) <= 3 + 2  # those that execs hold come on top
+            assert len(pool._ladder.graphs) <= 3 + 2  # those that execs hold come on top
         stats = pool.stats()
         assert stats.requests == 80
         assert stats.hits + stats.captures + sum(stats.fallbacks.values()) == 80
@@ -230,8 +230,8 @@ def test_an_exec_outlives_the_graph_that_it_was_made_from(runtime):
         for number in range(3, 8):  # which drives the first one's graph out
             for _ in range(100):
                 ask(pool, 5, number, a=float(number))
-        assert len(pool._graphs) <= 2
-        assert all(key.values != (("a", ("float", 1.0)),) for key in pool._graphs._graphs)
+        assert len(pool._ladder.graphs) <= 2
+        assert all(key.values != (("a", ("float", 1.0)),) for key in pool._ladder.graphs._graphs)
 
 
 def test_a_key_that_comes_again_and_again_gets_a_graph_though_all_are_taken(runtime):
@@ -244,14 +244,14 @@ def test_a_key_that_comes_again_and_again_gets_a_graph_though_all_are_taken(runt
 
 
 def test_the_host_forgets_shapes_beyond_some_thousands(runtime, monkeypatch):
-    monkeypatch.setattr("graphkit.exec_pool._REMEMBERED", 5)
+    monkeypatch.setattr("graphkit.ladder._REMEMBERED", 5)
     size = Buckets([32])
     with ExecPool(add_three, {"x": size, "y": size}, outputs=["y"]) as pool:
         for turn in range(2):
             for n in range(1, 24):
                 ask(pool, n, turn)
-                assert len(pool._requests) <= 5
-                assert len(pool._bindings) <= 5
+                assert len(pool._ladder.requests) <= 5
+                assert len(pool._ladder.bindings) <= 5
         stats = pool.stats()
         assert (stats.requests, stats.hits, stats.captures) == (46, 45, 1)
         assert stats.elements == 2 * 2 * sum(range(1, 24))
@@ -285,9 +285,9 @@ def test_arrays_of_requests_are_let_go_in_the_end(runtime):
             pool(x=x, y=y)
         del x, y
         pool.stream.synchronize()
-        pool._in_flight.mark()
+        pool._ladder.in_flight.mark()
         pool.stream.synchronize()
-        pool._in_flight.mark()
+        pool._ladder.in_flight.mark()
         assert sum(array() is not None for array in held) == 0
 
 

@@ -65,7 +65,7 @@ def test_a_random_pool_keeps_its_promises(runtime, seed):
         gk.use("sim", gk.SimOptions(order_seed=seed, exec_bytes_per_node=bytes_per_node))
     pool, options = random_pool(rng)
     now = 0.0
-    pool._policy._clock = lambda: now
+    pool._ladder.policy._clock = lambda: now
     open_answers = []
     asked = 0
     for number in range(80):
@@ -86,9 +86,9 @@ def test_a_random_pool_keeps_its_promises(runtime, seed):
             assert count_of(after, plan.step) == count_of(before, plan.step) + 1, (number, plan)
         budget = options["memory_budget"]
         assert budget is None or pool.memory().total <= budget
-        execs = len(pool._execs)
+        execs = len(pool._ladder.execs)
         assert execs <= (options["max_execs"] or execs)
-        assert len(pool._graphs) <= options["max_graphs"] + execs
+        assert len(pool._ladder.graphs) <= options["max_graphs"] + execs
         if rng.random() < 0.2:
             assert all(np.array_equal(y.get(), right) for y, right in open_answers)
             open_answers.clear()

@@ -113,7 +113,7 @@ def test_a_launch_that_failed_is_no_hit(runtime, monkeypatch):
     with ExecPool(add_three, BUCKETS, outputs=["y"]) as pool:
         _, x, y = floats(5)
         pool(x=x, y=y)
-        exec_ = next(iter(pool._execs._execs.values()))
+        exec_ = next(iter(pool._ladder.execs._execs.values()))
 
         def refuse():
             raise gk.CudaError("cudaGraphLaunch", 999)
@@ -130,7 +130,7 @@ def test_a_launch_that_failed_is_no_hit(runtime, monkeypatch):
 def test_a_set_that_failed_is_made_good_by_the_next_request(runtime):
     with ExecPool(add_three, BUCKETS, outputs=["y"]) as pool:
         ask(pool, 5)
-        exec_ = next(iter(pool._execs._execs.values()))
+        exec_ = next(iter(pool._ladder.execs._execs.values()))
 
         def refuse():
             raise gk.CudaError("cuGraphExecKernelNodeSetParams", 999)

@@ -433,18 +433,18 @@ def test_calls_are_bound_once(setting, stream, monkeypatch):
     first, second = GraphValues(source), GraphValues(setting.graph(a=2.0))
     target = ExecTarget(source.instantiate())
     bound = []
-    setter = source.runtime.kernel_node_setter
+    setter = source.runtime.kernel_nodes_setter
 
     def spy(*args):
         bound.append(args)
         return setter(*args)
 
-    monkeypatch.setattr(source.runtime, "kernel_node_setter", spy)
+    monkeypatch.setattr(source.runtime, "kernel_nodes_setter", spy)
     for _ in range(3):
         target.set_nodes(second, [0])
         target.set_nodes(first, (0, 1))
         target.set_nodes(first, (0, 2))
-    assert len(bound) == 2
+    assert len(bound) == 3
 
 
 # --- what goes wrong -----------------------------------------------------------------------------

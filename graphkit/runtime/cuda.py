@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from graphkit.errors import CudaError, RuntimeUnavailableError, explain, refuse_closed
@@ -62,6 +63,12 @@ _exec_kernel_node_set_params: Callable[..., Any] = driver.cuGraphExecKernelNodeS
 # during a call, and a finalizer may run between filling a block and using it; pop and append are
 # atomic, and whoever holds a block holds it alone.
 _blocks: list[KernelBlock] = []
+
+
+@lru_cache(maxsize=1 << 16)
+def _node_handle(node: int) -> Any:
+    """Return a node as cuda.bindings takes it: one object, however many calls are bound to it."""
+    return driver.CUgraphNode(node)
 
 
 def _borrow_block() -> KernelBlock:
@@ -880,5 +887,25 @@ class CudaRuntime:
                 _ensure_context()
             if call(exec_handle, node_handle, struct)[0]:
                 _driver(call, exec_handle, node_handle, struct)  # again, to say why it fails
+
+        return set_params
+
+    def kernel_node_struct(self, params: KernelNodeParams) -> Any:
+        return KernelBlock().fill(params)
+
+    def kernel_nodes_setter(
+        self, exec_: int, nodes: Sequence[tuple[int, Any]]
+    ) -> Callable[[], Any]:
+        call, exec_handle = _exec_kernel_node_set_params, driver.CUgraphExec(exec_)
+        line = [(_node_handle(node), struct) for node, struct in nodes]
+
+        def set_params() -> None:
+            try:
+                _thread.ready  # noqa: B018 - costs a fifth of asking the driver
+            except AttributeError:
+                _ensure_context()
+            for node, struct in line:
+                if call(exec_handle, node, struct)[0]:
+                    _driver(call, exec_handle, node, struct)  # again, to say why it fails
 
         return set_params

@@ -534,3 +534,19 @@ class Runtime(Protocol):
         (or ``extra``) points at; grid, block, shared memory and function stay as given.
         """
         ...
+
+    def kernel_node_struct(self, params: KernelNodeParams) -> Any:
+        """Return ``params`` as :meth:`kernel_nodes_setter` takes them, for any exec and node."""
+        ...
+
+    def kernel_nodes_setter(
+        self, exec_: int, nodes: Sequence[tuple[int, Any]]
+    ) -> Callable[[], Any]:
+        """Return ``graph_exec_kernel_node_set_params`` for several nodes, one call each, prebound.
+
+        Args:
+            exec_: the exec.
+            nodes: (node, :meth:`kernel_node_struct`) of each. When one is refused, those before
+                it are set and those behind it are not.
+        """
+        ...

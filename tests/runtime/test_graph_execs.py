@@ -2,6 +2,7 @@
 
 import pytest
 
+from graphkit.errors import CudaError
 from graphkit.runtime.protocol import (
     EdgeData,
     ExecUpdateStatus,
@@ -325,6 +326,22 @@ def test_the_kernel_node_setter_reads_the_values_afresh(runtime, made):
         setter()
         made.run(exe)
         assert made.value(x) == value
+
+
+def test_the_kernel_nodes_setter_sets_nodes_in_order_until_one_is_refused(runtime, made):
+    x = made.device(0.0)
+    graph, nodes = line(runtime, made, x, [1.0, 2.0])
+    exe = made.exec(graph)
+    structs = [runtime.kernel_node_struct(made.fill(x, value)) for value in (5.0, 7.0)]
+    runtime.kernel_nodes_setter(exe, list(zip(nodes, structs, strict=True)))()
+    made.run(exe)
+    assert made.value(x) == 7
+    empty = runtime.kernel_node_struct(made.fill(x, 9.0, grid=(0, 1, 1)))
+    line_of = [(nodes[1], structs[0]), (nodes[0], empty)]
+    with pytest.raises(CudaError):
+        runtime.kernel_nodes_setter(exe, line_of)()
+    made.run(exe)
+    assert made.value(x) == 5
 
 
 def test_setting_the_parameters_of_a_copy(runtime, made, graph):

@@ -577,3 +577,17 @@ class GraphCalls(StreamCalls):
             self.graph_exec_kernel_node_set_params(exec_, node, params)
 
         return set_params
+
+    def kernel_node_struct(self, params: KernelNodeParams) -> KernelNodeParams:
+        return params
+
+    def kernel_nodes_setter(
+        self, exec_: int, nodes: Sequence[tuple[int, KernelNodeParams]]
+    ) -> Callable[[], Any]:
+        line = tuple(nodes)
+
+        def set_params() -> None:
+            for node, params in line:
+                self.graph_exec_kernel_node_set_params(exec_, node, params)
+
+        return set_params

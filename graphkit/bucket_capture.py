@@ -8,7 +8,7 @@ from threading import local
 from typing import Any
 
 from graphkit.arrays import ArrayInfo, describe
-from graphkit.capture import capture
+from graphkit.forensics import capture_call
 from graphkit.frameworks import PrivateMemory, current_stream, view_like
 from graphkit.lattice import Lattice
 from graphkit.pool_graph import PoolGraph, alignment_of
@@ -125,14 +125,15 @@ class BucketCapture:
                 with self.memory.allocating() if number else nullcontext():
                     self.run(made, values)
         exact = {name: describe(item.memory) for name, item in made.staged.items()}
-        with (
-            self.memory.allocating(),
-            current_stream(self.stream),
-            capture(self.stream) as graph,
-        ):
+
+        def body() -> Returned:
             self._copy(made, exact, inward=True)
             returned = Returned(self.run(made, values))
             self._copy(made, exact, inward=False)
+            return returned
+
+        with self.memory.allocating(), current_stream(self.stream):
+            graph, returned = capture_call(body, self.stream)
         if returned.arrays:
             with self.in_stream_order():
                 self._learn_axes(made, values, returned, sizes)

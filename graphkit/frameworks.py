@@ -5,8 +5,9 @@ Neither is imported here. What is not in ``sys.modules`` launches nothing and al
 
 from __future__ import annotations
 
+import ctypes
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import RLock
 from typing import Any
@@ -187,6 +188,30 @@ class _Pools:
                 pools.torch.clear()
 
 
+def _torch_bytes(pool: Any) -> int:
+    """Return how many bytes of device memory a torch.cuda.MemPool holds.
+
+    PyTorch's snapshot of one pool drops a reference to each number of the pool's id that it never
+    took (PyTorch 2.11). Python shares the numbers up to 256; from the 257th pool of a process on,
+    that frees memory twice. So what it dropped is taken again before anybody misses it.
+    """
+    numbers = pool.id
+    _alive = [*numbers]  # a second reference to each: a dropped one must not be the last
+    before = _references(numbers)
+    segments = sys.modules["torch"].cuda.memory_snapshot(numbers)
+    for place, count in enumerate(_references(numbers)):
+        for _ in range(before[place] - count):
+            _take_reference(numbers[place])
+    return sum(int(segment["total_size"]) for segment in segments)
+
+
+def _references(values: Sequence[object]) -> list[int]:
+    return [sys.getrefcount(value) for value in values]
+
+
+_take_reference = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("Py_IncRef", ctypes.pythonapi))
+
+
 def _torch_captures() -> bool:
     """Return whether PyTorch's current stream captures while pools of its wait to be freed."""
     torch = sys.modules.get("torch")
@@ -285,10 +310,8 @@ class PrivateMemory:
     def nbytes(self) -> int:
         """Bytes of device memory that are held."""
         pools = self._pools
-        held = sum(segment.size for segment in [*pools.segments])
-        for pool in [*pools.torch.values()]:
-            held += sum(segment["total_size"] for segment in pool.snapshot())
-        return int(held)
+        held = sum(int(segment.size) for segment in [*pools.segments])
+        return held + sum(_torch_bytes(pool) for pool in [*pools.torch.values()])
 
     def close(self) -> None:
         """Give the memory back; graphs that were captured with it must not be launched any more.

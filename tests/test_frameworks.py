@@ -5,6 +5,7 @@ Without a device there are stand-ins for both, which note what they are told.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 import threading
@@ -140,6 +141,9 @@ def test_a_view_for_nobody_known_is_the_array_itself(runtime):
 # --- with stand-ins ------------------------------------------------------------------------------
 
 
+drop_reference = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("Py_DecRef", ctypes.pythonapi))
+
+
 class StandIns:
     """A `cupy` and a `torch` that note what they are told."""
 
@@ -236,11 +240,13 @@ class StandIns:
         class MemPool:
             id = (0, 1)
 
-            def snapshot(self):
-                return [{"total_size": 2 * MIB}, {"total_size": 20 * MIB}]
-
             def __del__(self):
                 stand_ins.freed.append("torch pool")
+
+        def memory_snapshot(numbers):
+            for number in numbers:  # as PyTorch 2.11 does; see frameworks.py
+                drop_reference(number)
+            return [{"total_size": 2 * MIB}, {"total_size": 20 * MIB}]
 
         @contextmanager
         def current(stream):
@@ -289,6 +295,7 @@ class StandIns:
             ExternalStream=lambda handle: handle,
             stream=current,
             MemPool=MemPool,
+            memory_snapshot=memory_snapshot,
             use_mem_pool=lambda pool, device: self.noting([], pool, "torch pool"),
         )
         tell = self.told.append
@@ -395,6 +402,18 @@ def test_what_other_threads_allocate_on_a_stream_is_routed_too(stand_ins):
     memory.close()
     gc.collect()
     assert stand_ins.freed == ["torch pool"] * 2
+
+
+@pytest.mark.parametrize("first", [7, 2**40])
+def test_a_snapshot_costs_the_numbers_of_a_pool_no_reference(stand_ins, first):
+    numbers = stand_ins.torch.cuda.MemPool.id = (first, 2**41 + first)
+    memory = PrivateMemory()
+    with memory.allocating():
+        pass
+    before = [sys.getrefcount(number) for number in numbers]
+    for _ in range(4):
+        assert memory.nbytes == 22 * MIB
+    assert [sys.getrefcount(number) for number in numbers] == before
 
 
 def test_a_pytorch_that_cannot_route_a_stream_routes_the_thread(stand_ins):
@@ -633,6 +652,23 @@ def test_temporaries_of_a_graph_are_nobody_elses(runtime, library, stream):
     assert all(set(library.values(other)) == {-1.0} for other in others)
     assert memory.nbytes == held
     exe.close()
+    memory.close()
+
+
+@pytest.mark.gpu
+def test_bytes_are_counted_of_any_number_of_pools(runtime):
+    """The ids of PyTorch's pools pass 256 here, from where on Python shares its numbers no more."""
+    torch = pytest.importorskip("torch")
+    others = [torch.cuda.MemPool() for _ in range(300)]
+    memory = PrivateMemory()
+    with memory.allocating():
+        tensor = torch.ones(MIB, device="cuda")
+    counts = []
+    for _ in range(1000):
+        counts.append((memory.nbytes, 1000 + len(counts)))  # numbers that a double free would hit
+    assert counts == [(counts[0][0], 1000 + index) for index in range(1000)]
+    assert counts[0][0] >= 4 * MIB
+    del tensor, others
     memory.close()
 
 

@@ -33,8 +33,10 @@ node at 0.4 us on the host of the kept results of bench/launch_overhead.py:
 - memory: 4 of 51 execs are 8%: within a tenth at 1,000 nodes. At 100 nodes not: CUDA hands out
   pieces of 2 MiB, and arenas count too.
 
-How they did. Five runs differ by up to 15% in everybody's figures, those by hand too, and so more
-than what some changes gave; the kept run is one of the slower.
+How they did. Four runs, the kept one of the final code and three of states before it, differ by up to
+16% in everybody's figures, those by hand too: more than what some changes gave. The kept one is
+the slowest. A set and a launch by hand took 1.7 to 1.8 us before and 1.99 there, a pool's hit 1.93
+to 2.05 times that before and 2.02 there.
 
 - exact hit: 1.6 to 1.9 times ahead of the best peer, but behind the budget: 3.5 to 4.0 us for
   DeviceArrays, 3.6 to 4.3 for CuPy, 3.7 to 4.4 for PyTorch, twice the bare set and launch (1.8 to
@@ -44,7 +46,7 @@ than what some changes gave; the kept run is one of the slower.
   event in 64 launches instead of 16 came on top. What is left is a look at each argument (0.14
   us for ours, 0.28 CuPy, 0.39 PyTorch), a lock, the counts.
 - padded hit: the same path as predicted, 1.5 us dearer for the argument block of another size;
-  2.7 times ahead. Inside of the budget on the faster machines, 1 to 7% over it in the kept run.
+  2.7 times ahead. 1 to 9% inside of the budget in the runs before, 1 to 7% over it in the kept one.
 - the move alone: 1.01 and 1.03 of the cheaper way at 1,000 nodes with 100 and 1,000 changed, as
   predicted, and every choice was the right one. 5 to 7 us of bookkeeping are most of the rest.
   Setting a row of nodes by one prebound loop (instead of a call for each) took the 100 changed

@@ -33,8 +33,8 @@ node at 0.4 us on the host of the kept results of bench/launch_overhead.py:
 - memory: 4 of 51 execs are 8%: within a tenth at 1,000 nodes. At 100 nodes not: CUDA hands out
   pieces of 2 MiB, and arenas count too.
 
-How they did. Four runs, the kept one of the final code and three of states before it, differ by up to
-16% in everybody's figures, those by hand too: more than what some changes gave. The kept one is
+How they did. Four runs, the kept one of the final code and three of states before it, differ by up
+to 16% in everybody's figures, those by hand too: more than what some changes gave. The kept one is
 the slowest. A set and a launch by hand took 1.7 to 1.8 us before and 1.99 there, a pool's hit 1.93
 to 2.05 times that before and 2.02 there.
 

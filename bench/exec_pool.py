@@ -33,7 +33,28 @@ node at 0.4 us on the host of the kept results of bench/launch_overhead.py:
 - memory: 4 of 51 execs are 8%: within a tenth at 1,000 nodes. At 100 nodes not: CUDA hands out
   pieces of 2 MiB, and arenas count too.
 
-How they did: to be said by the first kept run.
+How they did. Four runs, the kept one of the final code and three of states before it, differ by up
+to 16% in everybody's figures, those by hand too: more than what some changes gave. The kept one is
+the slowest. A set and a launch by hand took 1.7 to 1.8 us before and 1.99 there, a pool's hit 1.93
+to 2.05 times that before and 2.02 there.
+
+- exact hit: 1.6 to 1.9 times ahead of the best peer, but behind the budget: 3.5 to 4.0 us for
+  DeviceArrays, 3.6 to 4.3 for CuPy, 3.7 to 4.4 for PyTorch, twice the bare set and launch (1.8 to
+  2.0). What brought it down, in us of Python for an input and an output with the launch stubbed
+  out: arguments looked at by a function a type and the last shape compared before any is hashed
+  (2.65 -> 2.07), only the staging nodes that moved being set, by prebound lists (-> 1.75). One
+  event in 64 launches instead of 16 came on top. What is left is a look at each argument (0.14
+  us for ours, 0.28 CuPy, 0.39 PyTorch), a lock, the counts.
+- padded hit: the same path as predicted, 1.5 us dearer for the argument block of another size;
+  2.7 times ahead. 1 to 9% inside of the budget in the runs before, 1 to 7% over it in the kept one.
+- the move alone: 1.01 and 1.03 of the cheaper way at 1,000 nodes with 100 and 1,000 changed, as
+  predicted, and every choice was the right one. 5 to 7 us of bookkeeping are most of the rest.
+  Setting a row of nodes by one prebound loop (instead of a call for each) took the 100 changed
+  nodes from 1.11 to 1.01.
+- miss: 3.4 times PyTorch's at 1,000 nodes and 6.7 at 10, not 5 and 1: it reads every node back and
+  compares topologies, PyTorch does neither.
+- memory: 3% of one exec a size at 1,000 nodes. At 100 nodes 25%, as predicted: all of them together
+  take 16 MiB, and CUDA hands out pieces of 2 MiB, one for arenas and one for the exec.
 """
 
 from __future__ import annotations

@@ -32,7 +32,15 @@ sequence's, 45% by powers of two, 15% learnt; hit rates above 99% each, since th
 hundred buckets at most and five topologies share the execs; no fallback but for what is over the
 largest learnt size, which is none. With nothing shared the budget's 25 execs are those of the most
 frequent keys, which take half of the requests: a hit rate of 50%, the rest eager for the budget.
-How they did: to be said by the first kept runs.
+
+How they did, 100,000 requests a case on an H200: no wrong answer of the 2,000 compared, never over
+the budget by the pool's account; hit rates 99.7, 99.95 and 99.7%, 78% where no two keys share a
+topology (the rest answered eagerly for want of room). cudaMemGetInfo shows 4 MiB at most against a
+budget of 4.8, and 6 in the first case of the process; the pool itself accounts for 4.5 there, and
+where the rest comes from was not found out. A first version charged an exec by the mean of all
+that were ever made: 28 MiB. Host memory grows by 0.1 to 4.2 MiB after the first fifth, while the
+calls for the last pairs of exec and bucket are bound. Half of the requests move an exec: 255
+buckets have room for 25 of them. Learnt sizes pad 32%, the ready-made list 35, powers of two 51.
 """
 
 from __future__ import annotations

@@ -24,10 +24,13 @@ from graphkit.runtime.protocol import (
     CaptureInfo,
     CaptureMode,
     CaptureStatus,
+    ConditionalHandleFlags,
+    ConditionalNodeParams,
     DeviceAttribute,
     Edge,
     EventFlags,
     ExecUpdateResultInfo,
+    GraphMemAttribute,
     HandleCell,
     HostNodeParams,
     InstantiateFlags,
@@ -37,8 +40,10 @@ from graphkit.runtime.protocol import (
     LaunchAttributeID,
     LaunchConfig,
     LoadedFunction,
+    MemAllocNodeParams,
     MemcpyKind,
     MemcpyNodeParams,
+    MemFreeNodeParams,
     MemoryType,
     MemsetNodeParams,
     NodeType,
@@ -324,6 +329,19 @@ class CudaRuntime:
             int(found.hostPointer),
         )
 
+    def device_get_graph_mem_attribute(self, device: int, attribute: GraphMemAttribute) -> int:
+        status, value = cudart.cudaDeviceGetGraphMemAttribute(
+            device, cudart.cudaGraphMemAttributeType(int(attribute))
+        )
+        if status:
+            refuse("cudaDeviceGetGraphMemAttribute", status)
+        return int(value)
+
+    def device_graph_mem_trim(self, device: int) -> None:
+        (status,) = cudart.cudaDeviceGraphMemTrim(device)
+        if status:
+            refuse("cudaDeviceGraphMemTrim", status)
+
     # --- streams ---------------------------------------------------------------------------------
 
     def stream_create_with_priority(self, flags: StreamFlags, priority: int) -> int:
@@ -600,6 +618,43 @@ class CudaRuntime:
             refuse("cudaGraphAddChildGraphNode", status)
         return int(node)
 
+    def graph_conditional_handle_create(
+        self, graph: int, default: int, flags: ConditionalHandleFlags
+    ) -> int:
+        _, context = _driver(driver.cuCtxGetCurrent)
+        _, handle = _driver(
+            driver.cuGraphConditionalHandleCreate, graph, context, default, int(flags)
+        )
+        return int(handle)
+
+    def graph_add_conditional_node(
+        self, graph: int, dependencies: Sequence[int], params: ConditionalNodeParams
+    ) -> tuple[int, tuple[int, ...]]:
+        _, context = _driver(driver.cuCtxGetCurrent)
+        block = cuda_params.conditional_struct(params, context)
+        before = [driver.CUgraphNode(node) for node in dependencies]
+        _, node = _driver(cuda_bindings.add_node, graph, before or None, None, len(before), block)
+        return int(node), cuda_params.conditional_bodies(block, params.size)
+
+    def graph_add_mem_alloc_node(
+        self, graph: int, dependencies: Sequence[int], nbytes: int, device: int
+    ) -> tuple[int, int]:
+        params = cuda_params.mem_alloc_struct(nbytes, device)
+        status, node = cudart.cudaGraphAddMemAllocNode(
+            graph, node_list(dependencies), len(dependencies), params
+        )
+        if status:
+            refuse("cudaGraphAddMemAllocNode", status, f"{nbytes:,} bytes")
+        return int(node), int(params.dptr)
+
+    def graph_add_mem_free_node(self, graph: int, dependencies: Sequence[int], address: int) -> int:
+        status, node = cudart.cudaGraphAddMemFreeNode(
+            graph, node_list(dependencies), len(dependencies), address
+        )
+        if status:
+            refuse("cudaGraphAddMemFreeNode", status)
+        return int(node)
+
     def graph_destroy_node(self, node: int) -> None:
         (status,) = cudart.cudaGraphDestroyNode(node)
         if status:
@@ -684,6 +739,20 @@ class CudaRuntime:
         if status:
             refuse("cudaGraphHostNodeGetParams", status)
         return HostNodeParams(int(found.fn), int(found.userData or 0))
+
+    def graph_mem_alloc_node_get_params(self, node: int) -> MemAllocNodeParams:
+        status, found = cudart.cudaGraphMemAllocNodeGetParams(node)
+        if status:
+            refuse("cudaGraphMemAllocNodeGetParams", status)
+        return MemAllocNodeParams(
+            int(found.dptr), int(found.bytesize), int(found.poolProps.location.id)
+        )
+
+    def graph_mem_free_node_get_params(self, node: int) -> MemFreeNodeParams:
+        status, address = cudart.cudaGraphMemFreeNodeGetParams(node)
+        if status:
+            refuse("cudaGraphMemFreeNodeGetParams", status)
+        return MemFreeNodeParams(int(address))
 
     def graph_event_record_node_get_event(self, node: int) -> int:
         status, event = cudart.cudaGraphEventRecordNodeGetEvent(node)

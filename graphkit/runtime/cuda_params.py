@@ -9,6 +9,7 @@ from typing import Any, Final
 from graphkit.errors import GraphkitError
 from graphkit.runtime.cuda_bindings import driver, runtime
 from graphkit.runtime.protocol import (
+    ConditionalNodeParams,
     HostNodeParams,
     KernelNodeParams,
     LaunchAttribute,
@@ -21,9 +22,12 @@ from graphkit.runtime.protocol import (
 
 __all__ = [
     "KernelBlock",
+    "conditional_bodies",
+    "conditional_struct",
     "host_struct",
     "launch_attribute",
     "launch_config",
+    "mem_alloc_struct",
     "memcpy_struct",
     "memset_struct",
     "read_memcpy",
@@ -156,12 +160,43 @@ def read_memset(block: Any) -> MemsetNodeParams:
     )
 
 
+def mem_alloc_struct(nbytes: int, device: int) -> Any:
+    """Return cudaMemAllocNodeParams of memory on one device; CUDA writes its ``dptr``."""
+    block = runtime.cudaMemAllocNodeParams()
+    block.bytesize = nbytes
+    pool = block.poolProps
+    pool.allocType = runtime.cudaMemAllocationType.cudaMemAllocationTypePinned
+    location = pool.location
+    location.type = runtime.cudaMemLocationType.cudaMemLocationTypeDevice
+    location.id = device
+    pool.location = location
+    block.poolProps = pool
+    return block
+
+
 def host_struct(params: HostNodeParams) -> Any:
     """Return cudaHostNodeParams."""
     block = runtime.cudaHostNodeParams()
     block.fn = runtime.cudaHostFn_t(params.fn)
     block.userData = params.user_data
     return block
+
+
+def conditional_struct(params: ConditionalNodeParams, context: Any) -> Any:
+    """Return CUgraphNodeParams of a conditional node, whose kernels belong to ``context``."""
+    block = driver.CUgraphNodeParams()
+    block.type = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
+    conditional = block.conditional
+    conditional.handle = driver.CUgraphConditionalHandle(params.handle)
+    conditional.type = driver.CUgraphConditionalNodeType(int(params.type))
+    conditional.size = params.size
+    conditional.ctx = context
+    return block
+
+
+def conditional_bodies(block: Any, size: int) -> tuple[int, ...]:
+    """Return the bodies that CUDA made when the node of these parameters was added."""
+    return tuple(int(body) for body in block.conditional.phGraph_out[:size])
 
 
 def write_attribute(value: Any, attribute: LaunchAttribute) -> Any:

@@ -39,17 +39,6 @@ def _conditional_nodes(graph: Any) -> None:
     _call("cudaGraphConditionalHandleCreate", graph, 0, _COND_ASSIGN_DEFAULT)
 
 
-def _memory_nodes(graph: Any) -> None:
-    params = cudart.cudaMemAllocNodeParams()
-    params.bytesize = 64
-    pool = params.poolProps
-    pool.allocType = cudart.cudaMemAllocationType.cudaMemAllocationTypePinned
-    pool.location.type = cudart.cudaMemLocationType.cudaMemLocationTypeDevice
-    pool.location.id = int(_call("cudaGetDevice"))
-    node = _call("cudaGraphAddMemAllocNode", graph, None, 0, params)
-    _call("cudaGraphAddMemFreeNode", graph, [node], 1, int(params.dptr))
-
-
 def _node_ids(graph: Any) -> None:
     _call("cudaGraphNodeGetLocalId", _call("cudaGraphAddEmptyNode", graph, None, 0))
 
@@ -70,7 +59,6 @@ def attempts() -> dict[str, Callable[[], None]]:
     """Return, by the name of the feature, a call that raises when it is absent."""
     return {
         "conditional_nodes": _on_a_graph(_conditional_nodes),
-        "memory_nodes": _on_a_graph(_memory_nodes),
         "node_ids": _on_a_graph(_node_ids),
         "node_get_params": _on_a_graph(_node_get_params),
     }

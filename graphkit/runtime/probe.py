@@ -120,6 +120,7 @@ def probe(runtime: Runtime) -> Capabilities:
         cluster_launch=with_kernel(_try_cluster),
         device_launch=with_kernel(_try_device_launch),
         exec_update_report=_attempt(lambda: _try_update_report(runtime)),
+        memory_nodes=_attempt(lambda: _try_memory_nodes(runtime, device)),
         **beyond_the_seam,
     )
 
@@ -200,6 +201,12 @@ def _try_device_launch(runtime: Runtime, function: int) -> None:
     with _graph(runtime) as graph:
         _kernel_node(runtime, graph, function)
         _instantiate(runtime, graph, InstantiateFlags.DEVICE_LAUNCH)
+
+
+def _try_memory_nodes(runtime: Runtime, device: int) -> None:
+    with _graph(runtime) as graph:
+        node, address = runtime.graph_add_mem_alloc_node(graph, (), 64, device)
+        runtime.graph_add_mem_free_node(graph, (node,), address)
 
 
 def _try_update_report(runtime: Runtime) -> None:

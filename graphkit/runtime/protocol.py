@@ -121,6 +121,21 @@ class KernelNodePort(IntEnum):
     LAUNCH_COMPLETION = 2
 
 
+class ConditionalNodeType(IntEnum):
+    """cudaGraphConditionalNodeType."""
+
+    IF = 0
+    WHILE = 1
+    SWITCH = 2
+
+
+class ConditionalHandleFlags(IntFlag):
+    """cudaGraphConditionalHandleFlags."""
+
+    NONE = 0
+    ASSIGN_DEFAULT = 1
+
+
 class InstantiateFlags(IntFlag):
     """cudaGraphInstantiateFlags."""
 
@@ -143,6 +158,15 @@ class ExecUpdateStatus(IntEnum):
     NOT_SUPPORTED = 6
     UNSUPPORTED_FUNCTION_CHANGE = 7
     ATTRIBUTES_CHANGED = 8
+
+
+class GraphMemAttribute(IntEnum):
+    """cudaGraphMemAttributeType: bytes of alloc nodes on a device, now and at most."""
+
+    USED_MEM_CURRENT = 0
+    USED_MEM_HIGH = 1
+    RESERVED_MEM_CURRENT = 2
+    RESERVED_MEM_HIGH = 3
 
 
 class LaunchAttributeID(IntEnum):
@@ -234,6 +258,28 @@ class HostNodeParams(NamedTuple):
     user_data: int
 
 
+class ConditionalNodeParams(NamedTuple):
+    """cudaConditionalNodeParams: ``size`` is the number of bodies that CUDA makes."""
+
+    handle: int
+    type: ConditionalNodeType
+    size: int
+
+
+class MemAllocNodeParams(NamedTuple):
+    """cudaMemAllocNodeParams of memory on one device: the address is CUDA's, and fixed."""
+
+    address: int
+    nbytes: int
+    device: int
+
+
+class MemFreeNodeParams(NamedTuple):
+    """What a free node frees: an alloc node's address."""
+
+    address: int
+
+
 class LaunchConfig(NamedTuple):
     """CUlaunchConfig with its attributes."""
 
@@ -290,6 +336,10 @@ class TwinLaunch(Protocol):
 
     def memory(self, address: int, nbytes: int, *, write: bool) -> NDArray[np.uint8]:
         """View device memory; ``write`` says whether the kernel may change it."""
+        ...
+
+    def set_conditional(self, handle: int, value: int) -> None:
+        """Do what cudaGraphSetConditional does on the device."""
         ...
 
 
@@ -378,6 +428,8 @@ class Runtime(Protocol):
     def memcpy_3d_async(self, params: MemcpyNodeParams, stream: int) -> None: ...
     def memset_async(self, address: int, value: int, nbytes: int, stream: int) -> None: ...
     def pointer_get_attributes(self, address: int) -> PointerAttributes: ...
+    def device_get_graph_mem_attribute(self, device: int, attribute: GraphMemAttribute) -> int: ...
+    def device_graph_mem_trim(self, device: int) -> None: ...
 
     # streams
     def stream_create_with_priority(self, flags: StreamFlags, priority: int) -> int: ...
@@ -461,6 +513,27 @@ class Runtime(Protocol):
     def graph_add_child_graph_node(
         self, graph: int, dependencies: Sequence[int], child: int
     ) -> int: ...
+    def graph_conditional_handle_create(
+        self, graph: int, default: int, flags: ConditionalHandleFlags
+    ) -> int:
+        """cuGraphConditionalHandleCreate; there is no call that destroys a handle."""
+        ...
+
+    def graph_add_conditional_node(
+        self, graph: int, dependencies: Sequence[int], params: ConditionalNodeParams
+    ) -> tuple[int, tuple[int, ...]]:
+        """cuGraphAddNode: return the node, and its bodies, which belong to it."""
+        ...
+
+    def graph_add_mem_alloc_node(
+        self, graph: int, dependencies: Sequence[int], nbytes: int, device: int
+    ) -> tuple[int, int]:
+        """Return the node and the address that it allocates."""
+        ...
+
+    def graph_add_mem_free_node(
+        self, graph: int, dependencies: Sequence[int], address: int
+    ) -> int: ...
     def graph_destroy_node(self, node: int) -> None: ...
     def graph_add_dependencies(self, graph: int, edges: Sequence[Edge]) -> None: ...
     def graph_remove_dependencies(self, graph: int, edges: Sequence[Edge]) -> None: ...
@@ -479,6 +552,8 @@ class Runtime(Protocol):
     def graph_memcpy_node_get_params(self, node: int) -> MemcpyNodeParams: ...
     def graph_memset_node_get_params(self, node: int) -> MemsetNodeParams: ...
     def graph_host_node_get_params(self, node: int) -> HostNodeParams: ...
+    def graph_mem_alloc_node_get_params(self, node: int) -> MemAllocNodeParams: ...
+    def graph_mem_free_node_get_params(self, node: int) -> MemFreeNodeParams: ...
     def graph_event_record_node_get_event(self, node: int) -> int: ...
     def graph_event_wait_node_get_event(self, node: int) -> int: ...
     def graph_child_graph_node_get_graph(self, node: int) -> int:

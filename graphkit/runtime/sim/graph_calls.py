@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphkit.errors import refuse_closed
+from graphkit.errors import NotSimulated, refuse_closed
 from graphkit.runtime.protocol import (
     CaptureStatus,
     Edge,
@@ -32,6 +32,7 @@ from graphkit.runtime.sim.actions import (
 )
 from graphkit.runtime.sim.extents import check_copy, check_fill
 from graphkit.runtime.sim.functions import ArgumentBlock, check_dimensions, read_arguments
+from graphkit.runtime.sim.graph_memory import GraphAllocation, refuse_memory_nodes
 from graphkit.runtime.sim.model import (
     ExecGraph,
     ExecNode,
@@ -79,6 +80,24 @@ class GraphCalls(StreamCalls):
         if any(capture.graph is found for capture in self.state.captures):
             raise Refused(Code.INVALID_VALUE, "the graph is being captured")
         self._forget(found)
+        self._forget_dead_allocations()
+
+    def _forget_dead_allocations(self) -> None:
+        """Give up what alloc nodes of graphs and execs that are gone allocated."""
+        state = self.state
+        if not state.graph_memory or not state.queue.idle:
+            return
+        alive = {
+            node.values
+            for graph in state.graphs.values()
+            for node in graph.nodes.values()
+            if isinstance(node.values, GraphAllocation)
+        }
+        for exec_ in state.execs.values():
+            for held in exec_.graph.nodes:
+                if isinstance(held.values, GraphAllocation):
+                    alive.add(held.values)
+        state.graph_memory.forget_dead(alive)
 
     def _forget(self, graph: SimGraph) -> None:
         del self.state.graphs[graph.handle]
@@ -92,6 +111,7 @@ class GraphCalls(StreamCalls):
         return self._clone(self.state.graph(graph)).handle
 
     def _clone(self, graph: SimGraph, *, borrowed: bool = False) -> SimGraph:
+        refuse_memory_nodes(graph, "a graph with memory nodes cannot be copied")
         clone = SimGraph(self.state.new_handle("graph"), borrowed=borrowed)
         copies: dict[SimNode, SimNode] = {}
         for node in graph.nodes.values():
@@ -211,6 +231,7 @@ class GraphCalls(StreamCalls):
         found = self.state.graph(child)
         if found is self.state.graph(graph):
             raise Refused(Code.INVALID_VALUE, "a graph cannot be its own child")
+        refuse_memory_nodes(found, "a graph with memory nodes cannot be copied into another")
         node = self._add_node(graph, dependencies, NodeType.GRAPH)
         self.state.node(node).child = self._clone(found, borrowed=True)
         return node
@@ -219,6 +240,7 @@ class GraphCalls(StreamCalls):
     def graph_destroy_node(self, node: int) -> None:
         found = self.state.node(node)
         graph = found.graph
+        refuse_memory_nodes(graph, "a graph with memory nodes keeps its nodes")
         del graph.nodes[node], self.state.nodes[node]
         graph.edges = {pair: data for pair, data in graph.edges.items() if found not in pair}
         if found.child is not None:
@@ -252,6 +274,7 @@ class GraphCalls(StreamCalls):
     @cuda_call("cudaGraphRemoveDependencies")
     def graph_remove_dependencies(self, graph: int, edges: Sequence[Edge]) -> None:
         owner = self.state.graph(graph)
+        refuse_memory_nodes(owner, "a graph with memory nodes keeps its edges")
         pairs = [self._pair(owner, edge) for edge in edges]
         if any(pair not in owner.edges for pair in pairs):
             raise Refused(Code.INVALID_VALUE, "there is no such edge")
@@ -377,6 +400,8 @@ class GraphCalls(StreamCalls):
             check_device_launch(found)
         if flags & InstantiateFlags.UPLOAD:
             self.state.stream(upload_stream)
+        if any(exec_.source is found for exec_ in self.state.execs.values()):
+            refuse_memory_nodes(found, "a graph with memory nodes has one exec at a time")
         held = ExecGraph.of(found)
         nbytes = sum(1 for _ in found.all_nodes()) * self.state.options.exec_bytes_per_node
         self.state.memory.take(nbytes)  # the last that may refuse: nothing is made until here
@@ -389,6 +414,7 @@ class GraphCalls(StreamCalls):
         self.state.refuse_if_unsafe("cudaGraphExecDestroy")
         self.state.memory.give_back(self.state.exec(exec_).nbytes)
         del self.state.execs[exec_]
+        self._forget_dead_allocations()
 
     @cuda_call("cudaGraphUpload")
     def graph_upload(self, exec_: int, stream: int) -> None:
@@ -414,12 +440,22 @@ class GraphCalls(StreamCalls):
         actions: list[Action | SimEvent | None] = []
         self._prepare(found.graph, actions)
         queue = self.state.queue
-        queue.reserve(2 * len(actions) + 1)
+        left = self.state.graph_memory.begin_launch(found)
+        queue.reserve(2 * len(actions) + 2)
         # Launches of one exec never overlap, whatever streams they are on.
         before = tuple(dict.fromkeys((*self._before(on), *found.last)))
+        if left:
+            before = (self._auto_free(left, before),)
         end = self._submit_graph(found.graph, iter(actions), before, Submission())
         on.last = found.last = (end,)
         queue.settle(end)
+
+    def _auto_free(self, left: list[GraphAllocation], before: tuple[Work, ...]) -> Work:
+        def free(work: Work) -> None:
+            for found in left:
+                self.state.graph_memory.free(work, found)
+
+        return self.state.queue.submit(before, free, lambda: "the auto-free", Submission())
 
     def _prepare(self, graph: ExecGraph, actions: list[Action | SimEvent | None]) -> None:
         """List what each node will do, children in their places; an event stands for itself."""
@@ -448,7 +484,10 @@ class GraphCalls(StreamCalls):
                 continue
             action = next(actions)
             if not isinstance(action, SimEvent):
-                works[node] = queue.submit(deps, action, node.describe, submission)
+                # Alloc and free nodes run also when another node failed.
+                alone = isinstance(held.values, GraphAllocation)
+                part = Submission() if alone else submission
+                works[node] = queue.submit(deps, action, node.describe, part)
             elif node.type is NodeType.EVENT_WAIT:
                 works[node] = queue.submit((*deps, *action.work), None, node.describe, submission)
             else:
@@ -470,6 +509,10 @@ class GraphCalls(StreamCalls):
             return fill_action(memory, values, who)
         if isinstance(values, HostNodeParams):
             return host_action(values)
+        if isinstance(values, GraphAllocation):
+            of_graph = self.state.graph_memory
+            run = of_graph.allocate if held.source.type is NodeType.MEM_ALLOC else of_graph.free
+            return lambda work: run(work, values)
         return None
 
     @cuda_call("cuGraphExecUpdate_v2")
@@ -478,6 +521,10 @@ class GraphCalls(StreamCalls):
         status, *nodes = compare(found.graph, new)
         if status is not ExecUpdateStatus.SUCCESS:
             return ExecUpdateResultInfo(status, *(n.handle if n else 0 for n in nodes))
+        if new is not found.source and any(
+            isinstance(node.values, GraphAllocation) for node in new.nodes.values()
+        ):
+            raise NotSimulated("the simulator updates no exec from another graph's memory nodes")
         found.graph.take(new)
         return ExecUpdateResultInfo(status, 0, 0)
 

@@ -28,7 +28,7 @@ def host_bytes(address: int, nbytes: int) -> NDArray[np.uint8]:
 class Allocation:
     """One block of simulated device memory or of pinned host memory."""
 
-    __slots__ = ("address", "bytes", "freed", "freeing", "nbytes", "storage", "type")
+    __slots__ = ("address", "bytes", "freed", "freeing", "nbytes", "of_graph", "storage", "type")
 
     def __init__(self, nbytes: int, kind: MemoryType) -> None:
         self.storage: NDArray[np.uint8] = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
@@ -39,9 +39,13 @@ class Allocation:
         self.type = kind
         self.freed = False
         self.freeing = False  # cudaFreeAsync was called and has not run yet
+        self.of_graph = False  # an alloc node's: freed and allocated again by every launch
 
     def describe(self) -> str:
         """Say what this is, for an error message."""
+        if self.of_graph:
+            state = ", which is not allocated now" if self.freed else ""
+            return f"graph allocation of {self.nbytes} bytes at 0x{self.address:x}{state}"
         kind = "device" if self.type is MemoryType.DEVICE else "pinned host"
         state = "freed " if self.freed else ""
         return f"{state}{kind} allocation of {self.nbytes} bytes at 0x{self.address:x}"
@@ -81,10 +85,42 @@ class MemoryTable:
         self._fill(allocation)
         if kind is MemoryType.DEVICE:
             self.used += nbytes
+        self._enter(allocation)
+        return allocation
+
+    def _enter(self, allocation: Allocation) -> None:
         index = bisect_right(self._addresses, allocation.address)
         self._addresses.insert(index, allocation.address)
         self._by_address[allocation.address] = allocation
+
+    # --- what alloc nodes allocate: an address for good, memory behind it from time to time
+
+    def reserve(self, nbytes: int) -> Allocation:
+        """Return an address range with no memory behind it yet."""
+        try:
+            allocation = Allocation(nbytes, MemoryType.DEVICE)
+        except MemoryError:
+            raise Refused(
+                Code.MEMORY_ALLOCATION, f"the host has no {nbytes} bytes to simulate with"
+            ) from None
+        allocation.of_graph = allocation.freed = True
+        self._enter(allocation)
         return allocation
+
+    def map(self, allocation: Allocation) -> None:
+        """Put fresh memory behind a reserved address range."""
+        allocation.freed = False
+        self._fill(allocation)
+
+    def unmap(self, allocation: Allocation) -> None:
+        """Take the memory behind a reserved address range away."""
+        allocation.freed = True
+        self._fill(allocation)
+
+    def forget(self, allocation: Allocation) -> None:
+        """Give up an address range, into quarantine."""
+        allocation.freed, allocation.of_graph = True, False
+        self._retire(allocation)
 
     def take(self, nbytes: int) -> None:
         """Count device memory that has no address, such as what an executable graph takes.
@@ -118,6 +154,7 @@ class MemoryTable:
             or allocation.type is not kind
             or allocation.freed
             or allocation.freeing
+            or allocation.of_graph
         ):
             raise Refused(
                 Code.INVALID_VALUE,
@@ -131,6 +168,9 @@ class MemoryTable:
         self._fill(allocation)
         if allocation.type is MemoryType.DEVICE:
             self.used -= allocation.nbytes
+        self._retire(allocation)
+
+    def _retire(self, allocation: Allocation) -> None:
         self._quarantine.append(allocation)
         self._quarantined += allocation.nbytes
         while self._quarantined > self._quarantine_limit:
@@ -160,9 +200,11 @@ class MemoryTable:
         return allocation if address < allocation.address + allocation.nbytes else None
 
     def live_at(self, address: int) -> Allocation | None:
-        """Return the live allocation that holds ``address``."""
+        """Return the live allocation that holds ``address``, or the alloc node's that will be."""
         allocation = self.find(address)
-        return None if allocation is None or allocation.freed else allocation
+        if allocation is None or (allocation.freed and not allocation.of_graph):
+            return None
+        return allocation
 
     def describe(self, address: int) -> str:
         """Say what ``address`` is, for an error message."""

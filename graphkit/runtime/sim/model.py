@@ -18,6 +18,7 @@ from graphkit.runtime.protocol import (
     NodeType,
 )
 from graphkit.runtime.sim.functions import ArgumentBlock, SimFunction
+from graphkit.runtime.sim.graph_memory import GraphAllocation
 from graphkit.runtime.sim.refusal import Code, Refused
 from graphkit.runtime.sim.work import Work
 
@@ -34,7 +35,15 @@ class KernelValues:
     by_extra: bool
 
 
-Values = KernelValues | MemcpyNodeParams | MemsetNodeParams | HostNodeParams | int | None
+Values = (
+    KernelValues
+    | MemcpyNodeParams
+    | MemsetNodeParams
+    | HostNodeParams
+    | GraphAllocation
+    | int
+    | None
+)
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from graphkit.runtime.sim.functions import (
     MAX_THREADS,
     SimFunction,
 )
-from graphkit.runtime.sim.graph_calls import GraphCalls
+from graphkit.runtime.sim.memory_node_calls import MemoryNodeCalls
 from graphkit.runtime.sim.options import SimOptions
 from graphkit.runtime.sim.refusal import Code, Refused
 from graphkit.runtime.sim.state import State, cuda_call
@@ -38,14 +38,14 @@ _DEVICE_ATTRIBUTES = {
     97: MAX_SHARED_MEMORY,  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 }
 _MAX_THREADS_PER_BLOCK, _MAX_DYNAMIC_SHARED = 0, 8  # CUfunction_attribute
-_ABSENT_FEATURES = ("conditional_nodes", "memory_nodes", "node_ids", "node_get_params")
+_ABSENT_FEATURES = ("conditional_nodes", "node_ids", "node_get_params")
 
 
 def _not_modelled() -> NoReturn:
     raise NotSimulated("the simulator does not model it")
 
 
-class SimRuntime(GraphCalls):
+class SimRuntime(MemoryNodeCalls):
     """:class:`graphkit.runtime.protocol.Runtime` on the host, with NumPy."""
 
     def __init__(self, options: SimOptions | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from graphkit.errors import CudaError, NotSimulated
 from graphkit.runtime.protocol import CaptureMode, CaptureStatus, EventFlags, StreamFlags
 from graphkit.runtime.sim.functions import SimFunction
+from graphkit.runtime.sim.graph_memory import GraphMemory
 from graphkit.runtime.sim.memory import MemoryTable
 from graphkit.runtime.sim.model import SimExec, SimGraph, SimNode
 from graphkit.runtime.sim.options import SimOptions
@@ -82,6 +83,7 @@ class State:
         self.lock = threading.RLock()
         self.thread = threading.local()
         self.memory = MemoryTable(options.total_memory, options.uninitialized, options.quarantine)
+        self.graph_memory = GraphMemory(self.memory)
         log = AccessLog(self.memory) if options.detect_races else None
         self.queue = WorkQueue(log, options.order_seed, options.execution)
         self.streams: dict[int, SimStream] = {0: SimStream(0, StreamFlags.DEFAULT, 0)}

@@ -59,6 +59,12 @@ class StreamCalls(Calls):
         self.state.refuse_if_unsafe("cudaFree")
         if not address:
             return
+        of_graph = self.state.graph_memory.at(address)
+        if of_graph is not None:
+            self.state.graph_memory.end(of_graph)
+            self.state.queue.finish_all()
+            self.state.memory.unmap(of_graph.allocation)
+            return
         allocation = self.state.memory.exact(address, MemoryType.DEVICE)
         self.state.queue.finish_all()
         self.state.memory.free(allocation)
@@ -74,19 +80,44 @@ class StreamCalls(Calls):
 
     @cuda_call("cudaMallocAsync")
     def malloc_async(self, nbytes: int, stream: int) -> int:
-        if self.state.stream(stream).capture is not None:
-            raise NotSimulated("the simulator captures no memory allocation nodes")
-        return self._allocate(nbytes, MemoryType.DEVICE, "cudaMallocAsync")
+        on = self.state.stream(stream)
+        if on.capture is None:
+            return self._allocate(nbytes, MemoryType.DEVICE, "cudaMallocAsync")
+        self._refuse_invalidated(on.capture)
+        found = self.state.graph_memory.add(nbytes, on.capture.graph)
+        self._capture(on, NodeType.MEM_ALLOC, found)
+        return found.allocation.address
 
     @cuda_call("cudaFreeAsync")
     def free_async(self, address: int, stream: int) -> None:
-        found = self.state.stream(stream)
+        found, memory = self.state.stream(stream), self.state.memory
         if found.capture is not None:
-            raise NotSimulated("the simulator captures no memory free nodes")
-        allocation = self.state.memory.exact(address, MemoryType.DEVICE)
+            self._capture_free(found, found.capture, address)
+            return
+        of_graph = self.state.graph_memory.at(address)
+        if of_graph is not None:
+            self.state.refuse_implicit(found, "work")
+            self.state.graph_memory.end(of_graph)
+            free = self.state.graph_memory.free
+            self._submit(found, lambda work: free(work, of_graph), lambda: "cudaFreeAsync")
+            return
+        allocation = memory.exact(address, MemoryType.DEVICE)
         allocation.freeing = True
-        memory = self.state.memory
         self._submit(found, lambda _: memory.free(allocation), lambda: "cudaFreeAsync")
+
+    def _capture_free(self, stream: SimStream, capture: Capture, address: int) -> None:
+        self._refuse_invalidated(capture)
+        try:
+            freed = self.state.graph_memory.to_free(address, capture.graph)
+        except Refused:  # only what an alloc node allocates can be freed in a graph
+            capture.status = CaptureStatus.INVALIDATED
+            raise
+        self._capture(stream, NodeType.MEM_FREE, freed)
+        freed.freed_by.add(capture.graph)
+
+    def _refuse_invalidated(self, capture: Capture) -> None:
+        if capture.status is CaptureStatus.INVALIDATED:
+            raise Refused(Code.CAPTURE_INVALIDATED, "an earlier error ended this capture")
 
     @cuda_call("cudaMemcpy")
     def memcpy(self, dst: int, src: int, nbytes: int, kind: MemcpyKind) -> None:
@@ -267,8 +298,7 @@ class StreamCalls(Calls):
         capture = stream.capture
         if capture is None:
             return None
-        if capture.status is CaptureStatus.INVALIDATED:
-            raise Refused(Code.CAPTURE_INVALIDATED, "an earlier error ended this capture")
+        self._refuse_invalidated(capture)
         attributes = dict(attributes or {})
         serialization = LaunchAttributeID.PROGRAMMATIC_STREAM_SERIALIZATION
         programmatic = bool(attributes.pop(serialization, (0,))[0])

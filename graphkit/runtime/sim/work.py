@@ -68,6 +68,15 @@ class WorkQueue:
         """Say whether the caller is a host function or twin that this queue is running."""
         return self._running_thread == threading.get_ident()
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything submitted has run."""
+        return not self._pending
+
+    def next_seed(self) -> int:
+        """Return a seed for a queue of its own."""
+        return self._random.getrandbits(32)
+
     def reserve(self, count: int) -> None:
         """Announce ``count`` submissions whose races must be told apart from each other."""
         if self._log is not None:

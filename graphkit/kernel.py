@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphkit.c_signature import Parameter, opaque_parameters, parse_signature
+from graphkit.errors import SimulationError
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import drop_later, host_function, keep_for_capture
 from graphkit.params import Args, ArgumentBlock
@@ -44,6 +45,29 @@ class Launch(NamedTuple):
     grid: Dim3
     block: Dim3
     shared_mem: int
+
+    def set_conditional(self, handle: int, value: int) -> None:
+        """Do what cudaGraphSetConditional does in the kernel: set what a conditional node asks for.
+
+        Args:
+            handle: the kernel's argument, a cudaGraphConditionalHandle.
+            value: the condition, an unsigned int.
+
+        Raises:
+            SimulationError: when no conditional node of the running graph has the handle.
+        """
+        raise SimulationError(
+            f"a twin sets the condition {int(handle):#x} in a launch that no simulator runs"
+        )
+
+
+class _RunningLaunch(Launch):
+    """The launch that a twin is given: it reaches the simulator that runs it."""
+
+    running: TwinLaunch
+
+    def set_conditional(self, handle: int, value: int) -> None:
+        self.running.set_conditional(int(handle), int(value))
 
 
 class Pointer:
@@ -234,8 +258,10 @@ class Kernel:
                 values.append(np.frombuffer(raw, parameter.dtype)[0])
             else:
                 values.append(raw)
+        given = _RunningLaunch(launch.grid, launch.block, launch.shared_mem)
+        given.running = launch
         with host_function():  # a twin is no place for CUDA calls either
-            self.twin(Launch(launch.grid, launch.block, launch.shared_mem), *values)
+            self.twin(given, *values)
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:

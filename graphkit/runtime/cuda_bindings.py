@@ -16,6 +16,7 @@ from graphkit.runtime.protocol import CaptureInfo, CaptureStatus, Edge, EdgeData
 from graphkit.statuses import StatusCode
 
 __all__ = [
+    "add_node",
     "capture_info",
     "connect",
     "disconnect",
@@ -29,10 +30,10 @@ __all__ = [
 _Node: Any = runtime.cudaGraphNode_t
 
 
-def _newest(*names: str) -> Callable[..., Any]:
+def _newest(*names: str, module: Any = runtime) -> Callable[..., Any]:
     """Return the first of ``names`` that this version of cuda.bindings has."""
     for name in names:
-        found: Callable[..., Any] | None = getattr(runtime, name, None)
+        found: Callable[..., Any] | None = getattr(module, name, None)
         if found is not None:
             return found
     raise GraphkitError(f"this version of cuda-bindings has none of {', '.join(names)}")
@@ -42,6 +43,8 @@ def _newest(*names: str) -> Callable[..., Any]:
 _add_dependencies = _newest("cudaGraphAddDependencies_v2", "cudaGraphAddDependencies")
 _remove_dependencies = _newest("cudaGraphRemoveDependencies_v2", "cudaGraphRemoveDependencies")
 _get_edges = _newest("cudaGraphGetEdges_v2", "cudaGraphGetEdges")
+#: (graph, dependencies, edge data, count, CUgraphNodeParams) -> (status, node)
+add_node = _newest("cuGraphAddNode_v2", "cuGraphAddNode", module=driver)
 _get_capture_info = _newest("cudaStreamGetCaptureInfo_v3", "cudaStreamGetCaptureInfo")
 
 

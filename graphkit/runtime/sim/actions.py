@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphkit.errors import NotSimulated
 from graphkit.runtime.protocol import HostNodeParams, MemcpyNodeParams, MemsetNodeParams
+from graphkit.runtime.sim.conditions import Conditions
 from graphkit.runtime.sim.functions import SimLaunch
 from graphkit.runtime.sim.memory import MemoryTable
 from graphkit.runtime.sim.model import KernelValues
@@ -75,8 +76,10 @@ def host_action(params: HostNodeParams) -> Action:
     return run
 
 
-def kernel_action(memory: MemoryTable, values: KernelValues, who: str) -> Action:
-    """Run a kernel's twin."""
+def kernel_action(
+    memory: MemoryTable, values: KernelValues, who: str, conditions: Conditions | None = None
+) -> Action:
+    """Run a kernel's twin; inside of a graph it may set ``conditions``."""
     twin = values.function.source.twin
     if twin is None:
         raise NotSimulated(
@@ -94,6 +97,7 @@ def kernel_action(memory: MemoryTable, values: KernelValues, who: str) -> Action
                 memory,
                 work,
                 who,
+                conditions,
             )
         )
 

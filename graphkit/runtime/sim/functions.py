@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from graphkit.errors import SimulationError
 from graphkit.runtime.protocol import Dim3, KernelSource
+from graphkit.runtime.sim.conditions import Conditions
 from graphkit.runtime.sim.memory import MemoryTable
 from graphkit.runtime.sim.refusal import Code, Refused
 from graphkit.runtime.sim.work import Work
@@ -162,7 +164,9 @@ class ArgumentBlock:
 class SimLaunch:
     """One launch as its twin sees it; every view is an access that race detection knows."""
 
-    __slots__ = ("_memory", "_who", "_work", "arguments", "block", "grid", "shared_mem")
+    __slots__ = (
+        "_conditions", "_memory", "_who", "_work", "arguments", "block", "grid", "shared_mem",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -173,6 +177,7 @@ class SimLaunch:
         memory: MemoryTable,
         work: Work,
         who: str,
+        conditions: Conditions | None = None,
     ) -> None:
         self.grid = grid
         self.block = block
@@ -181,6 +186,7 @@ class SimLaunch:
         self._memory = memory
         self._work = work
         self._who = who
+        self._conditions = conditions
 
     def memory(self, address: int, nbytes: int, *, write: bool) -> NDArray[np.uint8]:
         """View ``nbytes`` of device memory at ``address``; read-only unless ``write``.
@@ -198,3 +204,15 @@ class SimLaunch:
             view.flags.writeable = False
         self._work.accesses.append((address, address + nbytes, write))
         return view
+
+    def set_conditional(self, handle: int, value: int) -> None:
+        """Do what cudaGraphSetConditional does.
+
+        Raises:
+            SimulationError: the handle belongs to no conditional node of the graph that runs.
+        """
+        if self._conditions is None:
+            raise SimulationError(
+                f"{self._who} sets the condition {handle:#x} outside of a graph with that handle"
+            )
+        self._conditions.set(handle, value, self._work, self._who)

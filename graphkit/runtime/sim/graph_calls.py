@@ -9,6 +9,9 @@ from typing import Any
 from graphkit.errors import NotSimulated, refuse_closed
 from graphkit.runtime.protocol import (
     CaptureStatus,
+    ConditionalHandleFlags,
+    ConditionalNodeParams,
+    ConditionalNodeType,
     Edge,
     EdgeData,
     ExecUpdateResultInfo,
@@ -30,6 +33,12 @@ from graphkit.runtime.sim.actions import (
     host_action,
     kernel_action,
 )
+from graphkit.runtime.sim.conditions import (
+    ConditionalValues,
+    Conditions,
+    SubmitBody,
+    conditional_action,
+)
 from graphkit.runtime.sim.extents import check_copy, check_fill
 from graphkit.runtime.sim.functions import ArgumentBlock, check_dimensions, read_arguments
 from graphkit.runtime.sim.graph_memory import GraphAllocation, refuse_memory_nodes
@@ -41,14 +50,16 @@ from graphkit.runtime.sim.model import (
     SimGraph,
     SimNode,
     Values,
+    check_body,
     check_device_launch,
     compare,
     copy_changes,
+    refuse_conditional,
 )
 from graphkit.runtime.sim.refusal import Code, Refused
 from graphkit.runtime.sim.state import SimEvent, SimStream, cuda_call
 from graphkit.runtime.sim.stream_calls import StreamCalls
-from graphkit.runtime.sim.work import Submission, Work
+from graphkit.runtime.sim.work import Submission, Work, WorkQueue
 
 _DEFAULT_ATTRIBUTES: dict[LaunchAttributeID, tuple[int, ...]] = {
     LaunchAttributeID.CLUSTER_DIMENSION: (0, 0, 0),
@@ -76,7 +87,7 @@ class GraphCalls(StreamCalls):
     def graph_destroy(self, graph: int) -> None:
         found = self.state.graph(graph)
         if found.borrowed:
-            raise Refused(Code.INVALID_VALUE, "the graph belongs to a child graph node")
+            raise Refused(Code.INVALID_VALUE, "the graph belongs to a node of another one")
         if any(capture.graph is found for capture in self.state.captures):
             raise Refused(Code.INVALID_VALUE, "the graph is being captured")
         self._forget(found)
@@ -103,12 +114,14 @@ class GraphCalls(StreamCalls):
         del self.state.graphs[graph.handle]
         for node in graph.nodes.values():
             del self.state.nodes[node.handle]
-            if node.child is not None:
-                self._forget(node.child)
+            for inside in node.inside:
+                self._forget(inside)
 
     @cuda_call("cudaGraphClone")
     def graph_clone(self, graph: int) -> int:
-        return self._clone(self.state.graph(graph)).handle
+        found = self.state.graph(graph)
+        refuse_conditional(found, "a clone")
+        return self._clone(found).handle
 
     def _clone(self, graph: SimGraph, *, borrowed: bool = False) -> SimGraph:
         refuse_memory_nodes(graph, "a graph with memory nodes cannot be copied")
@@ -126,6 +139,8 @@ class GraphCalls(StreamCalls):
             copies[node] = copy
             clone.nodes[copy.handle] = copy
             clone.origin[node.handle] = copy.handle
+            if copy.child is not None:
+                copy.child.holder = copy
         clone.edges = {(copies[a], copies[b]): data for (a, b), data in graph.edges.items()}
         self._add_graph(clone)
         return clone
@@ -148,6 +163,8 @@ class GraphCalls(StreamCalls):
         child: SimGraph | None = None,
     ) -> int:
         owner = self.state.graph(graph)
+        if owner.in_body():
+            check_body(type_)
         before = [self.state.node(handle) for handle in dependencies]
         if any(node.graph is not owner for node in before):
             raise Refused(Code.INVALID_VALUE, "a dependency is a node of another graph")
@@ -232,9 +249,56 @@ class GraphCalls(StreamCalls):
         if found is self.state.graph(graph):
             raise Refused(Code.INVALID_VALUE, "a graph cannot be its own child")
         refuse_memory_nodes(found, "a graph with memory nodes cannot be copied into another")
+        refuse_conditional(found, "a child graph node")
+        if self.state.graph(graph).in_body():
+            for inner in found.all_nodes():
+                check_body(inner.type)
         node = self._add_node(graph, dependencies, NodeType.GRAPH)
-        self.state.node(node).child = self._clone(found, borrowed=True)
+        holder = self.state.node(node)
+        holder.child = self._clone(found, borrowed=True)
+        holder.child.holder = holder
         return node
+
+    @cuda_call("cuGraphConditionalHandleCreate")
+    def graph_conditional_handle_create(
+        self, graph: int, default: int, flags: ConditionalHandleFlags
+    ) -> int:
+        found, flags = self.state.graph(graph), ConditionalHandleFlags(flags)
+        handle = self.state.new_handle("condition")
+        assigned = flags is ConditionalHandleFlags.ASSIGN_DEFAULT
+        found.conditions[handle] = default if assigned else None
+        return handle
+
+    @cuda_call("cuGraphAddNode")
+    def graph_add_conditional_node(
+        self, graph: int, dependencies: Sequence[int], params: ConditionalNodeParams
+    ) -> tuple[int, tuple[int, ...]]:
+        owner = self.state.graph(graph)
+        values = ConditionalValues(params.handle, ConditionalNodeType(params.type))
+        most = {ConditionalNodeType.IF: 2, ConditionalNodeType.WHILE: 1}.get(values.type)
+        if params.size < 1 or (most is not None and params.size > most):
+            raise Refused(Code.INVALID_VALUE, f"{params.size} bodies of a {values.type.name} node")
+        self._check_condition(owner, params.handle)
+        node = self._add_node(graph, dependencies, NodeType.CONDITIONAL, values)
+        found = self.state.node(node)
+        found.bodies = tuple(
+            SimGraph(self.state.new_handle("graph"), borrowed=True, holder=found)
+            for _ in range(params.size)
+        )
+        for body in found.bodies:
+            self._add_graph(body)
+        return node, tuple(body.handle for body in found.bodies)
+
+    def _check_condition(self, graph: SimGraph, handle: int) -> None:
+        """Refuse a handle of another graph, or one that a node has already."""
+        around = graph
+        while handle not in around.conditions:
+            if around.holder is None:
+                raise Refused(Code.INVALID_VALUE, f"{handle:#x} is no conditional handle of it")
+            around = around.holder.graph
+        for node in around.all_nodes():
+            if isinstance(node.values, ConditionalValues) and node.values.handle == handle:
+                raise Refused(Code.INVALID_VALUE, f"{node.describe()} has that handle already")
 
     @cuda_call("cudaGraphDestroyNode")
     def graph_destroy_node(self, node: int) -> None:
@@ -243,8 +307,8 @@ class GraphCalls(StreamCalls):
         refuse_memory_nodes(graph, "a graph with memory nodes keeps its nodes")
         del graph.nodes[node], self.state.nodes[node]
         graph.edges = {pair: data for pair, data in graph.edges.items() if found not in pair}
-        if found.child is not None:
-            self._forget(found.child)
+        for inside in found.inside:
+            self._forget(inside)
 
     @cuda_call("cudaGraphAddDependencies")
     def graph_add_dependencies(self, graph: int, edges: Sequence[Edge]) -> None:
@@ -395,6 +459,7 @@ class GraphCalls(StreamCalls):
         found = self.state.graph(graph)
         if any(capture.graph is found for capture in self.state.captures):
             raise Refused(Code.INVALID_VALUE, "the graph is being captured")
+        self._check_conditional(found)
         flags = InstantiateFlags(flags)
         if flags & InstantiateFlags.DEVICE_LAUNCH:
             check_device_launch(found)
@@ -405,9 +470,24 @@ class GraphCalls(StreamCalls):
         held = ExecGraph.of(found)
         nbytes = sum(1 for _ in found.all_nodes()) * self.state.options.exec_bytes_per_node
         self.state.memory.take(nbytes)  # the last that may refuse: nothing is made until here
-        exec_ = SimExec(self.state.new_handle("exec"), found, flags, held, nbytes)
+        conditions = found.all_conditions()
+        exec_ = SimExec(self.state.new_handle("exec"), found, flags, held, nbytes, conditions)
         self.state.execs[exec_.handle] = exec_
         return exec_.handle
+
+    def _check_conditional(self, graph: SimGraph) -> None:
+        """Refuse what CUDA cannot make executable because of conditional nodes and handles."""
+        if graph.in_body():
+            raise Refused(Code.INVALID_VALUE, "the body of a conditional node by itself")
+        conditions = graph.all_conditions()
+        if not conditions:
+            return
+        nodes = (node.values for node in graph.all_nodes())
+        used = {values.handle for values in nodes if isinstance(values, ConditionalValues)}
+        if used != conditions.keys():
+            raise Refused(Code.INVALID_VALUE, "a conditional handle that no node has")
+        if any(other.source is graph for other in self.state.execs.values()):
+            raise Refused(Code.NOT_SUPPORTED, "a second executable graph with conditional nodes")
 
     @cuda_call("cudaGraphExecDestroy")
     def graph_exec_destroy(self, exec_: int) -> None:
@@ -438,7 +518,8 @@ class GraphCalls(StreamCalls):
         self.state.refuse_implicit(on, "cudaGraphLaunch")
         # First everything that may be refused: a launch happens as a whole or not at all.
         actions: list[Action | SimEvent | None] = []
-        self._prepare(found.graph, actions)
+        conditions = Conditions(found.conditions, self.state.options.max_iterations)
+        self._prepare(found.graph, actions, conditions)
         queue = self.state.queue
         left = self.state.graph_memory.begin_launch(found)
         queue.reserve(2 * len(actions) + 2)
@@ -446,7 +527,7 @@ class GraphCalls(StreamCalls):
         before = tuple(dict.fromkeys((*self._before(on), *found.last)))
         if left:
             before = (self._auto_free(left, before),)
-        end = self._submit_graph(found.graph, iter(actions), before, Submission())
+        end = self._submit_graph(queue, found.graph, iter(actions), before, Submission())
         on.last = found.last = (end,)
         queue.settle(end)
 
@@ -457,30 +538,40 @@ class GraphCalls(StreamCalls):
 
         return self.state.queue.submit(before, free, lambda: "the auto-free", Submission())
 
-    def _prepare(self, graph: ExecGraph, actions: list[Action | SimEvent | None]) -> None:
+    def _prepare(
+        self, graph: ExecGraph, actions: list[Action | SimEvent | None], conditions: Conditions
+    ) -> None:
         """List what each node will do, children in their places; an event stands for itself."""
         for held in graph.nodes:
             if held.children is not None:
-                self._prepare(held.children, actions)
+                self._prepare(held.children, actions, conditions)
             elif isinstance(held.values, int):
                 actions.append(self.state.event(held.values))
             else:
-                actions.append(self._action(held) if held.enabled else None)
+                actions.append(self._action(held, conditions) if held.enabled else None)
+
+    def _body(self, graph: ExecGraph, conditions: Conditions) -> SubmitBody:
+        """Prepare a body once; it may run any number of times."""
+        actions: list[Action | SimEvent | None] = []
+        self._prepare(graph, actions, conditions)
+        return lambda queue, submission: self._submit_graph(
+            queue, graph, iter(actions), (), submission
+        )
 
     def _submit_graph(
         self,
+        queue: WorkQueue,
         graph: ExecGraph,
         actions: Iterator[Action | SimEvent | None],
         before: tuple[Work, ...],
         submission: Submission,
     ) -> Work:
-        queue = self.state.queue
         works: dict[SimNode, Work] = {}
         for held in graph.nodes:
             node = held.source
             deps = tuple(works[other] for other in graph.before[node]) or before
             if held.children is not None:
-                works[node] = self._submit_graph(held.children, actions, deps, submission)
+                works[node] = self._submit_graph(queue, held.children, actions, deps, submission)
                 continue
             action = next(actions)
             if not isinstance(action, SimEvent):
@@ -498,11 +589,16 @@ class GraphCalls(StreamCalls):
             tuple(works.values()) or before, None, lambda: "the end of a graph", submission
         )
 
-    def _action(self, held: ExecNode) -> Action | None:
+    def _action(self, held: ExecNode, conditions: Conditions) -> Action | None:
         values, memory = held.values, self.state.memory
         who = held.source.describe()
         if isinstance(values, KernelValues):
-            return kernel_action(memory, values, f"kernel {values.function.name!r}")
+            return kernel_action(memory, values, f"kernel {values.function.name!r}", conditions)
+        if isinstance(values, ConditionalValues):
+            bodies = tuple(self._body(body, conditions) for body in held.bodies)
+            logged = memory if self.state.options.detect_races else None
+            seeds = self.state.queue.next_seed
+            return conditional_action(values, bodies, conditions, logged, seeds, who)
         if isinstance(values, MemcpyNodeParams):
             return copy_action(memory, values, who)
         if isinstance(values, MemsetNodeParams):

@@ -17,6 +17,7 @@ from graphkit.runtime.protocol import (
     MemsetNodeParams,
     NodeType,
 )
+from graphkit.runtime.sim.conditions import ConditionalValues
 from graphkit.runtime.sim.functions import ArgumentBlock, SimFunction
 from graphkit.runtime.sim.graph_memory import GraphAllocation
 from graphkit.runtime.sim.refusal import Code, Refused
@@ -41,6 +42,7 @@ Values = (
     | MemsetNodeParams
     | HostNodeParams
     | GraphAllocation
+    | ConditionalValues
     | int
     | None
 )
@@ -48,7 +50,10 @@ Values = (
 
 @dataclass(eq=False)
 class SimNode:
-    """One node of a graph. ``values`` is an event handle for event nodes."""
+    """One node of a graph. ``values`` is an event handle for event nodes.
+
+    ``bodies`` are the graphs of a conditional node.
+    """
 
     handle: int
     type: NodeType
@@ -57,23 +62,42 @@ class SimNode:
     child: SimGraph | None = None
     attributes: dict[LaunchAttributeID, tuple[int, ...]] = field(default_factory=dict)
     handed_out: list[ArgumentBlock] = field(default_factory=list)
+    bodies: tuple[SimGraph, ...] = ()
+
+    @property
+    def inside(self) -> tuple[SimGraph, ...]:
+        """The graphs that belong to the node."""
+        return self.bodies if self.child is None else (self.child,)
 
     def describe(self) -> str:
         """Say what it is, for an error message."""
         if isinstance(self.values, KernelValues):
             return f"kernel node {self.values.function.name!r} ({self.handle:#x})"
+        if isinstance(self.values, ConditionalValues):
+            return f"{self.values.type.name.lower()} node ({self.handle:#x})"
         return f"{self.type.name.lower()} node ({self.handle:#x})"
 
 
 @dataclass(eq=False)
 class SimGraph:
-    """A graph: nodes and edges in the order in which they were added."""
+    """A graph: nodes and edges in the order in which they were added.
+
+    ``holder`` is the node that the graph belongs to, ``conditions`` the default of each
+    conditional handle that was made for it.
+    """
 
     handle: int
     nodes: dict[int, SimNode] = field(default_factory=dict)
     edges: dict[tuple[SimNode, SimNode], EdgeData] = field(default_factory=dict)
     origin: dict[int, int] = field(default_factory=dict)
     borrowed: bool = False
+    holder: SimNode | None = None
+    conditions: dict[int, int | None] = field(default_factory=dict)
+
+    def in_body(self) -> bool:
+        """Return whether this is the body of a conditional node, or a child graph in one."""
+        holder = self.holder
+        return holder is not None and (bool(holder.bodies) or holder.graph.in_body())
 
     def predecessors(self) -> dict[SimNode, list[SimNode]]:
         """Return the direct predecessors of every node."""
@@ -107,11 +131,19 @@ class SimGraph:
         return ordered
 
     def all_nodes(self) -> Iterator[SimNode]:
-        """Yield the nodes, those of child graphs included."""
+        """Yield the nodes, those of child graphs and bodies included."""
         for node in self.nodes.values():
             yield node
-            if node.child is not None:
-                yield from node.child.all_nodes()
+            for graph in node.inside:
+                yield from graph.all_nodes()
+
+    def all_conditions(self) -> dict[int, int | None]:
+        """Return the conditional handles with their defaults, those of bodies included."""
+        found = dict(self.conditions)
+        for node in self.nodes.values():
+            for graph in node.inside:
+                found |= graph.all_conditions()
+        return found
 
 
 @dataclass(eq=False)
@@ -123,6 +155,7 @@ class ExecNode:
     attributes: dict[LaunchAttributeID, tuple[int, ...]]
     enabled: bool = True
     children: ExecGraph | None = None
+    bodies: tuple[ExecGraph, ...] = ()
 
 
 @dataclass(eq=False)
@@ -130,7 +163,7 @@ class ExecGraph:
     """A snapshot of a graph: later changes of the graph do not reach it.
 
     ``nodes`` is in an order that respects the edges, ``inserted`` in that of insertion, and
-    ``by_source`` knows the nodes of child graphs, too.
+    ``by_source`` knows the nodes of child graphs and bodies, too.
     """
 
     nodes: list[ExecNode]
@@ -148,14 +181,15 @@ class ExecGraph:
                 node.values,
                 dict(node.attributes),
                 children=None if node.child is None else cls.of(node.child),
+                bodies=tuple(cls.of(body) for body in node.bodies),
             )
             for node in graph.nodes.values()
         }
         ordered = [held[node] for node in graph.order()]
         by_source = dict(held)
         for node in held.values():
-            if node.children is not None:
-                by_source.update(node.children.by_source)
+            for inside in node.bodies if node.children is None else (node.children,):
+                by_source.update(inside.by_source)
         return cls(
             ordered, list(held.values()), graph.predecessors(), _edges_by_place(graph), by_source
         )
@@ -181,7 +215,32 @@ class SimExec:
     flags: InstantiateFlags
     graph: ExecGraph
     nbytes: int
+    conditions: dict[int, int | None] = field(default_factory=dict)
     last: tuple[Work, ...] = ()
+
+
+_BODY_TYPES = {
+    NodeType.KERNEL,
+    NodeType.MEMCPY,
+    NodeType.MEMSET,
+    NodeType.GRAPH,
+    NodeType.EMPTY,
+    NodeType.CONDITIONAL,
+}
+
+
+def check_body(type_: NodeType) -> None:
+    """Refuse a kind of node that no body of a conditional node may have."""
+    if type_ not in _BODY_TYPES:
+        raise Refused(
+            Code.NOT_SUPPORTED, f"a {type_.name.lower()} node in the body of a conditional node"
+        )
+
+
+def refuse_conditional(graph: SimGraph, what: str) -> None:
+    """Refuse what CUDA does not do with graphs that have conditional nodes."""
+    if any(node.type is NodeType.CONDITIONAL for node in graph.all_nodes()):
+        raise Refused(Code.NOT_SUPPORTED, f"{what} of a graph with a conditional node")
 
 
 _DEVICE_LAUNCHABLE = {NodeType.KERNEL, NodeType.MEMCPY, NodeType.MEMSET, NodeType.GRAPH}
@@ -224,6 +283,9 @@ def compare(held: ExecGraph, new: SimGraph) -> Difference:
     if len(held.inserted) != len(nodes):
         return ExecUpdateStatus.TOPOLOGY_CHANGED, None, None
     pairs = list(zip(held.inserted, nodes, strict=True))
+    for node in nodes:
+        if node.type is NodeType.CONDITIONAL:
+            return ExecUpdateStatus.NOT_SUPPORTED, node, None
     for old, node in reversed(pairs):
         if old.source.type is not node.type:
             return ExecUpdateStatus.NODE_TYPE_CHANGED, node, None

@@ -28,6 +28,8 @@ class SimOptions:
         exec_bytes_per_node: bytes of device memory that an executable graph takes for each of its
             nodes, those of child graphs included; past ``total_memory``, instantiating fails with
             status 2.
+        max_iterations: how many iterations the while nodes of one launch may make together; past
+            it, the launch counts as an endless loop.
         quarantine: bytes of freed memory kept unused, so that late accesses are recognised.
     """
 
@@ -38,9 +40,12 @@ class SimOptions:
     total_memory: int = 4 << 30
     exec_bytes_per_node: int = 2400
     quarantine: int = 64 << 20
+    max_iterations: int = 100_000
 
     def __post_init__(self) -> None:
-        for name in ("order_seed", "total_memory", "exec_bytes_per_node", "quarantine"):
+        for name in (
+            "order_seed", "total_memory", "exec_bytes_per_node", "quarantine", "max_iterations",
+        ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int):
                 raise TypeError(f"{name}: expected an int, got {value!r}")
@@ -52,6 +57,6 @@ class SimOptions:
             raise ValueError(f"execution: expected one of {_EXECUTION}, came {self.execution!r}")
         if self.total_memory <= 0:
             raise ValueError(f"total_memory: expected a positive number, came {self.total_memory}")
-        for name in ("exec_bytes_per_node", "quarantine"):
+        for name in ("exec_bytes_per_node", "quarantine", "max_iterations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, came {getattr(self, name)}")

@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from graphkit.errors import NotSimulated
-from graphkit.runtime.protocol import DeviceAttribute, KernelSource, LoadedFunction, MemoryType
+from graphkit.runtime.protocol import (
+    ConditionalHandleFlags,
+    DeviceAttribute,
+    KernelSource,
+    LoadedFunction,
+    MemoryType,
+)
 from graphkit.runtime.sim.functions import (
     DEFAULT_SHARED_MEMORY,
     MAX_SHARED_MEMORY,
@@ -38,7 +44,7 @@ _DEVICE_ATTRIBUTES = {
     97: MAX_SHARED_MEMORY,  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 }
 _MAX_THREADS_PER_BLOCK, _MAX_DYNAMIC_SHARED = 0, 8  # CUfunction_attribute
-_ABSENT_FEATURES = ("conditional_nodes", "node_ids", "node_get_params")
+_ABSENT_FEATURES = ("node_ids", "node_get_params")
 
 
 def _not_modelled() -> NoReturn:
@@ -106,7 +112,15 @@ class SimRuntime(MemoryNodeCalls):
         return 0, -5
 
     def feature_attempts(self) -> Mapping[str, Callable[[], None]]:
-        return dict.fromkeys(_ABSENT_FEATURES, _not_modelled)
+        absent = dict.fromkeys(_ABSENT_FEATURES, _not_modelled)
+        return {"conditional_nodes": self._try_conditional_nodes} | absent
+
+    def _try_conditional_nodes(self) -> None:
+        graph = self.graph_create()
+        try:
+            self.graph_conditional_handle_create(graph, 0, ConditionalHandleFlags.ASSIGN_DEFAULT)
+        finally:
+            self.graph_destroy(graph)
 
     def get_last_error(self) -> int:
         return 0  # a failing call raises, and leaves nothing behind

@@ -70,7 +70,16 @@ class SimEvent:
 
 _STREAM_LEGACY, _STREAM_PER_THREAD = 1, 2  # the handles that driver_types.h gives them
 # Every kind of handle has its own range, so that one cannot be taken for another.
-_RANGES = {"stream": 1, "event": 2, "graph": 3, "node": 4, "exec": 5, "function": 6}
+# That of conditions lies where no memory can: race detection takes them for bytes.
+_RANGES = {
+    "stream": 1,
+    "event": 2,
+    "graph": 3,
+    "node": 4,
+    "exec": 5,
+    "function": 6,
+    "condition": 8,
+}
 # All simulators of this process share the numbers: one does not take another's handle for its own.
 _numbers = {kind: itertools.count(1) for kind in _RANGES}
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, overload
 from weakref import WeakSet
 
+import numpy as np
+from numpy.typing import DTypeLike
+
+from graphkit.conditional import (
+    SET_CONDITIONAL,
+    Conditional,
+    ConditionalHandle,
+    Conditionals,
+    check_body_graph,
+    check_cases,
+    check_condition,
+    check_default,
+)
+from graphkit.device_array import DeviceArray
 from graphkit.graph_exec import GraphExec, check_graph, check_kernel
 from graphkit.kernel import Kernel
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import Handle
+from graphkit.memory_nodes import GraphMemory, MemoryNodes
 from graphkit.node import (
     GraphEdge,
     KernelNodeValues,
@@ -22,6 +37,9 @@ from graphkit.params import Args
 from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
+    ConditionalHandleFlags,
+    ConditionalNodeParams,
+    ConditionalNodeType,
     DependencyType,
     Dim3,
     Edge,
@@ -69,7 +87,9 @@ class Graph:
         self._execs: WeakSet[GraphExec] = WeakSet()
         # None is not known: what others put into the graph must be asked for.
         self._clusters = clusters
-        # The child graph node that this graph is inside of.
+        self.memory_nodes = MemoryNodes(handle, known=clusters is not None)
+        self.conditionals = Conditionals()
+        # The child graph node or conditional node that this graph is inside of.
         self.holder: Node | None = None
         self._turn = Turn()
 
@@ -250,6 +270,7 @@ class Graph:
                 :class:`graphkit.HostCallback` it can be asked later what it raised.
             deps: nodes this one waits for.
         """
+        self.conditionals.refuse_kind(NodeType.HOST)
         callback = host_callback(fn)
         before = self._dependencies(deps)
         with self._turn:
@@ -258,6 +279,7 @@ class Graph:
 
     def add_event_record_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that records an event (cudaGraphAddEventRecordNode)."""
+        self.conditionals.refuse_kind(NodeType.EVENT_RECORD)
         handle, before = event_handle(event), self._dependencies(deps)
         with self._turn:
             ptr = self.runtime.graph_add_event_record_node(self.ptr, before, handle)
@@ -265,6 +287,7 @@ class Graph:
 
     def add_event_wait_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that waits for an event (cudaGraphAddEventWaitNode)."""
+        self.conditionals.refuse_kind(NodeType.EVENT_WAIT)
         handle, before = event_handle(event), self._dependencies(deps)
         with self._turn:
             ptr = self.runtime.graph_add_event_wait_node(self.ptr, before, handle)
@@ -276,6 +299,10 @@ class Graph:
         Later changes of ``child`` do not reach the copy; :meth:`child_graph` gives that.
         """
         check_graph(child, "child")
+        child.conditionals.refuse_copy("child", "copies a child graph, and copies")
+        if self.conditionals.in_body:
+            check_body_graph(child, "child")
+        child.memory_nodes.refuse("child", "CUDA copies a child graph, and copies none of these")
         before = self._dependencies(deps)
         with self._turn:
             ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
@@ -290,6 +317,222 @@ class Graph:
             ptr = self.runtime.graph_add_empty_node(self.ptr, before)
             return self._keep(ptr, NodeType.EMPTY, None)
 
+    def add_mem_alloc_node(
+        self,
+        shape: int | Sequence[int],
+        dtype: DTypeLike = np.float32,
+        *,
+        deps: Node | Iterable[Node] = (),
+    ) -> tuple[Node, DeviceArray]:
+        """Add a node that allocates memory on the current device (cudaGraphAddMemAllocNode).
+
+        The array's address holds for every launch; memory is behind it from this node until it is
+        freed, by :meth:`add_mem_free_node` or else after the launch: by the array's ``free()``, by
+        :func:`graphkit.free_async`, by another graph's free node, or by the next launch, with
+        ``instantiate(auto_free_on_launch=True)``. Nothing else frees it, not even closing graph
+        and exec. What it holds at first is undefined, in every launch.
+
+        With such a node the graph has one exec at a time, cannot be cloned or become a child, and
+        keeps its nodes and edges for good.
+
+        Args:
+            shape: extent of each axis in elements; for bytes pass ``dtype=np.uint8``.
+            dtype: NumPy dtype of the elements.
+            deps: nodes this one waits for.
+
+        Returns:
+            The node, and the array for nodes ordered after it.
+        """
+        before = self._dependencies(deps)
+        self._refuse_memory_inside()
+        with self._turn:
+            self.ptr  # noqa: B018 - refuses a closed graph
+            ptr, array = self.memory_nodes.allocate(before, shape, dtype)
+            return self._keep(ptr, NodeType.MEM_ALLOC, None), array
+
+    def add_mem_free_node(
+        self, array: DeviceArray | int, *, deps: Node | Iterable[Node] = ()
+    ) -> Node:
+        """Add a node that frees what an alloc node allocates (cudaGraphAddMemFreeNode).
+
+        Args:
+            array: what :meth:`add_mem_alloc_node` gave, of this graph or of another that does not
+                free it itself; or the address of an alloc node that somebody else captured.
+            deps: nodes this one waits for: all that use the memory.
+
+        Raises:
+            TypeError: when the array is no alloc node's.
+            ValueError: when it has a free node already.
+        """
+        before = self._dependencies(deps)
+        self._refuse_memory_inside()
+        with self._turn:
+            self.ptr  # noqa: B018 - refuses a closed graph
+            ptr = self.memory_nodes.free(before, array)
+            return self._keep(ptr, NodeType.MEM_FREE, array)
+
+    def _refuse_memory_inside(self) -> None:
+        if self.holder is not None:
+            raise ValueError(
+                f"graph: expected one that is in no other, came that of {self.holder!r}: CUDA "
+                "allows no alloc or free nodes there"
+            )
+
+    def memory(self) -> GraphMemory:
+        """Return what the graph's alloc nodes allocate, and what all graphs take of the device.
+
+        cudaDeviceGetGraphMemAttribute four times, and a getter for each alloc and free node.
+        """
+        self.ptr  # noqa: B018 - refuses a closed graph
+        return self.memory_nodes.report(self._node)
+
+    def conditional_handle(self, *, default: int | None = None) -> ConditionalHandle:
+        """Make a condition that kernels of yours set (cudaGraphConditionalHandleCreate).
+
+        Pass it as an argument to a kernel that calls cudaGraphSetConditional (in its twin
+        ``launch.set_conditional(handle, value)``), and to one of :meth:`while_`, :meth:`if_` and
+        :meth:`switch`, on this graph or a body in it.
+
+        Args:
+            default: what the condition is at the beginning of each launch. None leaves it
+                undefined: a kernel must set it before the node is reached.
+
+        Raises:
+            TypeError, ValueError: a default that is no unsigned int of 32 bits.
+        """
+        value = 0 if default is None else check_default(default)
+        flags = ConditionalHandleFlags(default is not None)
+        made = self.runtime.graph_conditional_handle_create(self.ptr, value, flags)
+        handle = ConditionalHandle.of(made, self.handle)
+        self.conditionals.handles.append(handle)
+        return handle
+
+    def while_(self, flag: object, *, deps: Node | Iterable[Node] = ()) -> Conditional[Graph]:
+        """Add a loop: its body runs as long as ``flag`` is not 0, also not once (cuGraphAddNode).
+
+        A ``with`` block gives the body, a :class:`Graph` for kernel, memcpy, memset, empty, child
+        graph and conditional nodes::
+
+            loop = graph.while_(flag, deps=start)
+            with loop as body:
+                body.add_kernel_node(step, grid, block, (x, flag))
+            graph.add_memcpy_node(result, x, deps=loop.node)
+
+        For a flag in device memory two kernel nodes of one thread are added as well, which set the
+        condition to what the flag holds: one ahead of the loop, one behind all that is in the
+        body (cudaGraphConditionalHandleCreate, cuGraphAddKernelNode twice).
+
+        Args:
+            flag: a device array of one int32 or uint32, which the body changes; or a handle from
+                :meth:`conditional_handle`, which a kernel in the body sets, and nothing is added.
+            deps: nodes this one waits for.
+
+        Raises:
+            TypeError: a host array, another dtype, or no array.
+            ValueError: several elements, or a handle that another node has.
+        """
+        return self._add_conditional(
+            ConditionalNodeType.WHILE, flag, "flag", 1, deps, lambda bodies: bodies[0]
+        )
+
+    @overload
+    def if_(
+        self, flag: object, *, else_: Literal[False] = ..., deps: Node | Iterable[Node] = ...
+    ) -> Conditional[Graph]: ...
+    @overload
+    def if_(
+        self, flag: object, *, else_: Literal[True], deps: Node | Iterable[Node] = ...
+    ) -> Conditional[tuple[Graph, ...]]: ...
+    def if_(
+        self, flag: object, *, else_: bool = False, deps: Node | Iterable[Node] = ()
+    ) -> Conditional[Any]:
+        """Add a branch: its body runs once if ``flag`` is not 0 (cuGraphAddNode).
+
+        ::
+
+            with graph.if_(flag, else_=True) as (then, otherwise):
+                then.add_kernel_node(double, grid, block, (x,))
+                otherwise.add_memset_node(x, 0)
+
+        Args:
+            flag: as for :meth:`while_`; it is looked at once, when the node is reached.
+            else_: whether to make a second body, which runs if ``flag`` is 0 (CUDA 12.8).
+            deps: nodes this one waits for.
+        """
+        return self._add_conditional(
+            ConditionalNodeType.IF,
+            flag,
+            "flag",
+            2 if else_ else 1,
+            deps,
+            lambda bodies: bodies if else_ else bodies[0],
+        )
+
+    def switch(
+        self, index: object, n: int, *, deps: Node | Iterable[Node] = ()
+    ) -> Conditional[tuple[Graph, ...]]:
+        """Add a choice: of ``n`` bodies that with the number ``index`` runs (cuGraphAddNode).
+
+        ::
+
+            with graph.switch(index, 3) as bodies:
+                for kernel, body in zip(kernels, bodies):
+                    body.add_kernel_node(kernel, grid, block, (x,))
+
+        Args:
+            index: as ``flag`` for :meth:`while_`. Below 0 or from ``n`` on nothing runs.
+            n: how many bodies to make (CUDA 12.8).
+            deps: nodes this one waits for.
+        """
+        return self._add_conditional(
+            ConditionalNodeType.SWITCH, index, "index", check_cases(n), deps, lambda bodies: bodies
+        )
+
+    def _add_conditional(
+        self,
+        type_: ConditionalNodeType,
+        condition: object,
+        argument: str,
+        size: int,
+        deps: Node | Iterable[Node],
+        given: Callable[[tuple[Graph, ...]], Any],
+    ) -> Conditional[Any]:
+        before = self._dependencies(deps)
+        graph = self.ptr
+        check_condition(condition, argument, self.handle)
+        setter, flag = None, None
+        if isinstance(condition, ConditionalHandle):
+            handle = condition
+        else:
+            handle, flag = self.conditional_handle(), condition
+            ahead = [self._nodes[ptr] for ptr in before]
+            setter = self.add_kernel_node(SET_CONDITIONAL, 1, 1, (handle, flag), deps=ahead)
+            before = (setter.ptr,)
+        params = ConditionalNodeParams(int(handle), type_, size)
+        with self._turn:
+            try:
+                ptr, made = self.runtime.graph_add_conditional_node(graph, before, params)
+            except BaseException:
+                if setter is not None:
+                    self.runtime.graph_destroy_node(setter.ptr)
+                    del self._nodes[setter.ptr]
+                raise
+            node = handle.node = self._keep(ptr, NodeType.CONDITIONAL, handle)
+            bodies = tuple(self._body(value, node) for value in made)
+            self.owners.extend(body.owners for body in bodies)
+            added = Conditional(type_, node, bodies, handle, flag, given(bodies))
+            self.conditionals.nodes[ptr] = added
+        return added
+
+    def _body(self, value: int, node: Node) -> Graph:
+        """Wrap a graph that CUDA made for a conditional node, and destroys with it."""
+        body = Graph.of_handle(Handle(self.runtime, "graph", value, None, self.handle))
+        body.holder = node
+        body.conditionals.in_body = True
+        body._clusters = {}
+        body._execs = self._execs  # an exec of this graph is one of its bodies, too
+        return body
+
     def remove_node(self, node: Node) -> None:
         """Take a node and its edges out of the graph (cudaGraphDestroyNode).
 
@@ -297,6 +540,12 @@ class Graph:
         """
         with self._turn:
             self._check(node)
+            if node.type is NodeType.CONDITIONAL:
+                raise ValueError(
+                    "node: expected any but a conditional node, since CUDA has no call that "
+                    f"destroys its handle, came {node!r}"
+                )
+            self.memory_nodes.refuse("node", "CUDA takes no node out of such a graph")
             self.runtime.graph_destroy_node(node.ptr)
             child = self._children.pop(node.ptr, None)
             for exe in list(self._execs):
@@ -315,6 +564,8 @@ class Graph:
         return node
 
     def _dependencies(self, deps: Node | Iterable[Node]) -> Sequence[int]:
+        if self.conditionals.ended:
+            self.conditionals.refuse_ended()
         if isinstance(deps, Node):
             if deps.graph_handle is not self.handle or deps.ptr not in self._nodes:
                 self._check(deps, "deps")
@@ -388,6 +639,7 @@ class Graph:
             raise ValueError(
                 f"from_node: expected an edge from {from_node!r} to {to_node!r}, came none"
             )
+        self.memory_nodes.refuse("graph", "CUDA takes no edge out of it")
         self.runtime.graph_remove_dependencies(self.ptr, found)
 
     # --- looking ---------------------------------------------------------------------------------
@@ -439,6 +691,7 @@ class Graph:
             value = self.runtime.graph_child_graph_node_get_graph(node.ptr)
             child = Graph.of_handle(Handle(self.runtime, "graph", value, None, self.handle))
             child.holder = node
+            child.conditionals.in_body = self.conditionals.in_body
             self._children[node.ptr] = child
         return child
 
@@ -461,12 +714,12 @@ class Graph:
         return self._clusters
 
     def level_of(self, node: Node) -> Graph | None:
-        """Return the graph that a node is a node of: this one, a child graph in it, or None."""
+        """Return the graph that a node is a node of: this one, one inside of it, or None."""
         if not isinstance(node, Node):
             raise TypeError(f"node: expected a Node, came {type(node).__name__}")
         if node.graph_handle is self.handle:
             return self if node.ptr in self._nodes else None
-        for child in self._children.values():
+        for child in (*self._children.values(), *self.conditionals.bodies()):
             found = child.level_of(node)
             if found is not None:
                 return found
@@ -478,11 +731,14 @@ class Graph:
         return None if level is None else level._children.get(node.ptr)
 
     def contains(self, node: Node) -> bool:
-        """Return whether a node is in this graph or in a child graph of it."""
+        """Return whether a node is in this graph, or in a child graph or body of it."""
         return self.level_of(node) is not None
 
     def clone(self) -> Graph:
         """Return an independent copy (cudaGraphClone); :meth:`in_clone` finds a node in it."""
+        self.ptr  # noqa: B018 - refuses a closed graph
+        self.conditionals.refuse_copy("graph", "clones")
+        self.memory_nodes.refuse("graph", "CUDA clones none; build or capture it once more")
         value = self.runtime.graph_clone(self.ptr)
         graph = Graph.of_handle(Handle(self.runtime, "graph", value, self.runtime.graph_destroy))
         graph.owners.extend(self.owners)
@@ -495,17 +751,34 @@ class Graph:
         return clone._node(self.runtime.graph_node_find_in_clone(node.ptr, clone.ptr))
 
     def dot(self) -> str:
-        """Return the graph in the DOT language, for Graphviz: a box a node, labelled."""
-        names = {node.ptr: f"n{index}" for index, node in enumerate(self.nodes)}
+        """Return the graph in the DOT language, for Graphviz: a box a node, labelled.
+
+        The bodies of a conditional node are clusters, and a dotted line joins it to each.
+        """
         lines = ["digraph graphkit {", "  node [shape=box, fontname=monospace];"]
-        for node in self.nodes:
-            lines.append(f'  {names[node.ptr]} [label="{self._label(node)}"];')
+        return "\n".join([*lines, *self._dot_lines("n", "  "), "}"]) + "\n"
+
+    def _dot_lines(self, prefix: str, indent: str) -> Iterator[str]:
+        nodes = self.nodes
+        names = {node.ptr: f"{prefix}{index}" for index, node in enumerate(nodes)}
+        for node in nodes:
+            yield f'{indent}{names[node.ptr]} [label="{self._label(node)}"];'
         for edge in self.edges:
             style = " [style=dashed, label=programmatic]" if edge.programmatic else ""
-            lines.append(f"  {names[edge.from_node.ptr]} -> {names[edge.to_node.ptr]}{style};")
-        return "\n".join([*lines, "}"]) + "\n"
+            yield f"{indent}{names[edge.from_node.ptr]} -> {names[edge.to_node.ptr]}{style};"
+        for ptr, conditional in self.conditionals.nodes.items():
+            for index, body in enumerate(conditional.bodies):
+                name = f"{names[ptr]}_{index}_"
+                yield f"{indent}subgraph cluster_{name} {{"
+                yield f'{indent}  label="{conditional.body_name(index)}";'
+                yield from body._dot_lines(name, indent + "  ")
+                yield f"{indent}}}"
+                if body.nodes:
+                    yield f"{indent}{names[ptr]} -> {name}0 [style=dotted, arrowhead=none];"
 
     def _label(self, node: Node) -> str:
+        if node.ptr in self.conditionals.nodes:
+            return self.conditionals.nodes[node.ptr].type.name.lower()
         values = self.values(node)
         if isinstance(values, KernelNodeValues):
             text = f"{values.name}\\n{values.grid} x {values.block}"
@@ -550,9 +823,18 @@ class Graph:
             flags |= InstantiateFlags.DEVICE_LAUNCH
         if use_node_priority:
             flags |= InstantiateFlags.USE_NODE_PRIORITY
+        self.conditionals.refuse_instantiate(self.live_execs())
+        if self.live_execs():
+            self.memory_nodes.refuse(
+                "graph", "it has one exec at a time, and an earlier one is not closed"
+            )
         exe = GraphExec(self, flags, upload_stream)
         self._execs.add(exe)
         return exe
+
+    def live_execs(self) -> list[GraphExec]:
+        """Return the execs made from this graph that are not closed."""
+        return [exe for exe in self._execs if not exe.closed]
 
     def close(self) -> None:
         """Destroy the graph (cudaGraphDestroy); execs made from it still launch.
@@ -563,7 +845,7 @@ class Graph:
             self.clusters  # noqa: B018 - an update of theirs will want to know
         for exe in list(self._execs):
             exe.forget_nodes(self.contains)
-        for child in self._children.values():
+        for child in (*self._children.values(), *self.conditionals.bodies()):
             child.close()
         self.handle.close()
         self._nodes.clear()

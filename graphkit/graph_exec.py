@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from graphkit.arrays import describe
-from graphkit.errors import GraphUpdateError, refuse_closed
+from graphkit.errors import CudaError, GraphUpdateError, refuse_closed
 from graphkit.exec_nodes import ExecNodes, KernelSlot
 from graphkit.kernel import Kernel
 from graphkit.launch_config import check_shared_mem, dim3
 from graphkit.lifetime import Handle, in_host_function, keep_until_done
+from graphkit.memory_nodes import explained
 from graphkit.node import (
     KernelNodeValues,
     Node,
@@ -102,6 +103,11 @@ class GraphExec:
             refuse_closed("exec")
         return self._handle.value
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._handle.closed
+
     # --- launching -------------------------------------------------------------------------------
 
     def upload(self, stream: object) -> None:
@@ -132,6 +138,8 @@ class GraphExec:
             raise
         try:
             bound[1]()
+        except CudaError as error:
+            raise self._explain(error) from None
         finally:
             turn.append(None)
 
@@ -143,6 +151,8 @@ class GraphExec:
         closed it raises ValueError.
         """
         launch = self._launch_on(stream)
+        if self.graph.memory_nodes.certain:
+            launch = explained(launch, self._explain)
         # Not the call that launch() keeps: through that one the exec would refer to itself.
         launch.exec = self  # type: ignore[attr-defined]
         return launch
@@ -151,6 +161,9 @@ class GraphExec:
         bound = stream, self._launch_on(stream)
         self._bound = bound
         return bound
+
+    def _explain(self, error: CudaError) -> CudaError:
+        return self.graph.memory_nodes.explain(error, self.flags)
 
     def _launch_on(self, stream: object) -> Callable[[], Any]:
         handle = stream_handle(stream)
@@ -414,9 +427,11 @@ class GraphExec:
             GraphUpdateError: on refusal, with ``strict``; the report is its ``report``.
         """
         check_graph(graph, "graph")
+        if graph is not self.graph and graph.live_execs():
+            graph.memory_nodes.refuse("graph", "it is another exec's, and has one at a time")
         with self._turn:
             exec_ = self.ptr
-            report = self._cluster_refusal(graph)
+            report = self._conditional_refusal(graph) or self._cluster_refusal(graph)
             if report is None:
                 info = self.runtime.graph_exec_update(exec_, graph.ptr)
                 if info.result is ExecUpdateStatus.SUCCESS:
@@ -432,6 +447,12 @@ class GraphExec:
             code = int(StatusCode.GRAPH_EXEC_UPDATE_FAILURE)
             raise GraphUpdateError("cuGraphExecUpdate_v2", code, report)
         return report
+
+    def _conditional_refusal(self, graph: Graph) -> UpdateReport | None:
+        """Refuse conditional nodes: the kernels of the other graph set its own handles."""
+        for node in graph.conditionals.nodes:
+            return self._refusal(graph, ExecUpdateStatus.NOT_SUPPORTED, node, 0)
+        return None
 
     def _cluster_refusal(self, graph: Graph) -> UpdateReport | None:
         held, wanted = self._nodes.taken_from.clusters, graph.clusters

@@ -1,0 +1,332 @@
+"""Conditional nodes: loops and branches that a device integer decides while the graph runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from math import prod
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from graphkit.arrays import device_pointer, is_array
+from graphkit.kernel import Kernel, Launch, Pointer
+from graphkit.lifetime import Handle
+from graphkit.node import Node
+from graphkit.runtime.protocol import ConditionalNodeType, NodeType
+
+if TYPE_CHECKING:
+    from graphkit.graph import Graph
+
+__all__ = [
+    "SET_CONDITIONAL",
+    "Conditional",
+    "ConditionalHandle",
+    "Conditionals",
+    "check_body_graph",
+    "check_cases",
+    "check_condition",
+    "check_default",
+]
+
+Bodies = TypeVar("Bodies", covariant=True)
+
+_FLAG_DTYPES = (np.dtype(np.int32), np.dtype(np.uint32))
+_BODY_TYPES = {
+    NodeType.KERNEL,
+    NodeType.MEMCPY,
+    NodeType.MEMSET,
+    NodeType.GRAPH,
+    NodeType.EMPTY,
+    NodeType.CONDITIONAL,
+}
+
+
+def _set_conditional(launch: Launch, handle: np.uint64, flag: Pointer) -> None:
+    launch.set_conditional(int(handle), int(flag.view(1, dtype=np.uint32)[0]))
+
+
+#: One thread that sets a condition to what a device integer holds.
+SET_CONDITIONAL = Kernel(
+    (files(__package__) / "conditional.cu").read_text(encoding="utf-8"),
+    "set_conditional",
+    twin=_set_conditional,
+)
+
+
+class ConditionalHandle(np.uint64):
+    """A condition (cudaGraphConditionalHandle), made by :meth:`graphkit.Graph.conditional_handle`.
+
+    Pass it to the kernel that sets it with cudaGraphSetConditional, and to
+    :meth:`~graphkit.Graph.while_`, :meth:`~graphkit.Graph.if_` or
+    :meth:`~graphkit.Graph.switch`, once.
+
+    Attributes:
+        node: the conditional node that asks for it; None until that is added.
+    """
+
+    graph_handle: Handle
+    node: Node | None
+
+    @classmethod
+    def of(cls, value: int, graph_handle: Handle) -> ConditionalHandle:
+        """Wrap a handle of CUDA's. For graphkit itself."""
+        handle = cls(value)
+        handle.graph_handle = graph_handle
+        handle.node = None
+        return handle
+
+
+class Conditional(Generic[Bodies]):
+    """A conditional node and its bodies. Graphs make these; there is nothing to construct.
+
+    A ``with`` block around the adding of nodes gives the body, or a tuple of them::
+
+        loop = graph.while_(flag)
+        with loop as body:
+            body.add_kernel_node(step, grid, block, (x, flag))
+        graph.add_memcpy_node(host, x, deps=loop.node)
+
+    The block of a loop over a device integer is needed, since its end appends the kernel that
+    looks at the integer again.
+
+    Attributes:
+        node: the conditional node, for the ``deps`` of later nodes.
+        type: whether it is an if, a while or a switch.
+        bodies: the body graphs; of an if the second is its else.
+        handle: the condition.
+    """
+
+    def __init__(
+        self,
+        type_: ConditionalNodeType,
+        node: Node,
+        bodies: tuple[Graph, ...],
+        handle: ConditionalHandle,
+        flag: object | None,
+        given: Bodies,
+    ) -> None:
+        self.type = type_
+        self.node = node
+        self.bodies = bodies
+        self.handle = handle
+        self._given = given
+        # What a body must look at again; None is nothing.
+        self._flag = flag if type_ is ConditionalNodeType.WHILE else None
+        self._entered = False
+        self._missing = "its with block was not entered" if self._flag is not None else ""
+
+    def __enter__(self) -> Bodies:
+        if self._entered:
+            raise ValueError(
+                f"{self._name}: expected a fresh one, came one that was entered before"
+            )
+        self._entered = True
+        self._missing = "its with block has not ended"
+        return self._given
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            self._missing = f"its with block raised {type(exc).__name__}"
+            return
+        if self._flag is not None:
+            self._append_setter(self.bodies[0])
+        self._missing = ""
+
+    def _append_setter(self, body: Graph) -> None:
+        """Let the end of the body look at the flag again, behind everything else in it."""
+        nodes = body.nodes
+        if not nodes:
+            self._missing = "its body is empty"
+            raise ValueError(f"{self._name}: expected nodes in the body, came none: it never ends")
+        followed = {edge.from_node.ptr for edge in body.edges}
+        sinks = [node for node in nodes if node.ptr not in followed]
+        body.add_kernel_node(SET_CONDITIONAL, 1, 1, (self.handle, self._flag), deps=sinks)
+        body.conditionals.ended = True
+        self._flag = None
+
+    @property
+    def _name(self) -> str:
+        return self.type.name.lower()
+
+    def missing(self) -> str:
+        """Say why the node cannot be launched yet; an empty str when it can."""
+        is_while = self.type is ConditionalNodeType.WHILE
+        if not self._missing and is_while and not self.bodies[0].nodes:
+            return "its body is empty, and it would never end"
+        return self._missing
+
+    def body_name(self, index: int) -> str:
+        """Say which body one is: the title of its cluster in :meth:`graphkit.Graph.dot`."""
+        match self.type:
+            case ConditionalNodeType.IF:
+                return ("then", "else")[index]
+            case ConditionalNodeType.WHILE:
+                return "while"
+            case ConditionalNodeType.SWITCH:
+                return f"case {index}"
+
+    def __repr__(self) -> str:
+        return f"<Conditional {self._name} {self.node.ptr:#x}>"
+
+
+class Conditionals:
+    """The conditional nodes and handles of one graph, as far as graphkit added them.
+
+    Attributes:
+        nodes: what was added, by cudaGraphNode_t.
+        handles: every handle made for the graph.
+        in_body: whether the graph is the body of a conditional node, or inside of one.
+        ended: whether it is a body that no node may be added to any more.
+    """
+
+    __slots__ = ("ended", "handles", "in_body", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, Conditional[object]] = {}
+        self.handles: list[ConditionalHandle] = []
+        self.in_body = False
+        self.ended = False
+
+    def bodies(self) -> Iterator[Graph]:
+        """Yield the bodies of all nodes."""
+        for conditional in self.nodes.values():
+            yield from conditional.bodies
+
+    def refuse_ended(self) -> None:
+        """Refuse to add behind the last node of a loop's body."""
+        if self.ended:
+            raise ValueError(
+                "graph: expected a body whose with block has not ended, came one that has: behind "
+                "its last node the condition is set already"
+            )
+
+    def refuse_kind(self, type_: NodeType) -> None:
+        """Refuse a kind of node that the body of a conditional node may not have."""
+        if self.in_body:
+            check_body_type(type_, "graph")
+
+    def refuse_copy(self, argument: str, what: str) -> None:
+        """Refuse to copy a graph with conditional nodes, or the body of one."""
+        if self.nodes or self.in_body:
+            came = "one with a conditional node" if self.nodes else "the body of one"
+            raise ValueError(
+                f"{argument}: expected a graph without conditional nodes, since CUDA {what} none, "
+                f"came {came}"
+            )
+
+    def refuse_instantiate(self, live: Sequence[object]) -> None:
+        """Refuse what CUDA cannot make executable, or what would not end."""
+        if self.in_body:
+            raise ValueError(
+                "graph: expected a graph of its own, came the body of a conditional node; "
+                "instantiate the graph that the node is in"
+            )
+        if not self.nodes and not self.handles:
+            return
+        self._refuse_incomplete()
+        if live:
+            raise ValueError(
+                "graph: expected one without an exec, since CUDA lets a graph with conditional "
+                f"nodes have one at a time, came one with {live[0]!r}; close that first"
+            )
+
+    def _refuse_incomplete(self) -> None:
+        for handle in self.handles:
+            if handle.node is None:
+                raise ValueError(
+                    f"graph: expected a conditional node for every handle, came {int(handle):#x} "
+                    "without; pass it to while_(), if_() or switch()"
+                )
+        for conditional in self.nodes.values():
+            missing = conditional.missing()
+            if missing:
+                raise ValueError(
+                    f"graph: expected conditional nodes that are complete, came {conditional!r}: "
+                    f"{missing}"
+                )
+        for body in self.bodies():
+            body.conditionals._refuse_incomplete()
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def check_condition(condition: object, argument: str, graph_handle: Handle) -> None:
+    """Refuse what is neither one integer in device memory nor a fresh handle of the graph.
+
+    Raises:
+        TypeError: no array, one on the host, or one of another dtype than int32 and uint32.
+        ValueError: more or fewer elements than one, a freed array, a handle of another graph or
+            one that a node has already.
+    """
+    if isinstance(condition, ConditionalHandle):
+        _check_handle(condition, argument, graph_handle)
+        return
+    if not is_array(condition):
+        raise TypeError(
+            f"{argument}: expected a device array of one int32 or uint32, or what "
+            f"conditional_handle() returned, came {type(condition).__name__}"
+        )
+    info = device_pointer(condition, argument)
+    if info.dtype not in _FLAG_DTYPES:
+        raise TypeError(f"{argument}: expected an array of int32 or uint32, came {info.dtype}")
+    if prod(info.shape) != 1:
+        raise ValueError(f"{argument}: expected an array of one element, came shape {info.shape}")
+
+
+def _check_handle(handle: ConditionalHandle, argument: str, graph_handle: Handle) -> None:
+    if handle.node is not None:
+        raise ValueError(
+            f"{argument}: expected a handle without a node, came that of {handle.node}"
+        )
+    around: object = graph_handle
+    while around is not handle.graph_handle:
+        if not isinstance(around, Handle):
+            raise ValueError(
+                f"{argument}: expected a handle of this graph or one around it, came another's"
+            )
+        around = around.owner
+
+
+def check_cases(n: object) -> int:
+    """Return how many bodies a switch has."""
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
+        raise TypeError(f"n: expected an int, came {type(n).__name__}")
+    if not 1 <= n < 2**32:
+        raise ValueError(f"n: expected at least 1 body, came {n}")
+    return int(n)
+
+
+def check_default(default: object) -> int:
+    """Return the default of a handle."""
+    if not isinstance(default, (int, np.integer)):
+        raise TypeError(f"default: expected an int or None, came {type(default).__name__}")
+    if not 0 <= default < 2**32:
+        raise ValueError(f"default: expected 0 to 2**32 - 1, came {default}")
+    return int(default)
+
+
+def check_body_type(type_: NodeType, argument: str) -> None:
+    """Refuse a kind of node that CUDA forbids in the body of a conditional node."""
+    if type_ not in _BODY_TYPES:
+        kind = type_.name.lower()
+        raise ValueError(
+            f"{argument}: expected a kernel, memcpy, memset, empty, child graph or conditional "
+            f"node, since CUDA allows nothing else in the body of a conditional node, came a "
+            f"{kind} node"
+        )
+
+
+def check_body_graph(child: Graph, argument: str) -> None:
+    """Refuse a graph with a node, in whatever depth, that no body may have."""
+    for node in child.nodes:
+        check_body_type(node.type, argument)
+        if node.type is NodeType.GRAPH:
+            check_body_graph(child.child_graph(node), argument)

@@ -15,7 +15,16 @@ from graphkit.lifetime import Handle, capture_is_live
 from graphkit.runtime import current
 from graphkit.runtime.protocol import MemcpyKind, Runtime
 
-__all__ = ["DeviceArray", "asarray", "contiguous_strides", "empty", "empty_pinned", "zeros"]
+__all__ = [
+    "DeviceArray",
+    "array_over",
+    "asarray",
+    "check_elements",
+    "contiguous_strides",
+    "empty",
+    "empty_pinned",
+    "zeros",
+]
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
@@ -226,6 +235,23 @@ class DeviceArray:
     def __repr__(self) -> str:
         state = "freed" if self.memory.closed else hex(self.ptr)
         return f"<DeviceArray {self.shape} {self.dtype} {state}>"
+
+
+def array_over(memory: Handle, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+    """Return an array over memory that is there already. For graphkit itself."""
+    array = object.__new__(DeviceArray)
+    array.runtime, array.memory, array.offset = memory.runtime, memory, 0
+    array.shape, array.dtype = shape, dtype
+    array.strides = contiguous_strides(shape, dtype.itemsize)
+    return array
+
+
+def check_elements(
+    shape: int | Sequence[int], dtype: DTypeLike
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return shape and dtype of an array to be, checked, and its bytes."""
+    extents, kind = _extents(shape), _plain_dtype(dtype)
+    return extents, kind, prod(extents) * kind.itemsize
 
 
 def _extents(shape: object) -> tuple[int, ...]:

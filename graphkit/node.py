@@ -14,8 +14,10 @@ from graphkit.runtime.protocol import (
     Dim3,
     EdgeData,
     LaunchAttribute,
+    MemAllocNodeParams,
     MemcpyKind,
     MemcpyNodeParams,
+    MemFreeNodeParams,
     MemsetNodeParams,
     NodeType,
 )
@@ -80,7 +82,14 @@ class KernelNodeValues:
     attributes: tuple[LaunchAttribute, ...] = field(default=())
 
 
-NodeValues = KernelNodeValues | MemcpyNodeParams | MemsetNodeParams | None
+NodeValues = (
+    KernelNodeValues
+    | MemcpyNodeParams
+    | MemsetNodeParams
+    | MemAllocNodeParams
+    | MemFreeNodeParams
+    | None
+)
 
 
 class Node:

@@ -26,6 +26,10 @@ def read_values(node: Node) -> NodeValues:
         return runtime.graph_memcpy_node_get_params(node.ptr)
     if node.type is NodeType.MEMSET:
         return runtime.graph_memset_node_get_params(node.ptr)
+    if node.type is NodeType.MEM_ALLOC:
+        return runtime.graph_mem_alloc_node_get_params(node.ptr)
+    if node.type is NodeType.MEM_FREE:
+        return runtime.graph_mem_free_node_get_params(node.ptr)
     return None
 
 

@@ -205,12 +205,11 @@ def test_clusters_inside_of_a_child_graph_are_not_shared(runtime):
 def test_nodes_that_tie_a_graph_to_its_exec_are_not_shared(runtime, type_, said):
     graph = gk.Graph()
     first = graph.add_empty_node()
-    # Neither runtime makes such a node by a call of graphkit's.
+    # The kind alone decides.
     graph.add_empty_node(deps=first).type = type_
     assert topology_of(graph).unshareable.startswith(said)
 
 
-@pytest.mark.gpu
 def test_captured_allocations_are_not_shared(runtime, stream):
     with gk.capture(stream) as graph:
         address = runtime.malloc_async(64, stream.ptr)

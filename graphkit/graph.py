@@ -344,7 +344,7 @@ class Graph:
             The node, and the array for nodes ordered after it.
         """
         before = self._dependencies(deps)
-        self._refuse_memory_inside()
+        self._refuse_memory_inside(NodeType.MEM_ALLOC)
         with self._turn:
             self.ptr  # noqa: B018 - refuses a closed graph
             ptr, array = self.memory_nodes.allocate(before, shape, dtype)
@@ -365,13 +365,14 @@ class Graph:
             ValueError: when it has a free node already.
         """
         before = self._dependencies(deps)
-        self._refuse_memory_inside()
+        self._refuse_memory_inside(NodeType.MEM_FREE)
         with self._turn:
             self.ptr  # noqa: B018 - refuses a closed graph
             ptr = self.memory_nodes.free(before, array)
             return self._keep(ptr, NodeType.MEM_FREE, array)
 
-    def _refuse_memory_inside(self) -> None:
+    def _refuse_memory_inside(self, type_: NodeType) -> None:
+        self.conditionals.refuse_kind(type_)
         if self.holder is not None:
             raise ValueError(
                 f"graph: expected one that is in no other, came that of {self.holder!r}: CUDA "

@@ -263,6 +263,22 @@ def test_not_inside_of_a_child_graph(graph, x, out, stream):
     assert len(inside.nodes) == 1
 
 
+def test_not_in_the_body_of_a_conditional_node(graph, x, out, stream):
+    inner = through(graph, x, out, free=False)
+    taken = graph.if_(gk.asarray([1], np.int32))
+    with taken as body:
+        with pytest.raises(ValueError, match="came a mem_alloc node"):
+            body.add_mem_alloc_node(N)
+        with pytest.raises(ValueError, match="came a mem_free node"):
+            body.add_mem_free_node(inner)
+        add(body, out, inner, 5)  # what the graph around allocates may be used inside
+    graph.add_dependency(graph.nodes[2], taken.node)
+    graph.add_mem_free_node(inner, deps=taken.node)
+    with graph.instantiate() as exe:
+        launch(exe, stream)
+    assert np.array_equal(out.get(), np.arange(N) + 6)
+
+
 def test_unfreed_memory_cannot_be_launched_again(graph, x, out, stream):
     inner = through(graph, x, out, free=False)
     with graph.instantiate() as exe:

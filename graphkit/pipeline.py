@@ -1,0 +1,417 @@
+"""Requests as graphs: copy in, kernels, copy out as one launch, on several streams in turn."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from threading import get_ident
+from typing import Any, NoReturn
+
+from numpy.typing import NDArray
+
+from graphkit.host_port import HostPort, port_of
+from graphkit.lifetime import live_captures, thread_captures
+from graphkit.pipeline_copies import choose_copies
+from graphkit.pipeline_function import PipelineFunction
+from graphkit.pipeline_request import Request
+from graphkit.pipeline_slot import PipelineSlot
+from graphkit.runtime import current
+
+__all__ = ["Pipeline", "RequestSlot"]
+
+_TAKEN = frozenset(("timeout", "stream", "graph"))  # names of parameters
+_NAP_SECONDS = 20e-6
+
+
+class Pipeline:
+    """Sends requests through a function of device arrays, from pinned host memory and back.
+
+    Each of the slots has buffers, a stream, and one exec that holds the copies to the device, what
+    ``fn`` does, and the copies back: a request is one launch. Several are under way at once, each
+    in a slot of its own::
+
+        pipeline = gk.Pipeline(step, inputs={"x": ((32, 256), "f4")},
+                               outputs={"y": ((32, 256), "f4")}, slots=4)
+        request = pipeline.submit(x=pinned)       # returns at once
+        y = request.result()                      # a view, good for the next 3 submits
+
+    Slots are used in turn. With all of them under way, ``submit`` waits for the oldest. Methods
+    may be called from several threads: a slot is in one thread's hands at a time, and nobody holds
+    a lock while he waits. Results of one request never mix with another's.
+
+    The end of a request is told by the graph itself, whose last node writes the request's number
+    into pinned memory: asking for it costs no CUDA call.
+
+    Args:
+        fn: launches its work on the current stream, or on its parameter ``stream``, and is captured
+            once a slot. With a parameter ``graph`` it adds nodes to that :class:`graphkit.Graph`
+            instead. It is given device arrays for inputs and outputs by name, and the same memory
+            at every request. Its host code runs at the capture only.
+        inputs: by name (shape, dtype), or an example: a device array of CuPy or PyTorch lets
+            ``fn`` have arrays of that library.
+        outputs: likewise, for arrays that ``fn`` writes; without them ``fn`` returns an array
+            (named ``"result"``) or a dict of arrays.
+        slots: requests under way at once at most.
+        stage: copy each input into the slot's pinned memory by the host, so that arrays of any
+            memory may be passed, and changed at once after ``submit``. Otherwise they must be
+            pinned (:func:`graphkit.empty_pinned`) and stay as they are until the request is done;
+            the exec is pointed at them, and nothing is copied by the host.
+        copies: who copies, ``"kernel"`` (sooner done, and moved to other arrays by a store into
+            pinned memory) or ``"engine"`` (memcpy nodes, which leave the multiprocessors alone, and
+            are moved by cudaGraphExecMemcpyNodeSetParams1D); ``"auto"`` takes kernels up to 1 MiB.
+        warmups: eager runs of ``fn`` before a slot's capture, on zeros.
+
+    Raises:
+        TypeError, ValueError: what does not fit, before anything is allocated.
+        CaptureError: when ``fn`` cannot be captured; nothing is left behind.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        inputs: Mapping[str, object],
+        outputs: Mapping[str, object] | None = None,
+        *,
+        slots: int = 4,
+        stage: bool = False,
+        copies: str = "auto",
+        warmups: int = 2,
+    ) -> None:
+        self._slots: list[PipelineSlot] = []
+        self._ring: deque[PipelineSlot] = deque()
+        self._closed = False
+        if thread_captures():
+            raise ValueError("pipeline: expected no live capture of this thread, came one")
+        _check_count(slots, "slots", 1)
+        _check_count(warmups, "warmups", 0)
+        runtime = current()
+        ports = {}
+        for named, argument in ((inputs, "inputs"), (outputs, "outputs")):
+            if named is None and argument == "outputs":
+                continue
+            if not isinstance(named, Mapping) or not named:
+                raise TypeError(
+                    f"{argument}: expected names with shapes and dtypes, came {named!r}"
+                )
+            for name, wanted in named.items():
+                if name in _TAKEN or name in ports:
+                    raise ValueError(f"{argument}: expected another name than {name!r}, came it")
+                ports[name] = port_of(name, wanted, runtime, is_input=argument == "inputs")
+        function = PipelineFunction(
+            fn, ports, outputs_named=outputs is not None, warmups=warmups, runtime=runtime
+        )
+        chosen = choose_copies(copies, sum(port.nbytes for port in ports.values()))
+        with ExitStack() as unfinished:
+            for _ in range(slots):
+                slot = PipelineSlot(function, list(ports.values()), chosen, runtime)
+                unfinished.callback(slot.close)
+                self._slots.append(slot)
+            unfinished.pop_all()
+        # Of all slots the same ports, whose arrays need be looked at once only.
+        self._ports: dict[str, HostPort] = self._slots[0].ports
+        self._inputs = [port for port in self._ports.values() if port.is_input]
+        self._stage = bool(stage)
+        self.copies = chosen
+        self._ring.extend(self._slots)
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def submit(self, *, timeout: float | None = None, **arrays: object) -> Request:
+        """Start a request (one cudaGraphLaunch) and return it.
+
+        Waits while all slots are under way, without a lock.
+
+        Args:
+            timeout: seconds to wait for a slot at most; 0 tries once.
+            **arrays: every input by name. An output by name lets the result be written there
+                instead of into the slot's memory, where later requests overwrite it. In pinned
+                memory, but for inputs where the pipeline stages them.
+
+        Raises:
+            TypeError: an input is missing, a name is unknown, or a value is no array on the host.
+            ValueError: another shape or dtype, pageable memory, a live capture of this thread, or
+                a closed pipeline. The pipeline is what it was.
+            TimeoutError: when no slot was free in time.
+        """
+        if live_captures and thread_captures():
+            _refuse_capture()
+        ports, staged = self._ports, self._stage
+        addresses = {}
+        for name, array in arrays.items():
+            port = ports.get(name)
+            if port is None:
+                self._refuse_name(name)
+            if staged and port.is_input:
+                continue
+            known = port.known.get(id(array))
+            if known is not None and known[0]() is array:
+                addresses[name] = known[1]
+            else:
+                addresses[name] = port.address(array)
+        for port in self._inputs:
+            if port.name not in arrays:
+                raise TypeError(f"{port.name}: expected an array for each input, came none")
+        slot = self._take(timeout)
+        try:
+            if staged:
+                for port in self._inputs:
+                    port.stage(arrays[port.name], slot.inputs[port.name])
+            given = None
+            if len(arrays) > len(self._inputs):
+                given = {name: arrays[name] for name in slot.outputs if name in arrays}
+            return self._begin(slot, addresses, given, arrays)
+        finally:
+            self._ring.append(slot)
+
+    def _begin(
+        self,
+        slot: PipelineSlot,
+        addresses: dict[str, int],
+        given: dict[str, Any] | None,
+        kept: object,
+    ) -> Request:
+        for name, own in slot.own.items():
+            slot.point[name](addresses.get(name, own))
+        return Request(slot, slot.begin(kept), given)
+
+    def slot(self, *, timeout: float | None = None) -> RequestSlot:
+        """Return a context that holds a free slot, to write inputs straight into its memory.
+
+        The fastest way for values that the host makes anyway: they are copied by nobody::
+
+            with pipeline.slot() as slot:
+                np.multiply(a, b, out=slot["x"])
+                request = slot.submit()
+
+        Args:
+            timeout: seconds to wait for a slot at most; 0 tries once.
+        """
+        return RequestSlot(self, timeout)
+
+    def map(
+        self, requests: Iterable[Mapping[str, object] | NDArray[Any]], *, copy: bool = False
+    ) -> Iterator[Any]:
+        """Yield the result of each request, in order, with as many under way as there are slots.
+
+        Args:
+            requests: the inputs of each by name; for a pipeline of one input just the array.
+            copy: yield copies; else each result is good until the next one is asked for.
+        """
+        under_way: deque[Request] = deque()
+        for item in requests:
+            if len(under_way) == len(self._slots):
+                yield under_way.popleft().result(copy=copy)
+            arrays: Any = item if isinstance(item, Mapping) else {self._inputs[0].name: item}
+            under_way.append(self.submit(**arrays))
+        while under_way:
+            yield under_way.popleft().result(copy=copy)
+
+    # --- slots -----------------------------------------------------------------------------------
+
+    def _take(self, timeout: float | None) -> PipelineSlot:
+        """Take the slot that was used longest ago out of the ring, once its request is done."""
+        try:
+            slot = self._ring.popleft()
+        except IndexError:
+            slot = self._wait_for_ring(timeout)
+        if slot.by_signal and slot.signal[0] == slot.number:
+            return slot
+        try:
+            free = slot.wait(timeout)
+        except BaseException:
+            self._ring.appendleft(slot)
+            raise
+        if not free:
+            self._ring.appendleft(slot)
+            raise TimeoutError(
+                f"pipeline: expected a free slot within {timeout} s, came none: all "
+                f"{len(self._slots)} are under way; take results first, or use more slots"
+            )
+        return slot
+
+    def _wait_for_ring(self, timeout: float | None) -> PipelineSlot:
+        """Wait while every slot is in some thread's hands."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self._closed:
+                _refuse_closed()
+            try:
+                return self._ring.popleft()
+            except IndexError:
+                pass
+            me = get_ident()
+            if all(slot.writer == me for slot in self._slots):
+                raise ValueError(
+                    f"pipeline: expected a slot that this thread does not hold, came all "
+                    f"{len(self._slots)} of them in `with pipeline.slot()`"
+                )
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"pipeline: expected a free slot within {timeout} s, came none: other threads "
+                    f"hold all {len(self._slots)}"
+                )
+            time.sleep(_NAP_SECONDS)
+
+    def _refuse_name(self, name: str) -> NoReturn:
+        raise TypeError(f"{name}: expected one of {', '.join(self._ports)}, came an unknown name")
+
+    @property
+    def slots(self) -> int:
+        """How many requests can be under way at once."""
+        return len(self._slots)
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are under way now."""
+        return sum(not slot.done() for slot in self._slots)
+
+    def synchronize(self) -> None:
+        """Wait until every request so far is done; what they failed with their results tell."""
+        for slot in self._slots:
+            slot.wait(None)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Wait for all requests, then give exec, streams and memory back. Twice is nothing.
+
+        Arrays that :meth:`Request.result` gave stay what they are, and keep their pinned memory;
+        results not asked for are lost.
+
+        Raises:
+            ValueError: inside of ``with pipeline.slot()``, and while this thread captures.
+        """
+        if self._closed:
+            return
+        if thread_captures():
+            raise ValueError(
+                "pipeline: expected no live capture of this thread, came one that waiting for "
+                "requests would kill"
+            )
+        if any(slot.writer == get_ident() for slot in self._slots):
+            raise ValueError("pipeline: expected no slot in this thread's hands, came one")
+        self._closed = True
+        for _ in self._slots:  # other threads bring theirs back
+            while True:
+                try:
+                    self._ring.popleft().wait(None)
+                    break
+                except IndexError:
+                    time.sleep(_NAP_SECONDS)
+        for slot in self._slots:
+            slot.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A constructor that failed has no ring; at interpreter exit the driver may be gone.
+        if getattr(self, "_ring", None) and not sys.is_finalizing() and not live_captures:
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<Pipeline closed>"
+        names = ", ".join(f"{port.name} {port.shape} {port.dtype}" for port in self._ports.values())
+        return f"<Pipeline {names}; {self.slots} slots, copies by {self.copies}>"
+
+
+class RequestSlot:
+    """A free slot in a thread's hands: made and entered by ``with pipeline.slot() as slot``.
+
+    ``slot["x"]`` is its pinned buffer of input ``x``. Left without :meth:`submit`, it is as free
+    as it was.
+    """
+
+    __slots__ = ("_pipeline", "_slot", "_timeout")
+
+    def __init__(self, pipeline: Pipeline, timeout: float | None) -> None:
+        self._pipeline = pipeline
+        self._timeout = timeout
+        self._slot: PipelineSlot | None = None
+
+    def __enter__(self) -> RequestSlot:
+        if self._slot is not None:
+            raise ValueError("slot: expected a fresh one, came one that was entered before")
+        if live_captures and thread_captures():
+            _refuse_capture()
+        slot = self._pipeline._take(self._timeout)
+        slot.writer = get_ident()
+        self._slot = slot
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._give_back(slot)
+
+    def _give_back(self, slot: PipelineSlot) -> None:
+        slot.writer = 0
+        self._pipeline._ring.append(slot)
+
+    def _held(self) -> PipelineSlot:
+        if self._slot is None:
+            raise ValueError(
+                "slot: expected one inside of its `with` that was not submitted yet, came another"
+            )
+        return self._slot
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return the pinned buffer of an input."""
+        buffers = self._held().inputs
+        if name not in buffers:
+            raise KeyError(f"{name}: expected one of the inputs {', '.join(buffers)}")
+        return buffers[name]
+
+    def submit(self, **outputs: object) -> Request:
+        """Start the request with what the buffers hold now (one cudaGraphLaunch).
+
+        The slot is not in this thread's hands any more: write no further.
+
+        Args:
+            **outputs: arrays in pinned memory that results are written to, by name.
+
+        Raises:
+            TypeError, ValueError: as :meth:`Pipeline.submit`; the slot is kept.
+        """
+        if live_captures and thread_captures():
+            _refuse_capture()
+        pipeline, slot = self._pipeline, self._held()
+        addresses = {}
+        for name, array in outputs.items():
+            port = pipeline._ports.get(name)
+            if port is None:
+                pipeline._refuse_name(name)
+            if port.is_input:
+                raise TypeError(
+                    f"{name}: expected outputs, since inputs are the slot's own, came an input"
+                )
+            addresses[name] = port.address(array)
+        request = pipeline._begin(slot, addresses, outputs or None, outputs)
+        self._slot = None
+        self._give_back(slot)
+        return request
+
+
+def _check_count(value: object, argument: str, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected an int, came {value!r}")
+    if value < least:
+        raise ValueError(f"{argument}: expected {least} or more, came {value}")
+
+
+def _refuse_closed() -> NoReturn:
+    raise ValueError("pipeline: expected an open one, came a closed one")
+
+
+def _refuse_capture() -> NoReturn:
+    raise ValueError(
+        "pipeline: expected no live capture of this thread, came one: a request is launched on a "
+        "stream of its own and would be missing in the graph; submit before or after the capture"
+    )

@@ -1,0 +1,336 @@
+"""One slot of a pipeline: buffers, a stream, and the exec that a request is one launch of."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphkit.device_array import DeviceArray, empty_pinned, zeros
+from graphkit.errors import GraphkitError
+from graphkit.frameworks import PrivateMemory
+from graphkit.host_port import HostPort
+from graphkit.lifetime import thread_captures
+from graphkit.pipeline_copies import Copies, add_fetch, add_send
+from graphkit.pipeline_function import PipelineFunction
+from graphkit.runtime.protocol import MemcpyKind, MemcpyNodeParams, Runtime
+from graphkit.stream import Stream
+
+__all__ = ["PipelineSlot"]
+
+# Looks at the signal before the thread sleeps in CUDA, where it wakes later but lets others run.
+_LOOKS = 200
+_LOOKS_PER_QUERY = 1000
+_NAP_SECONDS = 20e-6
+_LINE = 16  # words of 8 bytes: what host and device write shall not share a cache line
+# There a load is never done before an earlier one, so that a result is seen behind its signal.
+_ORDERED_LOADS = platform.machine().lower() in ("x86_64", "amd64")
+
+
+class PipelineSlot:
+    """One of a pipeline's slots; whoever took it from the ring has it alone until it is back.
+
+    Args:
+        function: what the requests do.
+        ports: the inputs, then the outputs where they are known beforehand.
+        copies: who copies.
+        runtime: the pipeline's runtime.
+
+    Attributes:
+        inputs: pinned buffers of the inputs by name.
+        outputs: pinned buffers of the outputs by name.
+        ports: inputs and outputs by name.
+        number: of the last request, from 1 on.
+        signal: the number of the last request that is done is its first word, as the device wrote
+            it.
+        point: by name what moves an input or output to an address.
+        by_signal: whether work goes on while nobody asks CUDA: not on the simulator.
+        launch: launches the exec on the slot's stream (cudaGraphLaunch).
+        error: the last request that failed, and what it raised.
+        kept: arrays of the request under way.
+        writer: the thread that fills the buffers now, 0 for none.
+    """
+
+    def __init__(
+        self,
+        function: PipelineFunction,
+        ports: Sequence[HostPort],
+        copies: Copies,
+        runtime: Runtime,
+    ) -> None:
+        self.number = 0
+        self.error: tuple[int, BaseException] | None = None
+        self.kept: object = None
+        self.writer = 0
+        self.point: dict[str, Callable[[int], object]] = {}
+        self._runtime = runtime
+        self._cleanup = ExitStack()
+        with ExitStack() as unfinished:
+            unfinished.push(self._cleanup.__exit__)
+            self._stream = Stream(runtime=runtime)
+            self._cleanup.callback(self._stream.close)
+            self._memory = PrivateMemory(runtime=runtime)
+            self._cleanup.callback(self._memory.close)
+            arrays = {port.name: _device_array(port, runtime) for port in ports}
+            self._graph, returned = function.graph(arrays, self._stream, self._memory)
+            self._cleanup.callback(self._graph.close)
+            fetched = returned or {
+                port.name: (port, arrays[port.name].ptr) for port in ports if not port.is_input
+            }
+            self.ports = {port.name: port for port in ports}
+            self.ports.update({name: port for name, (port, _) in fetched.items()})
+            self.inputs = {p.name: p.empty() for p in self.ports.values() if p.is_input}
+            self.outputs = {p.name: p.empty() for p in self.ports.values() if not p.is_input}
+            self._control = empty_pinned(_LINE * (2 + len(self.ports) // _LINE + 1), np.uint64)
+            self._control[:] = 0
+            self._arrived = zeros(1, np.uint32)
+            moving = self._add_copies(arrays, fetched, copies)
+            self._exec = self._graph.instantiate(upload_stream=self._stream)
+            self._cleanup.callback(self._exec.close)
+            self._bind(moving)
+            self.launch = self._exec.launcher(self._stream)
+            self._stream.synchronize()
+            unfinished.pop_all()
+        words = self._control.data
+        self.signal, self._number_word = words[:1], words[_LINE : _LINE + 1]
+        self._handle = self._stream.ptr
+        self._looks = 0
+        self.by_signal = runtime.name == "cuda"
+
+    # --- the graph -------------------------------------------------------------------------------
+
+    def _word(self, place: int) -> int:
+        """Return the address of a word that the host writes: 0 is the number, ports follow."""
+        return int(self._control.ctypes.data) + 8 * (_LINE + place)
+
+    def _add_copies(
+        self,
+        arrays: dict[str, DeviceArray],
+        fetched: dict[str, tuple[HostPort, int]],
+        copies: Copies,
+    ) -> list[tuple[str, Any, MemcpyNodeParams]]:
+        """Add the copies around what the graph holds; return the memcpy nodes to be moved."""
+        graph = self._graph
+        nodes, edges = graph.nodes, graph.edges
+        heads = [node for node in nodes if all(edge.to_node is not node for edge in edges)]
+        tails = [node for node in nodes if all(edge.from_node is not node for edge in edges)]
+        moving: list[tuple[str, Any, MemcpyNodeParams]] = []
+        sent, last = [], []
+        places = {name: place for place, name in enumerate(self.ports, 1)}
+        for name, buffer in self.inputs.items():
+            to = arrays[name]
+            if copies == "kernel":
+                sent.append(add_send(graph, self._word(places[name]), to))
+            else:
+                params = _copy(to.ptr, buffer.ctypes.data, to.nbytes, MemcpyKind.HOST_TO_DEVICE)
+                sent.append(graph.add_memcpy_node(to, buffer))
+                moving.append((name, sent[-1], params))
+        for node in sent:
+            for head in heads:
+                graph.add_dependency(node, head)
+        before = tails or sent
+        alone = len(fetched) == 1
+        end = {
+            "number": self._word(0),
+            "signal": int(self._control.ctypes.data),
+            "arrived": self._arrived.ptr,
+        }
+        for name, (port, address) in fetched.items():
+            if copies == "kernel":
+                place = self._word(places[name])
+                told = end if alone else {"arrived": self._arrived.ptr}
+                last.append(add_fetch(graph, address, place, port.nbytes, before, **told))
+            else:
+                host = int(self.outputs[name].ctypes.data)
+                params = _copy(host, address, port.nbytes, MemcpyKind.DEFAULT)
+                last.append(graph.add_memcpy_node(host, address, nbytes=port.nbytes, deps=before))
+                moving.append((name, last[-1], params))
+        if copies != "kernel" or not alone:
+            add_fetch(graph, 0, 0, 0, last, **end)
+        graph.owners.extend((self._control, self._arrived, arrays, self.inputs, self.outputs))
+        return moving
+
+    def _bind(self, moving: list[tuple[str, Any, MemcpyNodeParams]]) -> None:
+        """Find for each port what moves it: a store, or a call (...MemcpyNodeSetParams1D)."""
+        words = self._control.data
+        for place, name in enumerate(self.ports, _LINE + 1):
+            self.point[name] = partial(words.__setitem__, place)
+        set_params, exe = self._runtime.graph_exec_memcpy_node_set_params, self._exec.ptr
+        for name, node, params in moving:
+            self.point[name] = _Mover(
+                set_params, exe, node.ptr, params, to_host=not self.ports[name].is_input
+            ).move
+        buffers = {**self.inputs, **self.outputs}
+        self.own = {name: int(buffer.ctypes.data) for name, buffer in buffers.items()}
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def begin(self, kept: object) -> int:
+        """Launch the exec for a request that everything is in place for; return its number."""
+        number = self.number + 1
+        self._number_word[0] = number
+        earlier = self.kept
+        self.number, self.kept = number, kept
+        try:
+            self.launch()
+        except BaseException:
+            self.number, self.kept = number - 1, earlier
+            raise
+        return number
+
+    def done(self) -> bool:
+        """Return whether the last request is done, be it with an error."""
+        number = self.number
+        if self.by_signal:
+            if self.signal[0] == number:
+                return self._seen()
+            self._looks += 1
+            if self._looks % _LOOKS_PER_QUERY:
+                return self._failed()
+        if not thread_captures():
+            self._query(number)
+        return self.signal[0] == number or self._failed()
+
+    def _query(self, number: int) -> bool:
+        """Ask CUDA whether the last request is done (cudaStreamQuery), and note what it failed of.
+
+        The simulator gets on by this alone, and a device that is lost will signal nothing.
+        """
+        idle = False
+        try:
+            idle = self._runtime.stream_query(self._handle)
+            if idle and self.signal[0] != number and not self._failed():
+                self.error = number, _lost()
+        except Exception as error:
+            self._note(number, error)
+            idle = True
+        return idle
+
+    def _note(self, number: int, error: Exception) -> None:
+        # Without this frame, which refers to the slot: no cycle.
+        traceback = error.__traceback__
+        self.error = number, error.with_traceback(traceback.tb_next if traceback else None)
+
+    def _failed(self) -> bool:
+        return self.error is not None and self.error[0] == self.number
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until the last request is done; return False when the time is over before.
+
+        Looks at the signal for some microseconds, then lets CUDA wait (cudaStreamSynchronize), or
+        with a timeout sleeps and asks it in between (cudaStreamQuery).
+
+        Raises:
+            ValueError: while this thread captures, when it is not done yet.
+        """
+        number, signal = self.number, self.signal
+        if self.by_signal:
+            for _ in range(_LOOKS):
+                if signal[0] == number:
+                    return self._seen()
+        if self._failed():
+            return True
+        if thread_captures():
+            raise ValueError(
+                "pipeline: expected no live capture of this thread, came one that waiting for a "
+                "request would kill"
+            )
+        if timeout is not None:
+            return self._wait_until(number, time.monotonic() + timeout)
+        try:
+            self._runtime.stream_synchronize(self._handle)
+        except Exception as error:
+            self._note(number, error)
+        else:
+            if signal[0] != number == self.number:
+                self.error = number, _lost()
+        return True
+
+    def _seen(self) -> bool:
+        if not _ORDERED_LOADS:
+            self._runtime.stream_synchronize(self._handle)
+        return True
+
+    def _wait_until(self, number: int, deadline: float) -> bool:
+        while not self._query(number):
+            if time.monotonic() >= deadline:
+                return False
+            if self.by_signal:
+                time.sleep(_NAP_SECONDS)
+        return True
+
+    def close(self) -> None:
+        """Give everything back; the requests must be done."""
+        self.kept = None
+        self.inputs, self.outputs = {}, {}
+        self.point.clear()
+        self.launch = _refuse_launch
+        # What is asked of it from now on: every request is done.
+        self.by_signal = True
+        self.signal = np.array((self.number,), np.uint64).data
+        self._cleanup.close()
+        del self._graph, self._exec, self._memory, self._arrived
+        del self._control, self._number_word
+
+
+def _refuse_launch() -> None:
+    raise ValueError("pipeline: expected an open one, came a closed one")
+
+
+def _lost() -> GraphkitError:
+    return GraphkitError(
+        "the request was dropped: its launch failed on the way, and the error was raised by "
+        "whatever waited for the device first"
+    )
+
+
+def _device_array(port: HostPort, runtime: Runtime) -> DeviceArray:
+    array = DeviceArray(port.shape, port.dtype, runtime=runtime)
+    # The warm-ups and what they choose by values shall not depend on what was there.
+    runtime.memset_async(array.ptr, 0, array.nbytes, 0)
+    runtime.stream_synchronize(0)
+    return array
+
+
+def _copy(dst: int, src: int, nbytes: int, kind: MemcpyKind) -> MemcpyNodeParams:
+    return MemcpyNodeParams(dst, nbytes, 1, src, nbytes, 1, nbytes, 1, 1, kind)
+
+
+class _Mover:
+    """Moves the host's end of a memcpy node of an exec, where it is not there already."""
+
+    __slots__ = ("_exec", "_held", "_node", "_set_params", "_to_host")
+
+    def __init__(
+        self,
+        set_params: Callable[[int, int, MemcpyNodeParams], None],
+        exec_: int,
+        node: int,
+        params: MemcpyNodeParams,
+        *,
+        to_host: bool,
+    ) -> None:
+        self._set_params, self._exec, self._node = set_params, exec_, node
+        self._held = params
+        self._to_host = to_host
+
+    def move(self, address: int) -> None:
+        held = self._held
+        if address == (held.dst if self._to_host else held.src):
+            return
+        new = held._replace(dst=address) if self._to_host else held._replace(src=address)
+        self._set_params(self._exec, self._node, new)
+        self._held = new
+
+
+def values_of(buffers: dict[str, NDArray[Any]]) -> Any:
+    """Return a request's results as users get them: the array where there is one, else a dict."""
+    if len(buffers) == 1:
+        return next(iter(buffers.values()))
+    return dict(buffers)

@@ -1,0 +1,553 @@
+"""Pipelines: every request gives its own result, in whatever order, or says why it cannot."""
+
+import gc
+import threading
+from collections import deque
+
+import numpy as np
+import pytest
+from sample_functions import BLOCK, add_three, as_bytes, blocks
+from sample_kernels import ADD_SCALAR, AXPY, FLIP
+
+import graphkit as gk
+from graphkit.pipeline import Pipeline
+
+SHAPE = (6, 5)
+FLOATS = (SHAPE, np.float32)
+COPIES = pytest.mark.parametrize("copies", ["kernel", "engine"])
+
+
+def build_add_three(graph, x, y):
+    """y = x + 3 as a graph built by hand."""
+    graph.add_kernel_node(ADD_SCALAR, blocks(x.size), BLOCK, (x, y, 3.0, x.size))
+
+
+def two_outputs(a, b, total, flipped, stream):
+    """total = a + 2 b, where flipped is the bytes of b turned."""
+    ADD_SCALAR(blocks(a.size), BLOCK, (a, total, 0.0, a.size), stream=stream)
+    AXPY(blocks(a.size), BLOCK, (b, total, 2.0, a.size), stream=stream)
+    FLIP(blocks(b.nbytes), BLOCK, (as_bytes(b), flipped, b.nbytes), stream=stream)
+
+
+def pinned(values):
+    array = gk.empty_pinned(values.shape, values.dtype)
+    array[...] = values
+    return array
+
+
+def numbered(count, shape=SHAPE):
+    """Return pinned inputs, all of them different."""
+    return [pinned(np.full(shape, 10 * i, np.float32)) for i in range(count)]
+
+
+@pytest.fixture
+def pipeline(runtime):
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}) as made:
+        yield made
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+@COPIES
+@pytest.mark.parametrize("fn", [add_three, build_add_three])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_results_are_those_of_the_function_in_order(runtime, fn, copies, slots):
+    xs = numbered(9)
+    with Pipeline(fn, {"x": FLOATS}, {"y": FLOATS}, slots=slots, copies=copies) as pipeline:
+        assert pipeline.slots == slots
+        for x, y in zip(xs, pipeline.map(xs), strict=True):
+            np.testing.assert_array_equal(y, x + 3)
+
+
+@COPIES
+def test_several_inputs_and_outputs(runtime, copies):
+    outputs = {"total": FLOATS, "flipped": (120, np.uint8)}
+    inputs = {"a": FLOATS, "b": FLOATS}
+    with Pipeline(two_outputs, inputs, outputs, copies=copies, slots=2) as pipeline:
+        for i in range(5):
+            a, b = (pinned(np.full(SHAPE, i + k, np.float32)) for k in (0, 7))
+            result = pipeline.submit(a=a, b=b).result()
+            np.testing.assert_array_equal(result["total"], a + 2 * b)
+            np.testing.assert_array_equal(
+                result["flipped"], np.frombuffer(b.tobytes(), np.uint8) ^ 0x55
+            )
+
+
+@COPIES
+def test_a_request_writes_to_the_array_it_was_given(runtime, copies):
+    xs, ys = numbered(7), [gk.empty_pinned(SHAPE) for _ in range(7)]
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, copies=copies, slots=2) as pipeline:
+        requests = [pipeline.submit(x=x, y=y) for x, y in zip(xs, ys, strict=True)]
+        # Long after their slots were used again.
+        for x, y, request in zip(xs, ys, requests, strict=True):
+            assert request.result() is y
+            np.testing.assert_array_equal(y, x + 3)
+        # The next request without one writes to the slot's own again.
+        np.testing.assert_array_equal(pipeline.submit(x=xs[0]).result(), xs[0] + 3)
+        np.testing.assert_array_equal(ys[5], xs[5] + 3)
+
+
+@COPIES
+def test_bytes_of_any_number_and_alignment(runtime, copies):
+    def flip(x, y, stream):
+        FLIP(blocks(x.nbytes), BLOCK, (x, y, x.nbytes), stream=stream)
+
+    rng = np.random.default_rng(0)
+    for size in (1, 3, 17, 64, 4099):
+        spec = (size, np.uint8)
+        with Pipeline(flip, {"x": spec}, {"y": spec}, slots=2, copies=copies) as pipeline:
+            for offset in (0, 1, 4, 16):
+                room = gk.empty_pinned(size + 32, np.uint8)
+                room[:] = rng.integers(0, 256, size + 32)
+                x, out = room[offset : offset + size], gk.empty_pinned(size + 32, np.uint8)
+                out[:] = 7
+                y = out[offset : offset + size]
+                assert pipeline.submit(x=x, y=y).result() is y
+                np.testing.assert_array_equal(y, x ^ 0x55)
+                assert (out[:offset] == 7).all()
+                assert (out[offset + size :] == 7).all()
+
+
+def test_a_slot_is_written_to_directly(pipeline):
+    requests = []
+    for i in range(3):
+        with pipeline.slot() as slot:
+            slot["x"][...] = i
+            requests.append(slot.submit())
+    for i, request in enumerate(requests):
+        np.testing.assert_array_equal(request.result(), np.full(SHAPE, i + 3, np.float32))
+
+
+def test_a_slot_left_without_a_request_is_free_again(pipeline):
+    for _ in range(3 * pipeline.slots):
+        with pipeline.slot() as slot:
+            slot["x"][...] = 1
+    assert pipeline.under_way == 0
+    with pipeline.slot() as slot:
+        slot["x"][...] = 2
+        y = gk.empty_pinned(SHAPE)
+        request = slot.submit(y=y)
+        with pytest.raises(ValueError, match="not submitted yet"):
+            slot["x"]
+    assert request.result() is y
+    np.testing.assert_array_equal(y, np.full(SHAPE, 5, np.float32))
+
+
+def test_staged_inputs_may_be_pageable_and_change_at_once(runtime):
+    x = np.zeros(SHAPE, np.float32)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, stage=True) as pipeline:
+        requests = []
+        for i in range(4):
+            x[...] = i
+            requests.append(pipeline.submit(x=x))
+        x[...] = -1
+        for i, request in enumerate(requests):
+            np.testing.assert_array_equal(request.result(), np.full(SHAPE, i + 3, np.float32))
+        with pytest.raises(ValueError, match=r"^x: expected shape \(6, 5\), came \(5,\)"):
+            pipeline.submit(x=x[0])
+        with pytest.raises(ValueError, match=r"^x: expected dtype float32, came float64"):
+            pipeline.submit(x=x.astype(np.float64))
+
+
+def test_a_function_may_return_its_outputs(runtime):
+    def returns(x, stream):
+        y = made.pop()
+        add_three(x, y, stream)
+        return {"y": y} if named else y
+
+    for named in (False, True):
+        made = [gk.empty(SHAPE) for _ in range(2)]
+        with Pipeline(returns, {"x": FLOATS}, slots=2, warmups=0) as pipeline:
+            xs = numbered(5)
+            for x, y in zip(xs, pipeline.map(xs), strict=True):
+                np.testing.assert_array_equal(y, x + 3)
+
+
+def test_a_function_that_launches_nothing_hands_on_what_is_there(runtime):
+    def returns(x):
+        return x
+
+    with Pipeline(returns, {"x": FLOATS}) as pipeline:
+        (x,) = numbered(1)
+        np.testing.assert_array_equal(pipeline.submit(x=x).result(), x)
+
+
+def test_ten_thousand_submits_in_random_order(runtime):
+    rng = np.random.default_rng(1)
+    xs = [pinned(rng.standard_normal(4).astype(np.float32)) for _ in range(50)]
+    ys = [gk.empty_pinned(4) for _ in range(4)]
+    under_way = deque()
+
+    def check():
+        x, request = under_way.popleft()
+        np.testing.assert_array_equal(request.result(), x + np.float32(3))
+
+    with Pipeline(add_three, {"x": (4, "f4")}, {"y": (4, "f4")}) as pipeline:
+        for i in range(10_000):
+            while len(under_way) > rng.integers(0, 4):
+                check()
+            index = rng.integers(len(xs))
+            way = rng.integers(3)
+            if way == 0:
+                with pipeline.slot() as slot:
+                    slot["x"][...] = xs[index]
+                    request = slot.submit()
+            elif way == 1:
+                request = pipeline.submit(x=xs[index])
+            else:
+                request = pipeline.submit(x=xs[index], y=ys[i % 4])
+            under_way.append((xs[index], request))
+        while under_way:
+            check()
+
+
+# --- the end of a request ------------------------------------------------------------------------
+
+
+def test_asking_gets_a_request_done(pipeline):
+    (x,) = numbered(1)
+    request = pipeline.submit(x=x)
+    while not request.done():
+        pass
+    assert request.done()
+    np.testing.assert_array_equal(request.result(), x + 3)
+    assert repr(request) == "<Request 1 done>"
+
+
+def test_nothing_is_done_before_somebody_asks(sim):
+    (x,) = numbered(1)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}) as pipeline:
+        request = pipeline.submit(x=x)
+        assert not request.done()
+        assert pipeline.under_way == 1
+        with pytest.raises(TimeoutError, match="request: expected it to be done within 0 s"):
+            request.wait(0)
+        request.wait(10)
+        assert request.done()
+        assert pipeline.under_way == 0
+
+
+def test_a_view_is_good_until_its_slot_is_used_again(runtime):
+    xs = numbered(3)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=2) as pipeline:
+        first = pipeline.submit(x=xs[0])
+        view, copy = first.result(), first.result(copy=True)
+        pipeline.submit(x=xs[1]).result()
+        assert first.result() is view
+        pipeline.submit(x=xs[2]).result()
+        assert first.done()
+        first.wait()
+        for copied in (False, True):
+            with pytest.raises(ValueError, match="request 1 of its slot, where request 2 is now"):
+                first.result(copy=copied)
+        np.testing.assert_array_equal(copy, xs[0] + 3)
+        np.testing.assert_array_equal(view, xs[2] + 3)
+
+
+def test_of_two_outputs_the_given_one_lasts_but_is_not_told_alone(runtime):
+    outputs = {"total": FLOATS, "flipped": (120, np.uint8)}
+    with Pipeline(two_outputs, {"a": FLOATS, "b": FLOATS}, outputs, slots=1) as pipeline:
+        (a, b), total = numbered(2), gk.empty_pinned(SHAPE)
+        first = pipeline.submit(a=a, b=b, total=total)
+        assert first.result()["total"] is total
+        pipeline.submit(a=b, b=a)
+        with pytest.raises(ValueError, match="expected a result that is still there"):
+            first.result()
+        np.testing.assert_array_equal(total, a + 2 * b)
+
+
+def test_a_request_that_fails_says_so_and_its_slot_goes_on(sim):
+    def failing(launch, x, y):
+        if x.view(1)[0] < 0:
+            raise ArithmeticError("below zero")
+        y.view(1)[0] = x.view(1)[0]
+
+    kernel = gk.Kernel('extern "C" __global__ void f(const float* x, float* y) {}', "f", twin=failing)
+
+    def fn(x, y, stream):
+        kernel(1, 1, (x, y), stream=stream)
+
+    good, bad = pinned(np.float32([5])), pinned(np.float32([-1]))
+    with Pipeline(fn, {"x": (1, "f4")}, {"y": (1, "f4")}, slots=1) as pipeline:
+        failed = pipeline.submit(x=bad)
+        while not failed.done():
+            pass
+        for _ in range(2):
+            with pytest.raises(ArithmeticError, match="below zero"):
+                failed.result()
+        assert pipeline.submit(x=good).result()[0] == 5
+        unseen = pipeline.submit(x=bad)
+        assert pipeline.submit(x=good).result()[0] == 5
+        with pytest.raises(ArithmeticError, match="below zero"):
+            unseen.result()
+        pipeline.submit(x=bad)
+        pipeline.synchronize()
+        assert pipeline.submit(x=good).result()[0] == 5
+    del failed, unseen
+
+
+# --- back-pressure -------------------------------------------------------------------------------
+
+
+def test_submit_waits_for_the_oldest_request(pipeline):
+    xs = numbered(2 * pipeline.slots)
+    requests = [pipeline.submit(x=x) for x in xs]
+    assert pipeline.under_way <= pipeline.slots
+    assert all(request.done() for request in requests[: pipeline.slots])
+    pipeline.synchronize()
+    assert all(request.done() for request in requests)
+    for x, request in zip(xs[-pipeline.slots :], requests[-pipeline.slots :], strict=True):
+        np.testing.assert_array_equal(request.result(), x + 3)
+
+
+def test_a_full_pipeline_refuses_who_does_not_wait(sim):
+    xs = numbered(3)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=2) as pipeline:
+        requests = [pipeline.submit(x=x, timeout=0) for x in xs[:2]]
+        with pytest.raises(TimeoutError, match="all 2 are under way; take results first"):
+            pipeline.submit(x=xs[2], timeout=0)
+        with pytest.raises(TimeoutError, match="all 2 are under way"), pipeline.slot(timeout=0):
+            pass
+        np.testing.assert_array_equal(requests[0].result(), xs[0] + 3)
+        third = pipeline.submit(x=xs[2], timeout=0)
+        for x, request in zip(xs[1:], (requests[1], third), strict=True):
+            np.testing.assert_array_equal(request.result(), x + 3)
+        pipeline.submit(x=xs[0], timeout=10)
+
+
+def test_a_thread_that_holds_all_slots_does_not_wait_for_itself(runtime):
+    (x,) = numbered(1)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:
+        with pipeline.slot():
+            with pytest.raises(ValueError, match="a slot that this thread does not hold"):
+                pipeline.submit(x=x)
+            with pytest.raises(ValueError, match="no slot in this thread's hands"):
+                pipeline.close()
+        np.testing.assert_array_equal(pipeline.submit(x=x).result(), x + 3)
+
+
+def test_another_thread_waits_for_a_held_slot(runtime):
+    (x,) = numbered(1)
+    results = []
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:
+        thread = threading.Thread(target=lambda: results.append(pipeline.submit(x=x).result()))
+        with pipeline.slot():
+            thread.start()
+            with pytest.raises(TimeoutError, match="other threads hold all 1"):
+                in_thread(lambda: pipeline.submit(x=x, timeout=0.01))
+        thread.join()
+        np.testing.assert_array_equal(results.pop(), x + 3)
+
+
+def in_thread(fn):
+    """Call a function in a thread of its own, and raise what it raises."""
+    raised = []
+
+    def call():
+        try:
+            fn()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised.pop()
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_threads_get_their_own_results(runtime, slots):
+    wrong = []
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=slots) as pipeline:
+
+        def serve(seed):
+            xs, y = [pinned(np.full(SHAPE, 1000 * seed + i, np.float32)) for i in range(5)], None
+            y = gk.empty_pinned(SHAPE)
+            for i in range(100):
+                x = xs[i % 5]
+                if not (pipeline.submit(x=x, y=y).result() == x + 3).all():
+                    wrong.append((seed, i))
+
+        threads = [threading.Thread(target=serve, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_what_may_not_stand_in_a_request(pipeline):
+    (x,) = numbered(1)
+    with pytest.raises(ValueError, match=r"^x: expected pinned .* came pageable.*empty_pinned"):
+        pipeline.submit(x=np.zeros(SHAPE, np.float32))
+    with pytest.raises(ValueError, match=r"^y: expected pinned host memory"):
+        pipeline.submit(x=x, y=np.zeros(SHAPE, np.float32))
+    with pytest.raises(TypeError, match=r"^x: expected an array on the host, came DeviceArray"):
+        pipeline.submit(x=gk.zeros(SHAPE))
+    with pytest.raises(TypeError, match=r"^x: expected an array for each input, came none"):
+        pipeline.submit()
+    with pytest.raises(TypeError, match=r"^z: expected one of x, y, came an unknown name"):
+        pipeline.submit(x=x, z=x)
+    with pytest.raises(TypeError, match=r"^x: expected an array, came list"):
+        pipeline.submit(x=[1.0])
+    with pytest.raises(ValueError, match=r"^x: expected shape \(6, 5\), came \(5, 6\)"):
+        pipeline.submit(x=gk.empty_pinned((5, 6)))
+    with pytest.raises(ValueError, match=r"^x: expected dtype float32, came int32"):
+        pipeline.submit(x=gk.empty_pinned(SHAPE, np.int32))
+    with pytest.raises(ValueError, match=r"^x: expected an array without gaps, strides \(20, 4\)"):
+        pipeline.submit(x=gk.empty_pinned((6, 10))[:, ::2])
+    fixed = gk.empty_pinned(SHAPE)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^y: expected an array that may be written"):
+        pipeline.submit(x=x, y=fixed)
+    with pytest.raises(KeyError, match="z: expected one of the inputs x"), pipeline.slot() as slot:
+        slot["z"]
+    with pytest.raises(TypeError, match="x: expected outputs"), pipeline.slot() as slot:
+        slot.submit(x=x)
+    with pytest.raises(TypeError, match="z: expected one of x, y"), pipeline.slot() as slot:
+        slot.submit(z=x)
+    # After all of this the pipeline is what it was, and read-only inputs are fine.
+    fixed = pinned(np.ones(SHAPE, np.float32))
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(pipeline.submit(x=fixed).result(), fixed + 3)
+    assert pipeline.under_way == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"fn": 3}, TypeError, "fn: expected a function that launches work, came int"),
+        ({"inputs": {}}, TypeError, "inputs: expected names with shapes and dtypes, came {}"),
+        ({"inputs": {"x": 3}}, TypeError, r"x: expected \(shape, dtype\) or an array, came 3"),
+        ({"inputs": {"x": (("a",), "f4")}}, TypeError, "x: expected a shape of ints"),
+        ({"inputs": {"x": ((2, 0), "f4")}}, ValueError, "x: expected at least one element"),
+        ({"inputs": {"x": ((-2,), "f4")}}, ValueError, "x: expected extents of 1 or more"),
+        ({"inputs": {"x": (3, "what")}}, TypeError, "x: expected a NumPy dtype, came 'what'"),
+        ({"inputs": {"x": (3, object)}}, TypeError, "x: expected elements of plain bytes"),
+        ({"inputs": {"a b": FLOATS}}, TypeError, "name: expected names of parameters, came 'a b'"),
+        ({"inputs": {"timeout": FLOATS}}, ValueError, "inputs: expected another name than"),
+        ({"outputs": {"x": FLOATS}}, ValueError, "outputs: expected another name than 'x'"),
+        ({"outputs": {"z": FLOATS}}, TypeError, "arguments: expected those of .*add_three"),
+        ({"slots": 0}, ValueError, "slots: expected 1 or more, came 0"),
+        ({"slots": True}, TypeError, "slots: expected an int, came True"),
+        ({"warmups": -1}, ValueError, "warmups: expected 0 or more, came -1"),
+        ({"copies": "magic"}, ValueError, "copies: expected 'auto', 'kernel' or 'engine'"),
+    ],
+)
+def test_what_no_pipeline_is_made_of(runtime, change, error, message):
+    options = {"fn": add_three, "inputs": {"x": FLOATS}, "outputs": {"y": FLOATS}} | change
+    with pytest.raises(error, match=message):
+        Pipeline(**options)
+    assert gk.live_handles() == {}
+
+
+@pytest.mark.parametrize("what", ["None", "host", "gaps", "tuple", "name"])
+def test_what_a_function_may_not_return(runtime, what):
+    values = {
+        "None": None,
+        "host": np.zeros(3),
+        "gaps": gk.zeros((4, 4))[:, :2],
+        "tuple": (gk.zeros(3),),
+        "name": {"x": gk.zeros(3)},
+    }
+    with pytest.raises((TypeError, ValueError), match=r"^(fn|result): expected"):
+        Pipeline(lambda x: values[what], {"x": FLOATS})
+    values.clear()
+
+
+def test_a_function_that_fails_at_the_capture_leaves_nothing_behind(runtime):
+    def allocates(x, y, stream):
+        gk.zeros(3)
+
+    with pytest.raises(gk.CudaError, match="cudaMalloc"):
+        Pipeline(allocates, {"x": FLOATS}, {"y": FLOATS}, warmups=0)
+
+    def raises(x, y):
+        raise LookupError("no such thing")
+
+    for warmups in (0, 1):
+        with pytest.raises(LookupError, match="no such thing"):
+            Pipeline(raises, {"x": FLOATS}, {"y": FLOATS}, warmups=warmups)
+
+    def raises_by_hand(graph, x, y):
+        graph.add_empty_node()
+        raise LookupError("no such thing")
+
+    with pytest.raises(LookupError, match="no such thing"):
+        Pipeline(raises_by_hand, {"x": FLOATS}, {"y": FLOATS})
+    gc.collect()
+    assert gk.live_handles() == {}
+
+
+def test_requests_are_refused_in_a_capture(runtime, stream, pipeline):
+    (x,) = numbered(1)
+    y = gk.empty(SHAPE)
+    device_x = gk.asarray(x)
+    under_way = pipeline.submit(x=x)
+    with gk.capture(stream) as graph:
+        for refused in (
+            lambda: pipeline.submit(x=x),
+            lambda: pipeline.slot().__enter__(),
+            pipeline.close,
+            lambda: Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}),
+        ):
+            with pytest.raises(ValueError, match="pipeline: expected no live capture"):
+                refused()
+        under_way.done()
+        add_three(device_x, y, stream)
+    np.testing.assert_array_equal(under_way.result(), x + 3)
+    with graph, graph.instantiate() as exe:
+        exe.launch(stream)
+        np.testing.assert_array_equal(y.get(), x + 3)
+
+
+# --- the end of a pipeline -----------------------------------------------------------------------
+
+
+def test_close_waits_and_gives_pinned_memory_back(runtime):
+    (x,) = numbered(1)
+    y = gk.empty_pinned(SHAPE)
+    pipeline = Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=3)
+    before, given = pipeline.submit(x=x), pipeline.submit(x=x, y=y)
+    pipeline.close()
+    np.testing.assert_array_equal(y, x + 3)
+    assert gk.live_handles() == {"pinned memory": 2}
+    assert before.done()
+    assert given.result() is y or pytest.fail("what it was given is there")
+    with pytest.raises(ValueError, match="came one that was closed"):
+        before.result()
+    for refused in (lambda: pipeline.submit(x=x), lambda: pipeline.slot().__enter__()):
+        with pytest.raises(ValueError, match="pipeline: expected an open one, came a closed one"):
+            refused()
+    pipeline.close()
+    assert repr(pipeline) == "<Pipeline closed>"
+
+
+def test_a_result_outlives_its_pipeline(runtime):
+    (x,) = numbered(1)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}) as pipeline:
+        view = pipeline.submit(x=x).result()
+    np.testing.assert_array_equal(view, x + 3)
+    assert gk.live_handles() == {"pinned memory": 2}
+
+
+def test_a_dropped_pipeline_closes_itself(runtime):
+    (x,) = numbered(1)
+    pipeline = Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS})
+    pipeline.submit(x=x)
+    assert repr(pipeline).startswith("<Pipeline x (6, 5) float32, y (6, 5) float32; 4 slots")
+    del pipeline
+    assert gk.live_handles() == {"pinned memory": 1}
+
+
+def test_large_requests_are_left_to_the_copy_engine(runtime):
+    shape = ((1 << 18) + 1,)
+    with Pipeline(add_three, {"x": (shape, "f4")}, {"y": (shape, "f4")}, slots=1) as pipeline:
+        assert pipeline.copies == "engine"
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:
+        assert pipeline.copies == "kernel"

@@ -1,0 +1,125 @@
+"""The patches of an image: how many there are, and how their kernels are launched."""
+
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import NamedTuple
+
+from graphkit.kernel import Kernel
+from graphkit.runtime.protocol import Dim3
+
+from ..launch import WARP, KernelLaunch, check
+
+__all__ = ["PatchGrid", "check_count", "check_real", "per_warp", "source"]
+
+# An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
+MULTIPROCESSORS = 132
+MOST_WARPS = 8
+
+# What opponent_balance and token_budget have in shared memory: 48 KB need no permission.
+MOST_PATCHES = 12_288
+
+
+class PatchGrid(NamedTuple):
+    """The square patches that an image is cut into, numbered along the rows.
+
+    Attributes:
+        rows: patches from top to bottom.
+        columns: patches from left to right.
+    """
+
+    rows: int
+    columns: int
+
+    @property
+    def patches(self) -> int:
+        """Patches of the image."""
+        return self.rows * self.columns
+
+    @classmethod
+    def of(cls, image: object, patch: int) -> PatchGrid:
+        """Cut an image into patches.
+
+        Args:
+            image: float32 [3, height, width], both of them multiples of ``patch``.
+            patch: pixels of a patch's side.
+
+        Raises:
+            ValueError: when the image is not that, or has more than 12,288 patches.
+        """
+        check_count("patch", patch)
+        _, height, width = check("image", image, (3, "height", "width"))
+        if height % patch or width % patch:
+            raise ValueError(
+                f"image: expected height and width that are multiples of the patch, {patch} "
+                f"pixels, came {height} x {width}"
+            )
+        count = height // patch * (width // patch)
+        if count > MOST_PATCHES:
+            raise ValueError(f"image: expected at most {MOST_PATCHES:,} patches, came {count:,}")
+        return cls(height // patch, width // patch)
+
+    @classmethod
+    def of_count(cls, patches: int, columns: int) -> PatchGrid:
+        """Lay so many patches in rows.
+
+        Raises:
+            TypeError: when ``columns`` is no int.
+            ValueError: when that leaves a row incomplete, or they are more than 12,288.
+        """
+        check_count("columns", columns)
+        if patches % columns:
+            raise ValueError(f"columns: expected a divisor of {patches} patches, came {columns}")
+        if patches > MOST_PATCHES:
+            raise ValueError(
+                f"columns: expected at most {MOST_PATCHES:,} patches in all, came {patches:,}"
+            )
+        return cls(patches // columns, columns)
+
+
+def check_count(argument: str, value: object, least: int = 1, most: int = 2**31 - 1) -> int:
+    """Return an int in its bounds.
+
+    Raises:
+        TypeError: when it is no int.
+        ValueError: when it is out of bounds.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected an int, came {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{argument}: expected {least} to {most}, came {value}")
+    return value
+
+
+def check_real(argument: str, value: object, *, above: float | None = None) -> float:
+    """Return a number that float32 can hold, greater than ``above`` where that is given.
+
+    Raises:
+        TypeError: when it is no number.
+        ValueError: when it is not finite or too small.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected a number, came {type(value).__name__}")
+    number = float(value)
+    if not abs(number) < 2.0**127 or (above is not None and number <= above):
+        wanted = "a finite number" if above is None else f"a finite number above {above:g}"
+        raise ValueError(f"{argument}: expected {wanted}, came {value}")
+    return number
+
+
+def per_warp(kernel: Kernel, args: tuple[object, ...], patches: int) -> KernelLaunch:
+    """Return the launch of a kernel that has one warp a patch.
+
+    A block has as many warps as leave a block for every multiprocessor, so that a small image
+    keeps all of them busy, too.
+    """
+    warps = max(1, min(patches // MULTIPROCESSORS, MOST_WARPS))
+    grid: Dim3 = (-(-patches // warps), 1, 1)
+    return KernelLaunch(kernel, grid, (warps * WARP, 1, 1), args)
+
+
+def source(stem: str) -> str:
+    """Return the CUDA C++ source of a kernel of this folder."""
+    return (files(__package__) / f"{stem}.cu").read_text(encoding="utf-8")

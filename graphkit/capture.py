@@ -86,6 +86,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         except CudaError as error:
             end_capture(self)
             raise CaptureError(error.call, error.code, error.detail) from error
+        self._graph.captured_on = self._stream
         begin_capture(self, runtime, capture_id, self._graph.owners)
         self._handled = id(sys.exception())
         if self._debug:
@@ -114,6 +115,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             failure.__cause__ = error.with_traceback(None)
             self.failure = failure
         finally:
+            self._graph.captured_on = None
             end_capture(self)
         if exc is not None or failure is not None:
             # A body that raised leaves a valid, partial graph. It is closed, not destroyed at

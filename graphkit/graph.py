@@ -33,6 +33,7 @@ from graphkit.node import (
     memcpy_params,
     memset_params,
 )
+from graphkit.node_groups import NodeGroup, NodeGroups, check_name
 from graphkit.params import Args
 from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
@@ -88,6 +89,9 @@ class Graph:
         # None is not known: what others put into the graph must be asked for.
         self._clusters = clusters
         self.memory_nodes = MemoryNodes(handle, known=clusters is not None)
+        self.groups = NodeGroups()
+        # The stream whose capture fills this graph, while that is live.
+        self.captured_on: int | None = None
         self.conditionals = Conditionals()
         # The child graph node or conditional node that this graph is inside of.
         self.holder: Node | None = None
@@ -385,7 +389,7 @@ class Graph:
         cudaDeviceGetGraphMemAttribute four times, and a getter for each alloc and free node.
         """
         self.ptr  # noqa: B018 - refuses a closed graph
-        return self.memory_nodes.report(self._node)
+        return self.memory_nodes.report(self.node_of)
 
     def conditional_handle(self, *, default: int | None = None) -> ConditionalHandle:
         """Make a condition that kernels of yours set (cudaGraphConditionalHandleCreate).
@@ -534,6 +538,37 @@ class Graph:
         body._execs = self._execs  # an exec of this graph is one of its bodies, too
         return body
 
+    def group(self, name: str, nodes: Node | Iterable[Node] = ()) -> NodeGroup:
+        """Name kernel, memcpy and memset nodes that :meth:`GraphExec.set_enabled` switches.
+
+        With ``nodes`` those are put into the group; a ``with`` block around it puts every node in
+        that is added in the block, also by a capture. A node may be in several groups, and is on
+        while all of them are. A clone has the same groups. No call of CUDA's is made but
+        cudaGraphGetNodes, and cudaStreamGetCaptureInfo in a capture.
+
+        Args:
+            name: the group; it is made when the first nodes are put in.
+            nodes: nodes of this graph.
+
+        Raises:
+            ValueError: a node of another graph, or of a kind that CUDA cannot switch off; at the
+                end of a ``with`` block for nodes that were added in it. None is in the group then.
+        """
+        check_name(name)
+        if self.holder is not None:
+            raise ValueError(
+                f"graph: expected one that is in no other, came that of {self.holder!r}"
+            )
+        try:
+            members = (nodes,) if isinstance(nodes, Node) else tuple(nodes)
+        except TypeError:
+            kind = type(nodes).__name__
+            raise TypeError(f"nodes: expected a Node or several, came {kind}") from None
+        for node in members:
+            self._check(node, "nodes")
+        self.groups.add(name, members)
+        return NodeGroup(self, name)
+
     def remove_node(self, node: Node) -> None:
         """Take a node and its edges out of the graph (cudaGraphDestroyNode).
 
@@ -554,6 +589,7 @@ class Graph:
                 if child is not None:
                     exe.forget_nodes(child.contains)
             del self._nodes[node.ptr]
+            self.groups.remove(node)
             if child is not None:
                 child.close()
             if self._clusters:
@@ -648,17 +684,18 @@ class Graph:
     @property
     def nodes(self) -> list[Node]:
         """The nodes, in the order in which they were added (cudaGraphGetNodes)."""
-        return [self._node(ptr) for ptr in self.runtime.graph_get_nodes(self.ptr)]
+        return [self.node_of(ptr) for ptr in self.runtime.graph_get_nodes(self.ptr)]
 
     @property
     def edges(self) -> list[GraphEdge]:
         """The edges with their data (cudaGraphGetEdges)."""
         return [
-            GraphEdge(self._node(edge.from_node), self._node(edge.to_node), edge.data)
+            GraphEdge(self.node_of(edge.from_node), self.node_of(edge.to_node), edge.data)
             for edge in self.runtime.graph_get_edges(self.ptr)
         ]
 
-    def _node(self, ptr: int) -> Node:
+    def node_of(self, ptr: int) -> Node:
+        """Return the node of a cudaGraphNode_t (cudaGraphNodeGetType). For graphkit itself."""
         node = self._nodes.get(ptr)
         if node is None:
             node = Node(self.handle, ptr, self.runtime.graph_node_get_type(ptr))
@@ -736,20 +773,25 @@ class Graph:
         return self.level_of(node) is not None
 
     def clone(self) -> Graph:
-        """Return an independent copy (cudaGraphClone); :meth:`in_clone` finds a node in it."""
+        """Return an independent copy (cudaGraphClone); :meth:`in_clone` finds a node in it.
+
+        cudaGraphNodeFindInClone for each node of a group, since the copy has the same groups.
+        """
         self.ptr  # noqa: B018 - refuses a closed graph
         self.conditionals.refuse_copy("graph", "clones")
         self.memory_nodes.refuse("graph", "CUDA clones none; build or capture it once more")
         value = self.runtime.graph_clone(self.ptr)
         graph = Graph.of_handle(Handle(self.runtime, "graph", value, self.runtime.graph_destroy))
         graph.owners.extend(self.owners)
+        for name, members in self.groups.members.items():
+            graph.groups.add(name, [self.in_clone(node, graph) for node in members])
         return graph
 
     def in_clone(self, node: Node, clone: Graph) -> Node:
         """Return the node of ``clone`` that ``node`` became (cudaGraphNodeFindInClone)."""
         self._check(node)
         check_graph(clone, "clone")
-        return clone._node(self.runtime.graph_node_find_in_clone(node.ptr, clone.ptr))
+        return clone.node_of(self.runtime.graph_node_find_in_clone(node.ptr, clone.ptr))
 
     def dot(self) -> str:
         """Return the graph in the DOT language, for Graphviz: a box a node, labelled.

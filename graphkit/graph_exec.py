@@ -24,6 +24,7 @@ from graphkit.node import (
     memset_params,
     node_differences,
 )
+from graphkit.node_groups import SWITCHABLE, EnabledNodes
 from graphkit.params import Args, ArgumentBlock
 from graphkit.readback import read_values
 from graphkit.runtime.protocol import (
@@ -89,6 +90,7 @@ class GraphExec:
         self._bound: tuple[object, Callable[[], Any]] = _NOT_BOUND
         self._streams: dict[int, object] = {}
         self._nodes = ExecNodes(graph)
+        self._enabled = EnabledNodes(graph.groups)
         self._owners: dict[object, object] = {"graph": graph.owners}
         self._replaced: list[object] = []
 
@@ -397,14 +399,46 @@ class GraphExec:
         costs about a third of an enabled one.
         """
         with self._turn:
-            self._check(node, NodeType.KERNEL, NodeType.MEMCPY, NodeType.MEMSET)
+            self._check(node, *SWITCHABLE)
             self.runtime.graph_node_set_enabled(self.ptr, node.ptr, bool(enabled))
+            self._enabled.note(node, bool(enabled))
 
     def node_enabled(self, node: Node) -> bool:
         """Return whether a node is on (cudaGraphNodeGetEnabled)."""
         with self._turn:
-            self._check(node, NodeType.KERNEL, NodeType.MEMCPY, NodeType.MEMSET)
+            self._check(node, *SWITCHABLE)
             return self.runtime.graph_node_get_enabled(self.ptr, node.ptr)
+
+    def set_enabled(self, /, **groups: bool) -> None:
+        """Switch groups of nodes on or off: ``exe.set_enabled(adapter=False)``.
+
+        cudaGraphNodeSetEnabled for each node whose state changes, and for no other. A node is on
+        while all of its groups are; what :meth:`set_node_enabled` did to a node of a group named
+        here is overridden. An update keeps the states; a new exec of the graph begins with all
+        groups on.
+
+        Args:
+            groups: names of :meth:`graphkit.Graph.group`, and whether each is to be on.
+
+        Raises:
+            ValueError: an unknown group; the message lists those of the graph.
+            CudaError: for a node that was added after the exec was made. No state has changed.
+        """
+        with self._turn:
+            exec_ = self.ptr
+            self.graph.ptr  # noqa: B018 - CUDA needs the source graph to find the nodes
+
+            def set_node(node: Node, on: bool) -> None:
+                self.runtime.graph_node_set_enabled(exec_, node.ptr, on)
+
+            self._enabled.change(groups, set_node)
+
+    @property
+    def enabled(self) -> dict[str, bool]:
+        """Whether each group of the graph is on; :meth:`set_enabled` changes it."""
+        with self._turn:
+            self.ptr  # noqa: B018 - refuses a closed exec
+            return self._enabled.states
 
     # --- changing all of it ----------------------------------------------------------------------
 
@@ -510,6 +544,7 @@ class GraphExec:
         """Drop what is known of nodes that the graph destroys. For :class:`Graph` to call."""
         with self._turn:
             self._replaced.extend(self._nodes.forget(gone))
+            self._enabled.forget(gone)
 
     def release(self, owners: list[object]) -> None:
         """Let go of operands once the launches so far are done. For graphkit itself."""

@@ -184,11 +184,14 @@ def test_in_a_capture(counter, stream):
 
 
 def test_a_capture_that_dies_in_a_group_says_so_itself(counter, stream):
-    with pytest.raises(gk.CudaError) as caught, gk.capture(stream) as graph:  # noqa: PT012
-        with graph.group("adapter"):
+    def body():
+        with gk.capture(stream) as graph, graph.group("adapter"):
             INCREMENT(1, 1, (counter, 10), stream=stream)
             with pytest.raises(gk.CudaError):
                 stream.synchronize()
+
+    with pytest.raises(gk.CudaError) as caught:
+        body()
     assert caught.value.name == "cudaErrorStreamCaptureInvalidated"
     INCREMENT(1, 1, (counter, 1), stream=stream)
     stream.synchronize()
@@ -196,9 +199,13 @@ def test_a_capture_that_dies_in_a_group_says_so_itself(counter, stream):
 
 
 def test_a_block_that_raises_makes_no_group(graph, counter, stream):
-    with pytest.raises(RuntimeError, match="mine"), graph.group("adapter"):
-        add(graph, counter, 1)
-        raise RuntimeError("mine")
+    def body():
+        with graph.group("adapter"):
+            add(graph, counter, 1)
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        body()
     assert graph.group("adapter").nodes == ()
     with graph.instantiate() as exe:
         assert exe.enabled == {}

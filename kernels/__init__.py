@@ -13,6 +13,7 @@ from .argmax import ARGMAX, argmax
 from .attention import ATTENTION, attention
 from .embedding import EMBEDDING, embedding
 from .launch import KernelLaunch
+from .linear import LINEAR, linear
 from .matvec import MATVEC, matvec
 from .residual_add import RESIDUAL_ADD, residual_add
 from .rms_norm import RMS_NORM, rms_norm
@@ -28,6 +29,7 @@ __all__ = [
     "ARGMAX", "argmax",
     "ATTENTION", "attention",
     "EMBEDDING", "embedding",
+    "LINEAR", "linear",
     "MATVEC", "matvec",
     "RESIDUAL_ADD", "residual_add",
     "RMS_NORM", "rms_norm",

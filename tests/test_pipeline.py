@@ -150,18 +150,19 @@ def test_staged_inputs_may_be_pageable_and_change_at_once(runtime):
             pipeline.submit(x=x.astype(np.float64))
 
 
-def test_a_function_may_return_its_outputs(runtime):
+@pytest.mark.parametrize("named", [False, True])
+def test_a_function_may_return_its_outputs(runtime, named):
+    made = [gk.empty(SHAPE) for _ in range(2)]
+
     def returns(x, stream):
         y = made.pop()
         add_three(x, y, stream)
         return {"y": y} if named else y
 
-    for named in (False, True):
-        made = [gk.empty(SHAPE) for _ in range(2)]
-        with Pipeline(returns, {"x": FLOATS}, slots=2, warmups=0) as pipeline:
-            xs = numbered(5)
-            for x, y in zip(xs, pipeline.map(xs), strict=True):
-                np.testing.assert_array_equal(y, x + 3)
+    with Pipeline(returns, {"x": FLOATS}, slots=2, warmups=0) as pipeline:
+        xs = numbered(5)
+        for x, y in zip(xs, pipeline.map(xs), strict=True):
+            np.testing.assert_array_equal(y, x + 3)
 
 
 def test_a_function_that_launches_nothing_hands_on_what_is_there(runtime):
@@ -263,7 +264,9 @@ def test_a_request_that_fails_says_so_and_its_slot_goes_on(sim):
             raise ArithmeticError("below zero")
         y.view(1)[0] = x.view(1)[0]
 
-    kernel = gk.Kernel('extern "C" __global__ void f(const float* x, float* y) {}', "f", twin=failing)
+    kernel = gk.Kernel(
+        'extern "C" __global__ void f(const float* x, float* y) {}', "f", twin=failing
+    )
 
     def fn(x, y, stream):
         kernel(1, 1, (x, y), stream=stream)

@@ -43,7 +43,7 @@ def _mix(launch, a, out, k):
 
 
 _REMAINDER = r"""
-extern "C" __global__ void remainder(const unsigned* a, unsigned* out, unsigned by) {
+extern "C" __global__ void rest(const unsigned* a, unsigned* out, unsigned by) {
     *out = *a % by;
 }
 """
@@ -116,7 +116,7 @@ def _euclid(launch, a, b, more):
 STEP = gk.Kernel(_STEP, "step", twin=_step)
 PUT = gk.Kernel(_PUT, "put", twin=_put)
 MIX = gk.Kernel(_MIX, "mix", twin=_mix)
-REMAINDER = gk.Kernel(_REMAINDER, "remainder", twin=_remainder)
+REMAINDER = gk.Kernel(_REMAINDER, "rest", twin=_remainder)
 DECREMENT = gk.Kernel(_DECREMENT, "decrement", twin=_decrement)
 STEP_HANDLE = gk.Kernel(_SET, "step_handle", twin=_step_handle)
 SET_HANDLE = gk.Kernel(_SET, "set_handle", twin=_set_handle)

@@ -48,6 +48,8 @@ from graphkit.runtime.protocol import (
     InstantiateFlags,
     KernelNodeParams,
     KernelNodePort,
+    LaunchAttribute,
+    LaunchAttributeID,
     MemcpyNodeParams,
     MemsetNodeParams,
     NodeType,
@@ -203,6 +205,8 @@ class Graph:
         )
         plain = cluster is None and priority is None and not cooperative
         attributes = () if plain else launch_attributes(grid, cluster, cooperative, priority)
+        if attributes and self.memory_nodes.present:
+            self._try_attributes(params, attributes)
         with self._turn:
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
             for attribute in attributes:
@@ -215,6 +219,63 @@ class Graph:
                 self._clusters = None
             self._kernels.add(kernel)
             return self._keep(ptr, NodeType.KERNEL, owners)
+
+    def _try_attributes(
+        self, params: KernelNodeParams, attributes: Iterable[LaunchAttribute]
+    ) -> None:
+        """Let CUDA refuse attributes in a graph that a node can be taken out of again."""
+        runtime = self.runtime
+        with Graph(runtime=runtime) as trial:
+            ptr = runtime.graph_add_kernel_node(trial.ptr, (), params)
+            for attribute in attributes:
+                runtime.graph_kernel_node_set_attribute(ptr, attribute)
+
+    def set_kernel_node_attributes(
+        self,
+        node: Node,
+        *,
+        cluster: int | Sequence[int] | None = None,
+        cooperative: bool | None = None,
+        priority: int | None = None,
+    ) -> None:
+        """Change launch attributes of a kernel node, such as one that was captured.
+
+        cuGraphKernelNodeSetAttribute for each attribute given; what is None stays. Execs that were
+        made before keep theirs, and an update from this graph refuses another cluster,
+        ``cooperative``, or priority that the exec uses.
+
+        Args:
+            node: a kernel node of this graph.
+            cluster: blocks of a cluster; they must divide the grid.
+            cooperative: whether all blocks must run at once, for a grid-wide barrier.
+            priority: for ``instantiate(use_node_priority=True)``; smaller is more urgent.
+
+        Raises:
+            CudaError: what CUDA refuses, such as a cluster of more than 8 blocks that the kernel
+                does not allow; the node is what it was.
+        """
+        self._check(node)
+        if node.type is not NodeType.KERNEL:
+            raise TypeError(f"node: expected a kernel node, came {node!r}")
+        runtime = self.runtime
+        grid = runtime.graph_kernel_node_get_params(node.ptr).grid
+        attributes = list(launch_attributes(grid, cluster, bool(cooperative), priority))
+        if cooperative is False:
+            attributes.append(LaunchAttribute(LaunchAttributeID.COOPERATIVE, (0,)))
+        with self._turn:
+            before = [
+                runtime.graph_kernel_node_get_attribute(node.ptr, attribute.id)
+                for attribute in attributes
+            ]
+            for done, attribute in enumerate(attributes):
+                try:
+                    runtime.graph_kernel_node_set_attribute(node.ptr, attribute)
+                except BaseException:
+                    for old in before[:done]:
+                        runtime.graph_kernel_node_set_attribute(node.ptr, old)
+                    raise
+            if cluster is not None:
+                self._clusters = None
 
     def add_memcpy_node(
         self,
@@ -750,6 +811,10 @@ class Graph:
                     found[(place,)] = extents
             self._clusters = found
         return self._clusters
+
+    def cluster_of(self, node: Node) -> Dim3 | None:
+        """Return a kernel node's cluster extents; nothing is asked of CUDA where none has any."""
+        return None if self._clusters == {} else read_cluster(node)
 
     def level_of(self, node: Node) -> Graph | None:
         """Return the graph that a node is a node of: this one, one inside of it, or None."""

@@ -13,7 +13,7 @@ from graphkit.arrays import describe
 from graphkit.errors import CudaError, GraphUpdateError, refuse_closed
 from graphkit.exec_nodes import ExecNodes, KernelSlot
 from graphkit.kernel import Kernel
-from graphkit.launch_config import check_shared_mem, dim3
+from graphkit.launch_config import check_cluster, check_shared_mem, dim3
 from graphkit.lifetime import Handle, in_host_function, keep_until_done
 from graphkit.memory_nodes import explained
 from graphkit.node import (
@@ -283,6 +283,9 @@ class GraphExec:
                 slot.params.shared_mem if shared_mem is None else check_shared_mem(shared_mem)
             ),
         )
+        level = self.graph.level_of(node)
+        if grid is not None and level is not None and (cluster := level.cluster_of(node)):
+            check_cluster(cluster, params.grid, "grid")
         if kernel is None:
             changed = KernelSlot(params, slot.block.copy())
             changed.owners[:] = slot.owners

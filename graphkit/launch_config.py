@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from graphkit.runtime.protocol import Dim3, LaunchAttribute, LaunchAttributeID
 
-__all__ = ["check_priority", "check_shared_mem", "dim3", "launch_attributes"]
+__all__ = [
+    "check_cluster",
+    "check_priority",
+    "check_shared_mem",
+    "dim3",
+    "launch_attributes",
+]
+
+_MAX_CLUSTER = 16
 
 
 def dim3(value: object, argument: str) -> Dim3:
@@ -84,6 +93,20 @@ def check_priority(priority: object) -> int:
     return int(priority)
 
 
+def check_cluster(extents: Dim3, blocks: Dim3, argument: str = "cluster") -> None:
+    """Refuse a cluster that does not divide a grid, or that no device can place.
+
+    Eight blocks fit everywhere; up to 16 where the kernel allows it (the attribute
+    CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED), else CUDA refuses them with 912.
+    """
+    if any(n % c for n, c in zip(blocks, extents, strict=True)):
+        if argument == "grid":
+            raise ValueError(f"grid: expected a multiple of the cluster {extents}, came {blocks}")
+        raise ValueError(f"cluster: expected extents that divide grid {blocks}, came {extents}")
+    if prod(extents) > _MAX_CLUSTER:
+        raise ValueError(f"cluster: expected at most {_MAX_CLUSTER} blocks, came {extents}")
+
+
 def launch_attributes(
     grid: int | Sequence[int],
     cluster: int | Sequence[int] | None = None,
@@ -94,14 +117,13 @@ def launch_attributes(
     """Return the launch attributes that differ from CUDA's defaults.
 
     Raises:
-        ValueError: when the cluster does not divide the grid.
+        ValueError: when the cluster does not divide the grid, or has more than 16 blocks.
     """
     attributes: list[LaunchAttribute] = []
     if cluster is not None:
         extents = dim3(cluster, "cluster")
         blocks = dim3(grid, "grid")
-        if any(n % c for n, c in zip(blocks, extents, strict=True)):
-            raise ValueError(f"cluster: expected extents that divide grid {blocks}, came {extents}")
+        check_cluster(extents, blocks)
         attributes.append(LaunchAttribute(LaunchAttributeID.CLUSTER_DIMENSION, extents))
     if cooperative:
         attributes.append(LaunchAttribute(LaunchAttributeID.COOPERATIVE, (1,)))

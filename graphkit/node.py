@@ -13,7 +13,9 @@ from graphkit.lifetime import Handle
 from graphkit.runtime.protocol import (
     Dim3,
     EdgeData,
+    KernelNodePort,
     LaunchAttribute,
+    LaunchAttributeID,
     MemAllocNodeParams,
     MemcpyKind,
     MemcpyNodeParams,
@@ -81,6 +83,25 @@ class KernelNodeValues:
     args: tuple[Argument, ...]
     attributes: tuple[LaunchAttribute, ...] = field(default=())
 
+    @property
+    def cluster(self) -> Dim3 | None:
+        """Blocks of a cluster along x, y, z, None without clusters."""
+        found = self._attribute(LaunchAttributeID.CLUSTER_DIMENSION)
+        return None if found is None else (found[0], found[1], found[2])
+
+    @property
+    def cooperative(self) -> bool:
+        """Whether all blocks must run at once."""
+        return bool((self._attribute(LaunchAttributeID.COOPERATIVE) or (0,))[0])
+
+    @property
+    def priority(self) -> int:
+        """The priority; smaller is more urgent. A captured kernel has that of its stream."""
+        return (self._attribute(LaunchAttributeID.PRIORITY) or (0,))[0]
+
+    def _attribute(self, id_: LaunchAttributeID) -> tuple[int, ...] | None:
+        return next((item.value for item in self.attributes if item.id is id_), None)
+
 
 NodeValues = (
     KernelNodeValues
@@ -124,6 +145,11 @@ class GraphEdge:
     def programmatic(self) -> bool:
         """Whether this is a programmatic edge (PDL)."""
         return self.data.type == 1
+
+    @property
+    def launch_completion(self) -> bool:
+        """Whether ``to_node`` may start once all blocks of ``from_node`` have started."""
+        return self.data.from_port == KernelNodePort.LAUNCH_COMPLETION
 
 
 class Difference(NamedTuple):

@@ -239,6 +239,16 @@ class MemcpyNodeParams(NamedTuple):
     depth: int
     kind: MemcpyKind = MemcpyKind.DEFAULT
 
+    @property
+    def dst_span(self) -> int:
+        """Bytes from the first to behind the last one that is written."""
+        return ((self.depth - 1) * self.dst_height + self.height - 1) * self.dst_pitch + self.width
+
+    @property
+    def src_span(self) -> int:
+        """Bytes from the first to behind the last one that is read."""
+        return ((self.depth - 1) * self.src_height + self.height - 1) * self.src_pitch + self.width
+
 
 class MemsetNodeParams(NamedTuple):
     """cudaMemsetParams: ``width`` counts elements of ``element_size`` (1, 2 or 4) bytes."""
@@ -249,6 +259,11 @@ class MemsetNodeParams(NamedTuple):
     element_size: int
     width: int
     height: int
+
+    @property
+    def span(self) -> int:
+        """Bytes from the first to behind the last one that is written."""
+        return (self.height - 1) * self.pitch + self.width * self.element_size
 
 
 class HostNodeParams(NamedTuple):

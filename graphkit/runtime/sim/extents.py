@@ -6,7 +6,7 @@ from graphkit.runtime.protocol import MemcpyKind, MemcpyNodeParams, MemsetNodePa
 from graphkit.runtime.sim.memory import MemoryTable
 from graphkit.runtime.sim.refusal import Code, Refused
 
-__all__ = ["check_copy", "check_fill", "source_bytes"]
+__all__ = ["check_copy", "check_fill"]
 
 # Whether (dst, src) must be memory that the device reaches. The other side may be anything: with
 # unified addressing, CUDA copies between two device addresses under any kind.
@@ -19,31 +19,16 @@ _ON_DEVICE = {
 }
 
 
-def _span(pitch: int, rows: int, width: int, height: int, depth: int) -> int:
-    """Return the bytes from the first to behind the last one that is touched."""
-    return ((depth - 1) * rows + height - 1) * pitch + width
-
-
-def source_bytes(params: MemcpyNodeParams) -> int:
-    """Return how many bytes the source of a copy spans."""
-    return _span(params.src_pitch, params.src_height, params.width, params.height, params.depth)
-
-
 def check_copy(memory: MemoryTable, params: MemcpyNodeParams) -> None:
     """Refuse a copy (1) whose addresses do not fit its kind, are freed, or end too early."""
-    extent = params.width, params.height, params.depth
-    sides = (
-        (params.dst, _span(params.dst_pitch, params.dst_height, *extent)),
-        (params.src, source_bytes(params)),
-    )
+    sides = ((params.dst, params.dst_span), (params.src, params.src_span))
     for (address, nbytes), device in zip(sides, _ON_DEVICE[params.kind], strict=True):
         _check(memory, address, nbytes, f"a copy of kind {params.kind.name}", device)
 
 
 def check_fill(memory: MemoryTable, params: MemsetNodeParams) -> None:
     """Refuse a fill (1) of memory that the device does not reach, is freed, or ends too early."""
-    nbytes = _span(params.pitch, 1, params.width * params.element_size, params.height, 1)
-    _check(memory, params.dst, nbytes, "a memset", True)
+    _check(memory, params.dst, params.span, "a memset", True)
 
 
 def _check(memory: MemoryTable, address: int, nbytes: int, what: str, device: bool) -> None:

@@ -42,6 +42,7 @@ from graphkit.runtime.sim.conditions import (
 from graphkit.runtime.sim.extents import check_copy, check_fill
 from graphkit.runtime.sim.functions import ArgumentBlock, check_dimensions, read_arguments
 from graphkit.runtime.sim.graph_memory import GraphAllocation, refuse_memory_nodes
+from graphkit.runtime.sim.launch_limits import check_cluster, check_cooperative
 from graphkit.runtime.sim.model import (
     ExecGraph,
     ExecNode,
@@ -67,6 +68,12 @@ _DEFAULT_ATTRIBUTES: dict[LaunchAttributeID, tuple[int, ...]] = {
     LaunchAttributeID.PRIORITY: (0,),
     LaunchAttributeID.PROGRAMMATIC_STREAM_SERIALIZATION: (0,),
 }
+
+
+def _check_cooperative(
+    values: KernelValues, attributes: dict[LaunchAttributeID, tuple[int, ...]]
+) -> None:
+    check_cooperative(values.grid, values.block, values.shared_mem, attributes)
 
 
 class GraphCalls(StreamCalls):
@@ -397,13 +404,7 @@ class GraphCalls(StreamCalls):
     def graph_kernel_node_set_attribute(self, node: int, attribute: LaunchAttribute) -> None:
         found = self._of_type(node, NodeType.KERNEL)
         values: Any = found.values
-        if attribute.id is LaunchAttributeID.CLUSTER_DIMENSION:
-            extents = zip(values.grid, attribute.value, strict=True)
-            if any(c < 1 or n % c for n, c in extents):
-                raise Refused(
-                    Code.INVALID_CLUSTER_SIZE,
-                    f"cluster {attribute.value} in a grid of {values.grid}",
-                )
+        check_cluster(values.grid, {attribute.id: attribute.value})
         found.attributes[attribute.id] = attribute.value
 
     @cuda_call("cudaGraphMemcpyNodeGetParams")
@@ -467,6 +468,9 @@ class GraphCalls(StreamCalls):
             self.state.stream(upload_stream)
         if any(exec_.source is found for exec_ in self.state.execs.values()):
             refuse_memory_nodes(found, "a graph with memory nodes has one exec at a time")
+        for node in found.all_nodes():
+            if isinstance(node.values, KernelValues):
+                _check_cooperative(node.values, node.attributes)
         held = ExecGraph.of(found)
         nbytes = sum(1 for _ in found.all_nodes()) * self.state.options.exec_bytes_per_node
         self.state.memory.take(nbytes)  # the last that may refuse: nothing is made until here
@@ -614,7 +618,8 @@ class GraphCalls(StreamCalls):
     @cuda_call("cuGraphExecUpdate_v2")
     def graph_exec_update(self, exec_: int, graph: int) -> ExecUpdateResultInfo:
         found, new = self.state.exec(exec_), self.state.graph(graph)
-        status, *nodes = compare(found.graph, new)
+        by_priority = bool(found.flags & InstantiateFlags.USE_NODE_PRIORITY)
+        status, *nodes = compare(found.graph, new, by_priority)
         if status is not ExecUpdateStatus.SUCCESS:
             return ExecUpdateResultInfo(status, *(n.handle if n else 0 for n in nodes))
         if new is not found.source and any(
@@ -637,7 +642,10 @@ class GraphCalls(StreamCalls):
         self, exec_: int, node: int, params: KernelNodeParams
     ) -> None:
         held = self._held(exec_, node, NodeType.KERNEL)
-        held.values = self._kernel_values(params)
+        values = self._kernel_values(params)
+        check_cluster(values.grid, held.attributes)
+        _check_cooperative(values, held.attributes)
+        held.values = values
 
     @cuda_call("cudaGraphExecMemcpyNodeSetParams")
     def graph_exec_memcpy_node_set_params(

@@ -43,10 +43,10 @@ class GraphAllocation:
 
 
 def refuse_memory_nodes(graph: SimGraph, what: str) -> None:
-    """Refuse (1) what graphs with alloc or free nodes do not allow."""
+    """Refuse (801) what graphs with alloc or free nodes do not allow."""
     for node in graph.nodes.values():
         if node.type in MEMORY_NODES:
-            raise Refused(Code.INVALID_VALUE, f"{what}, and it has a {node.describe()}")
+            raise Refused(Code.NOT_SUPPORTED, f"{what}, and it has a {node.describe()}")
 
 
 class GraphMemory:

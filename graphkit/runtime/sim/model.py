@@ -273,10 +273,11 @@ def copy_changes(old: Values, new: Values) -> str | None:
 Difference = tuple[ExecUpdateStatus, SimNode | None, SimNode | None]
 
 
-def compare(held: ExecGraph, new: SimGraph) -> Difference:
+def compare(held: ExecGraph, new: SimGraph, by_priority: bool = False) -> Difference:
     """Say whether an exec can take the parameters of a graph, and which nodes are in the way.
 
     Nodes are paired by insertion. Of several differences CUDA names the one nearest to the end.
+    ``by_priority`` says that the exec was instantiated to use the nodes' priorities.
     """
     success = ExecUpdateStatus.SUCCESS, None, None
     nodes = list(new.nodes.values())
@@ -294,11 +295,14 @@ def compare(held: ExecGraph, new: SimGraph) -> Difference:
         return difference
     for old, node in pairs:
         if old.children is not None and node.child is not None:
-            inner = compare(old.children, node.child)
+            inner = compare(old.children, node.child, by_priority)
             if inner[0] is not ExecUpdateStatus.SUCCESS:
                 return inner
         if copy_changes(old.values, node.values):
             return ExecUpdateStatus.PARAMETERS_CHANGED, node, None
+        fixed = (LaunchAttributeID.COOPERATIVE, LaunchAttributeID.PRIORITY)[: 1 + by_priority]
+        if any(old.attributes.get(i, (0,)) != node.attributes.get(i, (0,)) for i in fixed):
+            return ExecUpdateStatus.ATTRIBUTES_CHANGED, node, None
     return success
 
 

@@ -19,6 +19,7 @@ from graphkit.runtime.sim.functions import (
     MAX_THREADS,
     SimFunction,
 )
+from graphkit.runtime.sim.launch_limits import MULTIPROCESSORS
 from graphkit.runtime.sim.memory_node_calls import MemoryNodeCalls
 from graphkit.runtime.sim.options import SimOptions
 from graphkit.runtime.sim.refusal import Code, Refused
@@ -38,7 +39,7 @@ _DEVICE_ATTRIBUTES = {
     7: 65535,
     8: DEFAULT_SHARED_MEMORY,  # cudaDevAttrMaxSharedMemoryPerBlock
     10: 32,  # cudaDevAttrWarpSize
-    16: 4,  # cudaDevAttrMultiProcessorCount: small, so that nobody tunes for it
+    16: MULTIPROCESSORS,  # cudaDevAttrMultiProcessorCount
     DeviceAttribute.COMPUTE_CAPABILITY_MAJOR: 9,
     DeviceAttribute.COMPUTE_CAPABILITY_MINOR: 0,
     97: MAX_SHARED_MEMORY,  # cudaDevAttrMaxSharedMemoryPerBlockOptin

@@ -24,8 +24,9 @@ from graphkit.runtime.protocol import (
     StreamFlags,
 )
 from graphkit.runtime.sim.actions import copy_action, fill_action, host_action, kernel_action
-from graphkit.runtime.sim.extents import check_copy, check_fill, source_bytes
+from graphkit.runtime.sim.extents import check_copy, check_fill
 from graphkit.runtime.sim.functions import check_dimensions, read_arguments
+from graphkit.runtime.sim.launch_limits import check_cluster, check_cooperative
 from graphkit.runtime.sim.memory import host_bytes
 from graphkit.runtime.sim.model import KernelValues, SimGraph, SimNode, Values, ancestors_of
 from graphkit.runtime.sim.refusal import Code, Refused
@@ -143,7 +144,7 @@ class StreamCalls(Calls):
             memory = self.state.memory
             # CUDA lets go of pageable sources before cudaMemcpyAsync returns: they may change.
             pageable = stage and memory.find(params.src) is None
-            staged = host_bytes(params.src, source_bytes(params)).copy() if pageable else None
+            staged = host_bytes(params.src, params.src_span).copy() if pageable else None
             action = copy_action(memory, params, "cudaMemcpyAsync", staged)
             self._submit(stream, action, lambda: "a memcpy")
 
@@ -243,10 +244,13 @@ class StreamCalls(Calls):
     def launch_kernel_ex(self, config: LaunchConfig, function: int, kernel_params: int) -> None:
         loaded = self.state.function(function)
         found = self.state.stream(config.stream)
+        attributes = {item.id: item.value for item in config.attributes}
         try:
             check_dimensions(
                 loaded, config.grid, config.block, config.shared_mem, Code.INVALID_VALUE
             )
+            check_cluster(config.grid, attributes)
+            check_cooperative(config.grid, config.block, config.shared_mem, attributes)
             arguments = read_arguments(loaded, kernel_params, 0)
         except Refused:
             if found.capture is not None:
@@ -255,7 +259,6 @@ class StreamCalls(Calls):
         values = KernelValues(
             loaded, config.grid, config.block, config.shared_mem, arguments, False
         )
-        attributes = {item.id: item.value for item in config.attributes}
         node = self._capture(found, NodeType.KERNEL, values, attributes)
         if node is None:
             name = loaded.name

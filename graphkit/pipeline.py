@@ -19,6 +19,7 @@ from graphkit.pipeline_function import PipelineFunction
 from graphkit.pipeline_request import Request
 from graphkit.pipeline_slot import PipelineSlot
 from graphkit.runtime import current
+from graphkit.runtime.protocol import Runtime
 
 __all__ = ["Pipeline", "RequestSlot"]
 
@@ -54,6 +55,8 @@ class Pipeline:
             ``fn`` have arrays of that library.
         outputs: likewise, for arrays that ``fn`` writes; without them ``fn`` returns an array
             (named ``"result"``) or a dict of arrays.
+        scratch: likewise, for device arrays that ``fn`` is given to work in, of each slot its own.
+            What CuPy and PyTorch allocate in ``fn`` is each slot's own anyway.
         slots: requests under way at once at most.
         stage: copy each input into the slot's pinned memory by the host, so that arrays of any
             memory may be passed, and changed at once after ``submit``. Otherwise they must be
@@ -75,6 +78,7 @@ class Pipeline:
         inputs: Mapping[str, object],
         outputs: Mapping[str, object] | None = None,
         *,
+        scratch: Mapping[str, object] | None = None,
         slots: int = 4,
         stage: bool = False,
         copies: str = "auto",
@@ -88,25 +92,15 @@ class Pipeline:
         _check_count(slots, "slots", 1)
         _check_count(warmups, "warmups", 0)
         runtime = current()
-        ports = {}
-        for named, argument in ((inputs, "inputs"), (outputs, "outputs")):
-            if named is None and argument == "outputs":
-                continue
-            if not isinstance(named, Mapping) or not named:
-                raise TypeError(
-                    f"{argument}: expected names with shapes and dtypes, came {named!r}"
-                )
-            for name, wanted in named.items():
-                if name in _TAKEN or name in ports:
-                    raise ValueError(f"{argument}: expected another name than {name!r}, came it")
-                ports[name] = port_of(name, wanted, runtime, is_input=argument == "inputs")
+        ports = _ports({"inputs": inputs, "outputs": outputs, "scratch": scratch}, runtime)
+        host_ports = {name: port for name, port in ports.items() if name not in (scratch or ())}
         function = PipelineFunction(
             fn, ports, outputs_named=outputs is not None, warmups=warmups, runtime=runtime
         )
-        chosen = choose_copies(copies, sum(port.nbytes for port in ports.values()))
+        chosen = choose_copies(copies, sum(port.nbytes for port in host_ports.values()))
         with ExitStack() as unfinished:
             for _ in range(slots):
-                slot = PipelineSlot(function, list(ports.values()), chosen, runtime)
+                slot = PipelineSlot(function, ports, set(host_ports), chosen, runtime)
                 unfinished.callback(slot.close)
                 self._slots.append(slot)
             unfinished.pop_all()
@@ -397,6 +391,21 @@ class RequestSlot:
         self._slot = None
         self._give_back(slot)
         return request
+
+
+def _ports(groups: Mapping[str, Any], runtime: Runtime) -> dict[str, HostPort]:
+    """Return the ports of all arrays that the function is given, by name."""
+    ports: dict[str, HostPort] = {}
+    for argument, named in groups.items():
+        if named is None and argument != "inputs":
+            continue
+        if not isinstance(named, Mapping) or not named:
+            raise TypeError(f"{argument}: expected names with shapes and dtypes, came {named!r}")
+        for name, wanted in named.items():
+            if name in _TAKEN or name in ports:
+                raise ValueError(f"{argument}: expected another name than {name!r}, came it")
+            ports[name] = port_of(name, wanted, runtime, is_input=argument == "inputs")
+    return ports
 
 
 def _check_count(value: object, argument: str, least: int) -> None:

@@ -30,7 +30,7 @@ class PipelineFunction:
     Args:
         fn: launches work on the current stream, which is captured; with a parameter ``graph`` it
             adds nodes to that graph instead.
-        ports: the inputs, and the outputs where they are named.
+        ports: the inputs, the outputs where they are named, and what it works in.
         outputs_named: whether outputs are among the ports; else the function returns them.
         warmups: eager runs before a capture.
         runtime: the pipeline's runtime.

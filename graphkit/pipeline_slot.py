@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -38,7 +38,8 @@ class PipelineSlot:
 
     Args:
         function: what the requests do.
-        ports: the inputs, then the outputs where they are known beforehand.
+        ports: all arrays that the function is given, by name.
+        copied: which of them are inputs, or outputs that are known beforehand.
         copies: who copies.
         runtime: the pipeline's runtime.
 
@@ -60,7 +61,8 @@ class PipelineSlot:
     def __init__(
         self,
         function: PipelineFunction,
-        ports: Sequence[HostPort],
+        ports: Mapping[str, HostPort],
+        copied: Container[str],
         copies: Copies,
         runtime: Runtime,
     ) -> None:
@@ -77,13 +79,15 @@ class PipelineSlot:
             self._cleanup.callback(self._stream.close)
             self._memory = PrivateMemory(runtime=runtime)
             self._cleanup.callback(self._memory.close)
-            arrays = {port.name: _device_array(port, runtime) for port in ports}
+            arrays = {name: _device_array(port, runtime) for name, port in ports.items()}
             self._graph, returned = function.graph(arrays, self._stream, self._memory)
             self._cleanup.callback(self._graph.close)
+            self.ports = {name: port for name, port in ports.items() if name in copied}
             fetched = returned or {
-                port.name: (port, arrays[port.name].ptr) for port in ports if not port.is_input
+                name: (port, arrays[name].ptr)
+                for name, port in self.ports.items()
+                if not port.is_input
             }
-            self.ports = {port.name: port for port in ports}
             self.ports.update({name: port for name, (port, _) in fetched.items()})
             self.inputs = {p.name: p.empty() for p in self.ports.values() if p.is_input}
             self.outputs = {p.name: p.empty() for p in self.ports.values() if not p.is_input}

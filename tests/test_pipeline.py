@@ -165,6 +165,24 @@ def test_a_function_may_return_its_outputs(runtime, named):
             np.testing.assert_array_equal(y, x + 3)
 
 
+def test_each_slot_has_scratch_memory_of_its_own(runtime):
+    seen = []
+
+    def add_six(x, y, between, stream):
+        add_three(x, between, stream)
+        add_three(between, y, stream)
+        seen.append(between.ptr)
+
+    scratch = {"between": FLOATS}
+    xs = numbered(5)
+    with Pipeline(add_six, {"x": FLOATS}, {"y": FLOATS}, scratch=scratch, slots=3) as pipeline:
+        for x, y in zip(xs, pipeline.map(xs), strict=True):
+            np.testing.assert_array_equal(y, x + 6)
+        with pytest.raises(TypeError, match=r"^between: expected one of x, y, came an unknown"):
+            pipeline.submit(x=xs[0], between=xs[1])
+    assert len(set(seen)) == 3
+
+
 def test_a_function_that_launches_nothing_hands_on_what_is_there(runtime):
     def returns(x):
         return x

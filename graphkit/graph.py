@@ -20,6 +20,7 @@ from graphkit.conditional import (
     check_default,
 )
 from graphkit.device_array import DeviceArray
+from graphkit.errors import CudaError
 from graphkit.graph_exec import GraphExec, check_graph, check_kernel
 from graphkit.kernel import Kernel
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
@@ -38,6 +39,7 @@ from graphkit.params import Args
 from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
+    CaptureStatus,
     ConditionalHandleFlags,
     ConditionalNodeParams,
     ConditionalNodeType,
@@ -55,6 +57,7 @@ from graphkit.runtime.protocol import (
     NodeType,
     Runtime,
 )
+from graphkit.statuses import StatusCode
 from graphkit.stream import Event, HostCallback, event_handle, host_callback
 from graphkit.turn import Turn
 
@@ -262,6 +265,8 @@ class Graph:
         attributes = list(launch_attributes(grid, cluster, bool(cooperative), priority))
         if cooperative is False:
             attributes.append(LaunchAttribute(LaunchAttributeID.COOPERATIVE, (0,)))
+        # Last what CUDA may refuse, so that nothing but flags and numbers is ever put back.
+        attributes.sort(key=lambda item: item.id is LaunchAttributeID.CLUSTER_DIMENSION)
         with self._turn:
             before = [
                 runtime.graph_kernel_node_get_attribute(node.ptr, attribute.id)
@@ -468,7 +473,7 @@ class Graph:
         """
         value = 0 if default is None else check_default(default)
         flags = ConditionalHandleFlags(default is not None)
-        made = self.runtime.graph_conditional_handle_create(self.ptr, value, flags)
+        made = self.runtime.graph_conditional_handle_create(self._place()[0], value, flags)
         handle = ConditionalHandle.of(made, self.handle)
         self.conditionals.handles.append(handle)
         return handle
@@ -491,7 +496,7 @@ class Graph:
         Args:
             flag: a device array of one int32 or uint32, which the body changes; or a handle from
                 :meth:`conditional_handle`, which a kernel in the body sets, and nothing is added.
-            deps: nodes this one waits for.
+            deps: nodes this one waits for; in a capture none, since the stream's order says it.
 
         Raises:
             TypeError: a host array, another dtype, or no array.
@@ -564,15 +569,22 @@ class Graph:
         given: Callable[[tuple[Graph, ...]], Any],
     ) -> Conditional[Any]:
         before = self._dependencies(deps)
-        graph = self.ptr
+        graph, captured = self._place()
+        if captured is not None:
+            if before:
+                raise ValueError("deps: expected none, since a capture knows them, came some")
+            before = captured
         check_condition(condition, argument, self.handle)
         setter, flag = None, None
         if isinstance(condition, ConditionalHandle):
             handle = condition
         else:
             handle, flag = self.conditional_handle(), condition
-            ahead = [self._nodes[ptr] for ptr in before]
-            setter = self.add_kernel_node(SET_CONDITIONAL, 1, 1, (handle, flag), deps=ahead)
+            if captured is None:
+                ahead = [self._nodes[ptr] for ptr in before]
+                setter = self.add_kernel_node(SET_CONDITIONAL, 1, 1, (handle, flag), deps=ahead)
+            else:
+                setter = self._capture_setter(graph, before, handle, flag)
             before = (setter.ptr,)
         params = ConditionalNodeParams(int(handle), type_, size)
         with self._turn:
@@ -583,6 +595,8 @@ class Graph:
                     self.runtime.graph_destroy_node(setter.ptr)
                     del self._nodes[setter.ptr]
                 raise
+            if self.captured_on is not None:
+                self.runtime.stream_update_capture_dependencies(self.captured_on, (ptr,))
             node = handle.node = self._keep(ptr, NodeType.CONDITIONAL, handle)
             bodies = tuple(self._body(value, node) for value in made)
             self.owners.extend(body.owners for body in bodies)
@@ -590,11 +604,38 @@ class Graph:
             self.conditionals.nodes[ptr] = added
         return added
 
+    def _place(self) -> tuple[int, Sequence[int] | None]:
+        """Return the cudaGraph_t and, in a capture, what its next node comes behind."""
+        if self.captured_on is None:
+            return self.ptr, None
+        info = self.runtime.stream_get_capture_info(self.captured_on)
+        if info.status is not CaptureStatus.ACTIVE:
+            code = int(StatusCode.CAPTURE_INVALIDATED)
+            raise CudaError("cudaStreamGetCaptureInfo", code, "the capture has failed")
+        return info.graph, info.dependencies
+
+    def _capture_setter(
+        self, graph: int, before: Sequence[int], handle: ConditionalHandle, flag: object
+    ) -> Node:
+        kernel_params, owners = SET_CONDITIONAL.pack((handle, flag))
+        one = (1, 1, 1)
+        params = KernelNodeParams(
+            SET_CONDITIONAL.function(self.runtime), one, one, 0, kernel_params
+        )
+        with self._turn:
+            ptr = self.runtime.graph_add_kernel_node(graph, before, params)
+            self._kernels.add(SET_CONDITIONAL)
+            return self._keep(ptr, NodeType.KERNEL, owners)
+
     def _body(self, value: int, node: Node) -> Graph:
         """Wrap a graph that CUDA made for a conditional node, and destroys with it."""
         body = Graph.of_handle(Handle(self.runtime, "graph", value, None, self.handle))
         body.holder = node
         body.conditionals.in_body = True
+        if self.captured_on is not None:
+            body.conditionals.captured = (self.handle, self.captured_on)
+        else:
+            body.conditionals.captured = self.conditionals.captured
         body._clusters = {}
         body._execs = self._execs  # an exec of this graph is one of its bodies, too
         return body
@@ -662,8 +703,8 @@ class Graph:
         return node
 
     def _dependencies(self, deps: Node | Iterable[Node]) -> Sequence[int]:
-        if self.conditionals.ended:
-            self.conditionals.refuse_ended()
+        if self.conditionals.guarded:
+            self.conditionals.refuse_add()
         if isinstance(deps, Node):
             if deps.graph_handle is not self.handle or deps.ptr not in self._nodes:
                 self._check(deps, "deps")

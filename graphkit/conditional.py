@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 
 from graphkit.arrays import device_pointer, is_array
+from graphkit.errors import CudaError
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.lifetime import Handle
 from graphkit.node import Node
-from graphkit.runtime.protocol import ConditionalNodeType, NodeType
+from graphkit.runtime.protocol import CaptureStatus, ConditionalNodeType, NodeType
+from graphkit.statuses import StatusCode
 
 if TYPE_CHECKING:
     from graphkit.graph import Graph
@@ -135,6 +137,9 @@ class Conditional(Generic[Bodies]):
         if exc is not None:
             self._missing = f"its with block raised {type(exc).__name__}"
             return
+        if self.bodies[0].conditionals.capture_failed():
+            self._missing = "the capture around it failed"  # and says so itself when it ends
+            return
         if self._flag is not None:
             self._append_setter(self.bodies[0])
         self._missing = ""
@@ -184,23 +189,42 @@ class Conditionals:
         handles: every handle made for the graph.
         in_body: whether the graph is the body of a conditional node, or inside of one.
         ended: whether it is a body that no node may be added to any more.
+        captured: of a body inside of a captured graph, that graph and the stream.
     """
 
-    __slots__ = ("ended", "handles", "in_body", "nodes")
+    __slots__ = ("captured", "ended", "handles", "in_body", "nodes")
 
     def __init__(self) -> None:
         self.nodes: dict[int, Conditional[object]] = {}
         self.handles: list[ConditionalHandle] = []
         self.in_body = False
         self.ended = False
+        self.captured: tuple[Handle, int] | None = None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether :meth:`refuse_add` has anything to look at."""
+        return self.ended or self.captured is not None
+
+    def capture_failed(self) -> bool:
+        """Return whether the capture around a body is dead, and CUDA destroys the body with it."""
+        if self.captured is None:
+            return False
+        graph, stream = self.captured
+        if not graph.closed:  # its capture has ended well
+            return False
+        return graph.runtime.stream_is_capturing(stream) is not CaptureStatus.ACTIVE
 
     def bodies(self) -> Iterator[Graph]:
         """Yield the bodies of all nodes."""
         for conditional in self.nodes.values():
             yield from conditional.bodies
 
-    def refuse_ended(self) -> None:
-        """Refuse to add behind the last node of a loop's body."""
+    def refuse_add(self) -> None:
+        """Refuse to add behind the last node of a loop's body, or to a body that is gone."""
+        if self.capture_failed():
+            code = int(StatusCode.CAPTURE_INVALIDATED)
+            raise CudaError("cuGraphAddNode", code, "the capture around this body has failed")
         if self.ended:
             raise ValueError(
                 "graph: expected a body whose with block has not ended, came one that has: behind "

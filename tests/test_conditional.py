@@ -327,6 +327,93 @@ def test_a_default_holds_once_a_launch_also_in_a_body(graph, counter, stream):
     assert read(counter) == 1
 
 
+# --- captures ------------------------------------------------------------------------------------
+
+
+def test_a_loop_in_a_capture(stream, counter):
+    flag, before, behind = gk.zeros(1, np.int32), gk.zeros(1, np.int32), gk.zeros(1, np.int32)
+    with gk.capture(stream) as graph:
+        STEP(1, 1, (before, flag, 2), stream=stream)
+        loop = graph.while_(flag)
+        with loop as body:
+            body.add_kernel_node(STEP, 1, 1, (counter, flag, 4))
+        INCREMENT(1, 1, (behind, 7), stream=stream)
+    kinds = [node.type.name for node in graph.nodes]
+    assert kinds == ["KERNEL", "KERNEL", "CONDITIONAL", "KERNEL"]
+    assert graph.nodes[2] is loop.node
+    assert [(edge.from_node.type.name, edge.to_node.type.name) for edge in graph.edges].count(
+        ("CONDITIONAL", "KERNEL")
+    ) == 1
+    assert len(graph.edges) == 3
+    run(graph, stream)
+    assert [read(array) for array in (before, counter, behind)] == [1, 4, 7]
+
+
+def test_nested_branches_in_a_capture(stream, counter):
+    flag = integer(1)
+    with gk.capture(stream) as graph:
+        handle = graph.conditional_handle()
+        SET_HANDLE(1, 1, (handle, 1), stream=stream)
+        with graph.switch(handle, 2) as bodies, bodies[1].if_(flag) as inner:
+            add(inner, counter, 3)
+    run(graph, stream, times=2)
+    assert read(counter) == 6
+
+
+def test_a_capture_says_what_comes_first(stream, counter):
+    flag = integer(1)
+    with gk.capture(stream) as graph:
+        INCREMENT(1, 1, (counter, 1), stream=stream)
+        outside = gk.Graph().add_empty_node()
+        with pytest.raises(ValueError, match="deps: expected"):
+            graph.if_(flag, deps=outside)
+        with pytest.raises(TypeError, match="flag: expected an array in device memory"):
+            graph.if_(np.ones(1, np.int32))
+    assert len(graph.nodes) == 1
+    run(graph, stream)
+    assert read(counter) == 1
+
+
+def test_a_capture_that_fails_takes_its_bodies_with_it(stream, counter):
+    flag, bodies = integer(1), []
+
+    def fail():
+        with gk.capture(stream) as graph:
+            with graph.while_(flag) as body:
+                bodies.append(body)
+                add(body, counter)
+                with pytest.raises(gk.CudaError):
+                    stream.synchronize()
+                with pytest.raises(gk.CudaError, match="capture around this body has failed"):
+                    add(body, counter)
+            with pytest.raises(gk.CudaError, match="the capture has failed"):
+                graph.if_(flag)
+
+    with pytest.raises(gk.CaptureError):
+        fail()
+    with pytest.raises(ValueError, match="graph: expected a live graph"):
+        bodies[0].nodes  # noqa: B018
+    with gk.capture(stream) as graph, graph.if_(flag) as body:  # the stream works again
+        add(body, counter)
+    run(graph, stream)
+    assert read(counter) == 1
+
+
+def test_an_exception_in_a_captured_body_is_the_one_raised(stream, counter):
+    flag = integer(1)
+
+    def step():
+        with gk.capture(stream) as graph, graph.while_(flag) as body:
+            add(body, counter)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        step()
+    INCREMENT(1, 1, (counter, 1), stream=stream)
+    stream.synchronize()
+    assert read(counter) == 1
+
+
 # --- looking -------------------------------------------------------------------------------------
 
 

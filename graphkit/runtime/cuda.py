@@ -449,6 +449,9 @@ class CudaRuntime:
     def stream_get_capture_info(self, stream: int) -> CaptureInfo:
         return cuda_bindings.capture_info(stream)
 
+    def stream_update_capture_dependencies(self, stream: int, dependencies: Sequence[int]) -> None:
+        cuda_bindings.set_capture_dependencies(stream, dependencies)
+
     def thread_exchange_stream_capture_mode(self, mode: CaptureMode) -> CaptureMode:
         status, previous = cudart.cudaThreadExchangeStreamCaptureMode(mode)
         if status:

@@ -25,8 +25,10 @@ __all__ = [
     "node_list",
     "refuse",
     "runtime",
+    "set_capture_dependencies",
 ]
 
+_SET_CAPTURE_DEPENDENCIES = 1  # cudaStreamUpdateCaptureDependenciesFlags
 _Node: Any = runtime.cudaGraphNode_t
 
 
@@ -45,6 +47,9 @@ _remove_dependencies = _newest("cudaGraphRemoveDependencies_v2", "cudaGraphRemov
 _get_edges = _newest("cudaGraphGetEdges_v2", "cudaGraphGetEdges")
 #: (graph, dependencies, edge data, count, CUgraphNodeParams) -> (status, node)
 add_node = _newest("cuGraphAddNode_v2", "cuGraphAddNode", module=driver)
+_update_capture_dependencies = _newest(
+    "cudaStreamUpdateCaptureDependencies_v2", "cudaStreamUpdateCaptureDependencies"
+)
 _get_capture_info = _newest("cudaStreamGetCaptureInfo_v3", "cudaStreamGetCaptureInfo")
 
 
@@ -139,3 +144,12 @@ def capture_info(stream: int) -> CaptureInfo:
         # CUDA leaves the other outputs as they were.
         return CaptureInfo(state, 0, 0, ())
     return CaptureInfo(state, int(capture_id), int(graph), tuple(map(int, nodes or ())))
+
+
+def set_capture_dependencies(stream: int, dependencies: Sequence[int]) -> None:
+    """cudaStreamUpdateCaptureDependencies with cudaStreamSetCaptureDependencies."""
+    (status,) = _update_capture_dependencies(
+        stream, node_list(dependencies), None, len(dependencies), _SET_CAPTURE_DEPENDENCIES
+    )
+    if status:
+        refuse("cudaStreamUpdateCaptureDependencies", status)

@@ -117,13 +117,6 @@ class GraphCalls(StreamCalls):
                     alive.add(held.values)
         state.graph_memory.forget_dead(alive)
 
-    def _forget(self, graph: SimGraph) -> None:
-        del self.state.graphs[graph.handle]
-        for node in graph.nodes.values():
-            del self.state.nodes[node.handle]
-            for inside in node.inside:
-                self._forget(inside)
-
     @cuda_call("cudaGraphClone")
     def graph_clone(self, graph: int) -> int:
         found = self.state.graph(graph)

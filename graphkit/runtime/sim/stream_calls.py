@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from graphkit.errors import NotSimulated
 from graphkit.runtime.protocol import (
@@ -461,9 +461,15 @@ class StreamCalls(Calls):
 
     def _drop(self, capture: Capture) -> None:
         """Destroy the graph of a capture that failed."""
-        for handle in capture.graph.nodes:
-            del self.state.nodes[handle]
-        del self.state.graphs[capture.graph.handle]
+        self._forget(capture.graph)
+
+    def _forget(self, graph: SimGraph) -> None:
+        """Forget a graph with its nodes, and what is inside of those."""
+        del self.state.graphs[graph.handle]
+        for node in graph.nodes.values():
+            del self.state.nodes[node.handle]
+            for inside in node.inside:
+                self._forget(inside)
 
     def _unjoined(self, capture: Capture, origin: SimStream) -> list[SimNode]:
         joined = ancestors_of(capture.graph, capture.frontier[origin])
@@ -498,6 +504,17 @@ class StreamCalls(Calls):
             return CaptureInfo(capture.status, 0, 0, ())
         nodes = tuple(node.handle for node in capture.frontier.get(on, ()))
         return CaptureInfo(capture.status, capture.id, capture.graph.handle, nodes)
+
+    @cuda_call("cudaStreamUpdateCaptureDependencies")
+    def stream_update_capture_dependencies(self, stream: int, dependencies: Sequence[int]) -> None:
+        on = self.state.stream(stream)
+        capture = on.capture
+        if capture is None or capture.status is not CaptureStatus.ACTIVE:
+            raise Refused(Code.ILLEGAL_STATE, "the stream does not capture")
+        nodes = [self.state.node(handle) for handle in dependencies]
+        if any(node.graph is not capture.graph for node in nodes):
+            raise Refused(Code.INVALID_VALUE, "a dependency is no node of the captured graph")
+        capture.frontier[on] = nodes
 
     @cuda_call("cudaThreadExchangeStreamCaptureMode")
     def thread_exchange_stream_capture_mode(self, mode: CaptureMode) -> CaptureMode:

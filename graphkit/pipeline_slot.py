@@ -51,6 +51,7 @@ class PipelineSlot:
         signal: the number of the last request that is done is its first word, as the device wrote
             it.
         point: by name what moves an input or output to an address.
+        own: by name the address of the slot's own buffer.
         by_signal: whether work goes on while nobody asks CUDA: not on the simulator.
         launch: launches the exec on the slot's stream (cudaGraphLaunch).
         error: the last request that failed, and what it raised.
@@ -172,6 +173,8 @@ class PipelineSlot:
             ).move
         buffers = {**self.inputs, **self.outputs}
         self.own = {name: int(buffer.ctypes.data) for name, buffer in buffers.items()}
+        for name, address in self.own.items():
+            self.point[name](address)
 
     # --- requests --------------------------------------------------------------------------------
 

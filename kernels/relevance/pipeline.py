@@ -101,7 +101,8 @@ class RelevancePipeline:
 
     There is one exec for each image size and width of features, made by the first request of it
     (:meth:`warm` makes it beforehand). A request whose arrays lie elsewhere moves the nodes that
-    read them; none is copied.
+    read them; none is copied. (A :class:`graphkit.ExecPool` captures functions and copies what they
+    are given: it cannot take a graph that was built by hand.)
 
     Calls come from one thread at a time.
 
@@ -163,15 +164,25 @@ class RelevancePipeline:
         found.exec.upload(self.stream)
         return found
 
-    def launch_eagerly(self, image: object, features: object, query: object) -> Relevance:
-        """Launch the same kernels one by one on the pipeline's stream.
+    def launch_eagerly(
+        self, image: object, features: object, query: object, stream: object | None = None
+    ) -> Relevance:
+        """Launch the same kernels one by one.
+
+        This can be captured, once buffers for the image size are there: an
+        :class:`graphkit.ExecPool` takes it as its function, and gets a graph without branches.
+
+        Args:
+            image: as in a request.
+            features: as in a request.
+            query: as in a request.
+            stream: any framework's stream; the pipeline's by default.
 
         Raises:
             TypeError, ValueError: as a request would.
         """
-        launches = self.launches(image, features, query)
-        for entry in launches:
-            entry.launch.launch(self.stream)
+        for entry in self.launches(image, features, query):
+            entry.launch.launch(self.stream if stream is None else stream)
         made = self._buffers[PatchGrid.of(image, self.settings.patch)]
         return Relevance(made.indices, made.tokens, made.selected)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sample_kernels import ADD_SCALAR, INCREMENT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sample_kernels import ADD_SCALAR, AXPY, INCREMENT
 
 import graphkit as gk
 from graphkit.memory_nodes import free_async, trim_graph_memory
@@ -435,6 +437,72 @@ def test_a_closed_graph_takes_no_more(graph, x, out, stream):
         exe.launch(stream)
     exe.close()
     inner.free()
+
+
+# --- random programs -----------------------------------------------------------------------------
+
+
+class Temporary:
+    """One array inside of a graph: its value, and who must be done before it is freed."""
+
+    def __init__(self, graph, source, a):
+        self.alloc, self.array = graph.add_mem_alloc_node(N)
+        self.filled = add(graph, self.array, source.array, a, deps=(self.alloc, *source.filled_by))
+        source.users.append(self.filled)
+        self.users = [self.filled]
+        self.value = source.value + a
+
+    @property
+    def filled_by(self):
+        return (self.filled,)
+
+
+class Given(Temporary):
+    """An array that is there before the graph."""
+
+    def __init__(self, array, value):
+        self.array, self.value, self.users = array, value, []
+
+    filled_by = ()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 7), st.integers(1, 9)), min_size=1, max_size=10),
+    freed=st.integers(0, 2**10 - 1),
+    launches=st.integers(1, 3),
+)
+def test_random_programs(runtime, steps, freed, launches):
+    x, out = gk.asarray(np.arange(N, dtype=np.float32)), gk.zeros(N)
+    graph, stream = gk.Graph(), gk.Stream()
+    arrays = [Given(x, np.arange(N, dtype=np.float32))]
+    for source, a in steps:
+        arrays.append(Temporary(graph, arrays[source % len(arrays)], a))
+    total, last = np.zeros(N, np.float32), graph.add_memset_node(out, 0.0)
+    left = []
+    for place, made in enumerate(arrays[1:]):
+        deps = (last, made.filled)
+        last = graph.add_kernel_node(AXPY, 2, 32, (made.array, out, 1.0, N), deps=deps)
+        total += made.value
+        if freed >> place & 1:
+            graph.add_mem_free_node(made.array, deps=(last, *made.users))
+        else:
+            left.append(made)
+    with graph.instantiate(auto_free_on_launch=True) as exe:
+        for _ in range(launches):
+            exe.launch(stream)
+        stream.synchronize()
+    assert np.array_equal(out.get(), total)
+    assert [item.freed for item in graph.memory().allocations].count(False) == len(left)
+    for made in left:
+        assert np.array_equal(made.array.get(), made.value)
+        made.array.free()
+    graph.close()
+    stream.close()
+    x.free()
+    out.free()
 
 
 # --- what only the simulator tells ---------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sample_kernels import INCREMENT
 
 import graphkit as gk
@@ -132,6 +134,36 @@ def test_an_update_keeps_the_states(graph, counter, stream):
         assert value(exe, stream, counter) == 11
         exe.set_enabled(b=True)
         assert value(exe, stream, counter) == 1111
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    members=st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=4),
+    changes=st.lists(st.dictionaries(st.integers(0, 3), st.booleans(), max_size=3), max_size=6),
+)
+def test_random_switching(runtime, members, changes):
+    graph, stream, counter = gk.Graph(), gk.Stream(), gk.zeros(1, np.int32)
+    nodes = [add(graph, counter, 1)]
+    for place in range(1, 6):
+        nodes.append(add(graph, counter, 10**place, deps=nodes[-1]))
+    groups = {f"g{i}": sorted(places) for i, places in enumerate(members) if places}
+    for name, places in groups.items():
+        graph.group(name, [nodes[place] for place in places])
+    states = dict.fromkeys(groups, True)
+    with graph.instantiate() as exe:
+        for change in changes:
+            wanted = {f"g{i}": on for i, on in change.items() if f"g{i}" in groups}
+            exe.set_enabled(**wanted)
+            states |= wanted
+            assert exe.enabled == states
+            off = {place for name, on in states.items() if not on for place in groups[name]}
+            expected = sum(10**place for place in range(6) if place not in off)
+            assert value(exe, stream, counter) == expected
+    graph.close()
+    stream.close()
+    counter.free()
 
 
 # --- making groups -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Literal
 
@@ -10,7 +11,9 @@ from graphkit.capture_watch import Watch
 from graphkit.culprit import Culprit, caller_culprit, exception_culprit
 from graphkit.errors import CaptureError, CudaError
 from graphkit.graph import Graph
+from graphkit.graph_exec import check_graph
 from graphkit.lifetime import Handle, begin_capture, end_capture
+from graphkit.node import Node
 from graphkit.runtime.protocol import CaptureMode, Runtime
 from graphkit.statuses import StatusCode
 from graphkit.stream import runtime_of, stream_handle
@@ -39,6 +42,9 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             (cudaStreamIsCapturing), so that the error names the one that broke it. The body is
             slower by far; debuggers and profilers of this thread pause on Python 3.11.
         runtime: the runtime to use; the stream's, or the current one.
+        into: the body of a conditional node to capture into, instead of a graph of its own
+            (cudaStreamBeginCaptureToGraph). The graph around it must not be captured at that time.
+        deps: nodes of ``into`` that what is captured waits for.
 
     Attributes:
         failure: the CaptureError of the end, also where the body's own exception was raised in its
@@ -56,7 +62,12 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         *,
         debug: bool = False,
         runtime: Runtime | None = None,
+        into: Graph | None = None,
+        deps: Node | Iterable[Node] = (),
     ) -> None:
+        if into is not None:
+            check_graph(into, "into")
+            into.conditionals.refuse_capture()
         modes = {item.name.lower(): item for item in CaptureMode}
         if mode not in tuple(modes):  # a dict would want what came to be hashable
             raise ValueError(f"mode: expected one of {sorted(modes)}, came {mode!r}")
@@ -67,6 +78,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         self._stream_owner = stream  # alive until the capture has ended
         self._stream = stream_handle(stream)
         self._graph: Graph | None = None
+        self._into, self._deps = into, deps
         self._debug = debug
         self._watch: Watch | None = None
         self._handled = 0  # id of the exception that was being handled when the body began
@@ -77,15 +89,22 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             raise ValueError("capture: expected a fresh capture, came one that was entered before")
         runtime = self._runtime
         # Until the end there is no graph to own; the handle is filled in then.
-        self._graph = Graph.of_handle(Handle(runtime, "graph", 0, None))
+        made = Graph.of_handle(Handle(runtime, "graph", 0, None))
+        self._graph = made if self._into is None else self._into
         # Noted before it begins: a finalizer may run in between.
         begin_capture(self, runtime, 0, self._graph.owners)
         try:
-            runtime.stream_begin_capture(self._stream, self._mode)
+            if self._into is None:
+                runtime.stream_begin_capture(self._stream, self._mode)
+            else:
+                self._into.begin_capture(self._stream, self._mode, self._deps)
             capture_id = runtime.stream_get_capture_info(self._stream).id
         except CudaError as error:
             end_capture(self)
             raise CaptureError(error.call, error.code, error.detail) from error
+        except BaseException:  # what is refused before CUDA is called
+            end_capture(self)
+            raise
         self._graph.captured_on = self._stream
         begin_capture(self, runtime, capture_id, self._graph.owners)
         self._handled = id(sys.exception())
@@ -107,7 +126,8 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         culprit = None if self._watch is None else self._watch.finish()
         try:
             value = runtime.stream_end_capture(self._stream)
-            self._graph.handle.fill(value, runtime.graph_destroy)
+            if self._into is None:
+                self._graph.handle.fill(value, runtime.graph_destroy)
         except CudaError as error:
             if culprit is None:
                 culprit = self._culprit(error.code, exc)
@@ -117,7 +137,9 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         finally:
             self._graph.captured_on = None
             end_capture(self)
-        if exc is not None or failure is not None:
+        if self._into is not None:
+            self._into.conditionals.failed |= exc is not None or failure is not None
+        elif exc is not None or failure is not None:
             # A body that raised leaves a valid, partial graph. It is closed, not destroyed at
             # once: another capture may be live.
             self._graph.close()

@@ -190,9 +190,10 @@ class Conditionals:
         in_body: whether the graph is the body of a conditional node, or inside of one.
         ended: whether it is a body that no node may be added to any more.
         captured: of a body inside of a captured graph, that graph and the stream.
+        failed: whether a capture into this body failed, so that nobody knows what is in it.
     """
 
-    __slots__ = ("captured", "ended", "handles", "in_body", "nodes")
+    __slots__ = ("captured", "ended", "failed", "handles", "in_body", "nodes")
 
     def __init__(self) -> None:
         self.nodes: dict[int, Conditional[object]] = {}
@@ -200,6 +201,7 @@ class Conditionals:
         self.in_body = False
         self.ended = False
         self.captured: tuple[Handle, int] | None = None
+        self.failed = False
 
     @property
     def guarded(self) -> bool:
@@ -261,7 +263,22 @@ class Conditionals:
                 f"nodes have one at a time, came one with {live[0]!r}; close that first"
             )
 
+    def refuse_capture(self) -> None:
+        """Refuse to capture into what is no body, or is in a capture that may die."""
+        if not self.in_body:
+            raise ValueError(
+                "into: expected the body of a conditional node, came a graph of its own; without "
+                "into, a capture makes one"
+            )
+        if self.captured is not None and self.captured[0].closed:
+            raise ValueError(
+                "into: expected a body that no live capture is around, since CUDA crashes when "
+                "the inner capture dies, came one; add its nodes by hand"
+            )
+
     def _refuse_incomplete(self) -> None:
+        if self.failed:
+            raise ValueError("graph: expected complete bodies, came one whose capture failed")
         for handle in self.handles:
             if handle.node is None:
                 raise ValueError(

@@ -39,6 +39,7 @@ from graphkit.params import Args
 from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
+    CaptureMode,
     CaptureStatus,
     ConditionalHandleFlags,
     ConditionalNodeParams,
@@ -613,6 +614,13 @@ class Graph:
             code = int(StatusCode.CAPTURE_INVALIDATED)
             raise CudaError("cudaStreamGetCaptureInfo", code, "the capture has failed")
         return info.graph, info.dependencies
+
+    def begin_capture(self, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
+        """Let a stream capture into this body (cudaStreamBeginCaptureToGraph). For a capture."""
+        self.conditionals.refuse_capture()
+        before = self._dependencies(deps)
+        self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
+        self._clusters = None  # what is captured may have some
 
     def _capture_setter(
         self, graph: int, before: Sequence[int], handle: ConditionalHandle, flag: object

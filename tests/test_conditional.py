@@ -414,6 +414,86 @@ def test_an_exception_in_a_captured_body_is_the_one_raised(stream, counter):
     assert read(counter) == 1
 
 
+def test_a_body_is_captured(graph, stream, counter):
+    flag, other = integer(1), gk.zeros(1, np.int32)
+    with graph.while_(flag) as body:
+        first = add(body, other)
+        with gk.capture(stream, into=body, deps=first) as same:
+            INCREMENT(1, 1, (other, 1), stream=stream)
+            gk.memcpy_async(counter, other, stream)
+            STEP(1, 1, (counter, flag, 6), stream=stream)
+        assert same is body
+        nodes = body.nodes
+        assert nodes[0] is first
+        assert [node.type.name for node in nodes] == ["KERNEL", "KERNEL", "MEMCPY", "KERNEL"]
+        assert len(body.edges) == 3
+    exe = graph.instantiate()
+    exe.launch(stream)
+    stream.synchronize()
+    assert [read(array) for array in (other, counter)] == [6, 7]
+    step = nodes[3]
+    exe.set_kernel_node_params(step, args={"limit": 1})
+    PUT(1, 1, (flag.ptr, 1), stream=stream)
+    exe.launch(stream)
+    stream.synchronize()
+    assert [read(array) for array in (other, counter)] == [8, 9]
+
+
+def test_operands_captured_into_a_body_live_on(graph, stream, counter):
+    value = integer(5)
+    held = weakref.ref(value)
+    with graph.if_(integer(1)) as body, gk.capture(stream, into=body):
+        gk.memcpy_async(counter, value, stream)
+    del value
+    gc.collect()
+    assert held() is not None
+    run(graph, stream)
+    assert read(counter) == 5
+
+
+def test_what_is_captured_into_is_a_body_outside_of_captures(graph, stream, counter):
+    with pytest.raises(ValueError, match="into: expected the body of a conditional node"):
+        gk.capture(stream, into=graph)
+    with pytest.raises(TypeError, match="into: expected a Graph, came int"):
+        gk.capture(stream, into=5)
+    other, outside = gk.Stream(), graph.add_empty_node()
+    body = graph.if_(integer(1)).bodies[0]
+    with pytest.raises(ValueError, match="deps: expected a node of this graph"):
+        gk.capture(stream, into=body, deps=outside).__enter__()
+    flag = integer(1)
+    refused = pytest.raises(ValueError, match="into: expected a body that no live capture is aro")
+    with gk.capture(stream) as around, around.if_(flag) as inside, refused:
+        gk.capture(other, into=inside)
+    run(graph, stream)
+    run(around, stream)
+    other.close()
+
+
+def test_a_failed_capture_into_a_body_leaves_a_graph_that_is_not_launched(graph, stream, counter):
+    def fail():
+        with graph.if_(integer(1)) as body, gk.capture(stream, into=body):
+            INCREMENT(1, 1, (counter, 1), stream=stream)
+            raise ZeroDivisionError
+
+    def die():
+        with body, gk.capture(stream, into=body.bodies[0]):
+            stream.synchronize()
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(ValueError, match="its with block raised ZeroDivisionError"):
+        graph.instantiate()
+    other = gk.Graph()
+    body = other.if_(integer(1))
+    with pytest.raises(gk.CudaError):
+        die()
+    with pytest.raises(ValueError, match="graph: expected"):
+        other.instantiate()
+    INCREMENT(1, 1, (counter, 1), stream=stream)
+    stream.synchronize()
+    assert read(counter) == 1
+
+
 # --- looking -------------------------------------------------------------------------------------
 
 

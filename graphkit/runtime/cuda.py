@@ -434,6 +434,20 @@ class CudaRuntime:
         if status:
             refuse("cudaStreamBeginCapture", status)
 
+    def stream_begin_capture_to_graph(
+        self, stream: int, graph: int, dependencies: Sequence[int], mode: CaptureMode
+    ) -> None:
+        (status,) = cudart.cudaStreamBeginCaptureToGraph(
+            stream,
+            graph,
+            node_list(dependencies),
+            None,
+            len(dependencies),
+            cudart.cudaStreamCaptureMode(int(mode)),
+        )
+        if status:
+            refuse("cudaStreamBeginCaptureToGraph", status)
+
     def stream_end_capture(self, stream: int) -> int:
         status, graph = cudart.cudaStreamEndCapture(stream)
         if status:

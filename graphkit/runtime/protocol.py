@@ -474,6 +474,9 @@ class Runtime(Protocol):
 
     # capture
     def stream_begin_capture(self, stream: int, mode: CaptureMode) -> None: ...
+    def stream_begin_capture_to_graph(
+        self, stream: int, graph: int, dependencies: Sequence[int], mode: CaptureMode
+    ) -> None: ...
     def stream_end_capture(self, stream: int) -> int:
         """Return the captured graph."""
         ...

@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Capture:
-    """One live capture: the graph it makes and the streams that are in it."""
+    """One live capture: the graph it makes and the streams that are in it.
+
+    ``into`` says that the graph was there before, and stays whatever happens.
+    """
 
     id: int
     graph: SimGraph
@@ -36,6 +39,7 @@ class Capture:
     thread: int
     status: CaptureStatus = CaptureStatus.ACTIVE
     frontier: dict[SimStream, list[SimNode]] = field(default_factory=dict)
+    into: bool = False
 
 
 @dataclass(eq=False)

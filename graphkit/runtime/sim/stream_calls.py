@@ -28,7 +28,14 @@ from graphkit.runtime.sim.extents import check_copy, check_fill
 from graphkit.runtime.sim.functions import check_dimensions, read_arguments
 from graphkit.runtime.sim.launch_limits import check_cluster, check_cooperative
 from graphkit.runtime.sim.memory import host_bytes
-from graphkit.runtime.sim.model import KernelValues, SimGraph, SimNode, Values, ancestors_of
+from graphkit.runtime.sim.model import (
+    KernelValues,
+    SimGraph,
+    SimNode,
+    Values,
+    ancestors_of,
+    check_body,
+)
 from graphkit.runtime.sim.refusal import Code, Refused
 from graphkit.runtime.sim.state import Calls, Capture, SimEvent, SimStream, cuda_call
 from graphkit.runtime.sim.work import Submission, Work
@@ -302,6 +309,12 @@ class StreamCalls(Calls):
         if capture is None:
             return None
         self._refuse_invalidated(capture)
+        if capture.graph.in_body():
+            try:
+                check_body(type_)
+            except Refused:
+                capture.status = CaptureStatus.INVALIDATED
+                raise
         attributes = dict(attributes or {})
         serialization = LaunchAttributeID.PROGRAMMATIC_STREAM_SERIALIZATION
         programmatic = bool(attributes.pop(serialization, (0,))[0])
@@ -421,18 +434,38 @@ class StreamCalls(Calls):
 
     @cuda_call("cudaStreamBeginCapture")
     def stream_begin_capture(self, stream: int, mode: CaptureMode) -> None:
+        on = self._fit_to_capture(stream)
+        graph = SimGraph(self.state.new_handle("graph"))
+        self.state.graphs[graph.handle] = graph
+        self._begin_capture(on, graph, [], mode, into=False)
+
+    @cuda_call("cudaStreamBeginCaptureToGraph")
+    def stream_begin_capture_to_graph(
+        self, stream: int, graph: int, dependencies: Sequence[int], mode: CaptureMode
+    ) -> None:
+        on, found = self._fit_to_capture(stream), self.state.graph(graph)
+        nodes = [self.state.node(handle) for handle in dependencies]
+        if any(node.graph is not found for node in nodes):
+            raise Refused(Code.INVALID_VALUE, "a dependency is a node of another graph")
+        self._begin_capture(on, found, nodes, mode, into=True)
+
+    def _fit_to_capture(self, stream: int) -> SimStream:
         on = self.state.stream(stream)
         if on.handle == 0:
             raise Refused(Code.CAPTURE_UNSUPPORTED, "the legacy stream cannot capture")
         if on.capture is not None:
             raise Refused(Code.ILLEGAL_STATE, "the stream captures already")
-        graph = SimGraph(self.state.new_handle("graph"))
-        self.state.graphs[graph.handle] = graph
-        capture = Capture(
-            graph.handle, graph, CaptureMode(mode), on, threading.get_ident(), frontier={on: []}
+        return on
+
+    def _begin_capture(
+        self, on: SimStream, graph: SimGraph, nodes: list[SimNode], mode: CaptureMode, *, into: bool
+    ) -> None:
+        number = self.state.new_handle("graph")
+        me = threading.get_ident()
+        on.capture = Capture(
+            number, graph, CaptureMode(mode), on, me, frontier={on: nodes}, into=into
         )
-        on.capture = capture
-        self.state.captures.append(capture)
+        self.state.captures.append(on.capture)
 
     @cuda_call("cudaStreamEndCapture")
     def stream_end_capture(self, stream: int) -> int:
@@ -460,8 +493,9 @@ class StreamCalls(Calls):
         return capture.graph.handle
 
     def _drop(self, capture: Capture) -> None:
-        """Destroy the graph of a capture that failed."""
-        self._forget(capture.graph)
+        """Destroy the graph that a capture which failed has made."""
+        if not capture.into:
+            self._forget(capture.graph)
 
     def _forget(self, graph: SimGraph) -> None:
         """Forget a graph with its nodes, and what is inside of those."""

@@ -9,6 +9,15 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import DTypeLike
 
+from graphkit.accesses import (
+    Access,
+    Declared,
+    copy_accesses,
+    declared_accesses,
+    fill_accesses,
+    freed_accesses,
+    kernel_accesses,
+)
 from graphkit.conditional import (
     SET_CONDITIONAL,
     Conditional,
@@ -19,6 +28,7 @@ from graphkit.conditional import (
     check_condition,
     check_default,
 )
+from graphkit.derived_edges import DerivedEdges, check_edges, refuse_removal
 from graphkit.device_array import DeviceArray
 from graphkit.errors import CudaError
 from graphkit.graph_exec import GraphExec, check_graph, check_kernel
@@ -36,6 +46,7 @@ from graphkit.node import (
 )
 from graphkit.node_groups import NodeGroup, NodeGroups, check_name
 from graphkit.params import Args
+from graphkit.races import Race, accesses_of, find_races
 from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
@@ -74,13 +85,33 @@ class Graph:
     A graph built by hand starts empty (cudaGraphCreate); :func:`graphkit.capture` and
     :meth:`adopt` give graphs with nodes in them. It keeps alive what its nodes point at.
 
+    With ``edges="derived"`` nodes wait for what they must and for nothing else: a node that reads
+    bytes waits for the one that wrote them last, a node that writes them also for those that read
+    them since, in the order of adding. What is behind a ``const T*`` is read, what is behind any
+    other pointer is read and written, each array from its first to its last byte; ``reads=`` and
+    ``writes=`` say it more precisely, and must say it where it cannot be known. ``deps=`` and
+    :meth:`add_dependency` order further nodes. No edge is added that others imply; programmatic
+    edges come from :meth:`add_dependency` alone, and take the place of derived ones. Empty nodes
+    and event nodes touch nothing. Edges stay what they are when an exec is given other arguments:
+    :meth:`GraphExec.check_races` looks whether they still suffice.
+
     Args:
+        edges: ``"given"`` for the edges that are asked for, ``"derived"`` for those that follow
+            from what each node reads and writes.
         runtime: the runtime to use; the current one by default.
     """
 
-    def __init__(self, *, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        edges: Literal["given", "derived"] = "given",
+        runtime: Runtime | None = None,
+    ) -> None:
+        derived = check_edges(edges)
         runtime = runtime or current()
         self._setup(Handle(runtime, "graph", runtime.graph_create(), runtime.graph_destroy), {})
+        if derived:
+            self.derived = DerivedEdges()
 
     def _setup(self, handle: Handle, clusters: dict[tuple[int, ...], Dim3] | None = None) -> None:
         self.runtime: Runtime = handle.runtime
@@ -99,6 +130,12 @@ class Graph:
         # The stream whose capture fills this graph, while that is live.
         self.captured_on: int | None = None
         self.conditionals = Conditionals()
+        # None where edges are given.
+        self.derived: DerivedEdges | None = None
+        # What nodes touch, where it was declared or edges are derived from it, and what they were
+        # given; by cudaGraphNode_t.
+        self.touched: dict[int, Sequence[Access]] = {}
+        self.operands: dict[int, object] = {}
         # The child graph node or conditional node that this graph is inside of.
         self.holder: Node | None = None
         self._turn = Turn()
@@ -173,6 +210,8 @@ class Graph:
         cluster: int | Sequence[int] | None = None,
         cooperative: bool = False,
         priority: int | None = None,
+        reads: Declared = None,
+        writes: Declared = None,
     ) -> Node:
         """Add a kernel node (cuGraphAddKernelNode).
 
@@ -189,6 +228,9 @@ class Graph:
             cooperative: whether all blocks must run at once, for a grid-wide barrier.
             priority: priority of the node, for ``instantiate(use_node_priority=True)``; smaller
                 is more urgent.
+            reads: what it only reads, names of arguments and arrays; for derived edges and
+                :meth:`check_races`, in place of what the signature says of these arguments.
+            writes: what it writes, likewise; an array may be the part of an argument.
 
         Raises:
             TypeError: an argument too many, too few, or of the wrong type or size.
@@ -200,6 +242,9 @@ class Graph:
         dependencies = self._dependencies(deps)
         graph = self.handle.value or self.ptr
         kernel_params, owners = kernel.pack(args)
+        accesses = None
+        if self.derived is not None or reads is not None or writes is not None:
+            accesses = kernel_accesses(kernel.parameters, owners, reads, writes)
         params = KernelNodeParams(
             kernel.function(runtime),
             dim3(grid, "grid"),
@@ -212,6 +257,7 @@ class Graph:
         if attributes and self.memory_nodes.present:
             self._try_attributes(params, attributes)
         with self._turn:
+            dependencies = self._order(dependencies, accesses)
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
             for attribute in attributes:
                 try:
@@ -222,7 +268,7 @@ class Graph:
             if cluster is not None:
                 self._clusters = None
             self._kernels.add(kernel)
-            return self._keep(ptr, NodeType.KERNEL, owners)
+            return self._keep(ptr, NodeType.KERNEL, owners, accesses)
 
     def _try_attributes(
         self, params: KernelNodeParams, attributes: Iterable[LaunchAttribute]
@@ -305,9 +351,11 @@ class Graph:
         """
         params = memcpy_params(dst, src, nbytes)
         before = self._dependencies(deps)
+        accesses = None if self.derived is None else copy_accesses(params)
         with self._turn:
+            before = self._order(before, accesses)
             ptr = self.runtime.graph_add_memcpy_node(self.ptr, before, params)
-            return self._keep(ptr, NodeType.MEMCPY, (dst, src))
+            return self._keep(ptr, NodeType.MEMCPY, (dst, src), accesses)
 
     def add_memset_node(
         self,
@@ -327,12 +375,19 @@ class Graph:
         """
         params = memset_params(dst, value, nbytes)
         before = self._dependencies(deps)
+        accesses = None if self.derived is None else fill_accesses(params)
         with self._turn:
+            before = self._order(before, accesses)
             ptr = self.runtime.graph_add_memset_node(self.ptr, before, params)
-            return self._keep(ptr, NodeType.MEMSET, dst)
+            return self._keep(ptr, NodeType.MEMSET, dst, accesses)
 
     def add_host_node(
-        self, fn: Callable[[], Any] | HostCallback, *, deps: Node | Iterable[Node] = ()
+        self,
+        fn: Callable[[], Any] | HostCallback,
+        *,
+        deps: Node | Iterable[Node] = (),
+        reads: Declared = None,
+        writes: Declared = None,
     ) -> Node:
         """Add a node that calls a Python function on the host (cudaGraphAddHostNode).
 
@@ -340,19 +395,33 @@ class Graph:
             fn: called without arguments, on a thread of CUDA's; it must not make CUDA calls. As a
                 :class:`graphkit.HostCallback` it can be asked later what it raised.
             deps: nodes this one waits for.
+            reads: arrays that it reads, for derived edges, which need this or ``writes``, and for
+                :meth:`check_races`; ``()`` says that it reads none.
+            writes: arrays that it writes, likewise.
+
+        Raises:
+            ValueError: neither ``reads`` nor ``writes`` in a graph with derived edges.
         """
         self.conditionals.refuse_kind(NodeType.HOST)
         callback = host_callback(fn)
         before = self._dependencies(deps)
+        accesses = self._declared(reads, writes)
+        if accesses is None and self.derived is not None:
+            raise ValueError(
+                "reads, writes: expected the arrays that fn touches, since edges are derived from "
+                "them, came neither; pass reads=() for none"
+            )
         with self._turn:
+            before = self._order(before, accesses)
             ptr = self.runtime.graph_add_host_node(self.ptr, before, callback.params)
-            return self._keep(ptr, NodeType.HOST, callback)
+            return self._keep(ptr, NodeType.HOST, callback, accesses)
 
     def add_event_record_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that records an event (cudaGraphAddEventRecordNode)."""
         self.conditionals.refuse_kind(NodeType.EVENT_RECORD)
         handle, before = event_handle(event), self._dependencies(deps)
         with self._turn:
+            before = self._order(before)
             ptr = self.runtime.graph_add_event_record_node(self.ptr, before, handle)
             return self._keep(ptr, NodeType.EVENT_RECORD, event)
 
@@ -361,13 +430,31 @@ class Graph:
         self.conditionals.refuse_kind(NodeType.EVENT_WAIT)
         handle, before = event_handle(event), self._dependencies(deps)
         with self._turn:
+            before = self._order(before)
             ptr = self.runtime.graph_add_event_wait_node(self.ptr, before, handle)
             return self._keep(ptr, NodeType.EVENT_WAIT, event)
 
-    def add_child_graph_node(self, child: Graph, *, deps: Node | Iterable[Node] = ()) -> Node:
+    def add_child_graph_node(
+        self,
+        child: Graph,
+        *,
+        deps: Node | Iterable[Node] = (),
+        reads: Declared = None,
+        writes: Declared = None,
+    ) -> Node:
         """Add a node that holds a copy of another graph (cudaGraphAddChildGraphNode).
 
         Later changes of ``child`` do not reach the copy; :meth:`child_graph` gives that.
+
+        Args:
+            child: the graph to copy.
+            deps: nodes this one waits for.
+            reads: arrays that the child's nodes read, in place of what is known of each node.
+            writes: arrays that they write, likewise; with one of the two given, both are all.
+
+        Raises:
+            ValueError: in a graph with derived edges, nodes of which it is not known what they
+                touch, unless it is declared.
         """
         check_graph(child, "child")
         child.conditionals.refuse_copy("child", "copies a child graph, and copies")
@@ -375,16 +462,21 @@ class Graph:
             check_body_graph(child, "child")
         child.memory_nodes.refuse("child", "CUDA copies a child graph, and copies none of these")
         before = self._dependencies(deps)
+        accesses = self._declared(reads, writes)
+        if accesses is None and self.derived is not None:
+            accesses = accesses_of(child, "child")
         with self._turn:
+            before = self._order(before, accesses)
             ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
             if child.clusters:
                 self._clusters = None
-            return self._keep(ptr, NodeType.GRAPH, tuple(child.owners))
+            return self._keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
 
     def add_empty_node(self, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that does nothing (cudaGraphAddEmptyNode): a place where edges meet."""
         before = self._dependencies(deps)
         with self._turn:
+            before = self._order(before)
             ptr = self.runtime.graph_add_empty_node(self.ptr, before)
             return self._keep(ptr, NodeType.EMPTY, None)
 
@@ -418,8 +510,14 @@ class Graph:
         self._refuse_memory_inside(NodeType.MEM_ALLOC)
         with self._turn:
             self.ptr  # noqa: B018 - refuses a closed graph
+            before = self._order(before)
             ptr, array = self.memory_nodes.allocate(before, shape, dtype)
-            return self._keep(ptr, NodeType.MEM_ALLOC, None), array
+            node = self._keep(ptr, NodeType.MEM_ALLOC, None)
+            if self.derived is not None:
+                # Its address is known only now.
+                self.touched[ptr] = declared_accesses(None, (array,))
+                self.derived.touch(self, ptr, self.touched[ptr])
+            return node, array
 
     def add_mem_free_node(
         self, array: DeviceArray | int, *, deps: Node | Iterable[Node] = ()
@@ -437,10 +535,12 @@ class Graph:
         """
         before = self._dependencies(deps)
         self._refuse_memory_inside(NodeType.MEM_FREE)
+        accesses = None if self.derived is None else freed_accesses(array)
         with self._turn:
             self.ptr  # noqa: B018 - refuses a closed graph
+            before = self._order(before, accesses)
             ptr = self.memory_nodes.free(before, array)
-            return self._keep(ptr, NodeType.MEM_FREE, array)
+            return self._keep(ptr, NodeType.MEM_FREE, array, accesses)
 
     def _refuse_memory_inside(self, type_: NodeType) -> None:
         self.conditionals.refuse_kind(type_)
@@ -589,10 +689,11 @@ class Graph:
             before = (setter.ptr,)
         params = ConditionalNodeParams(int(handle), type_, size)
         with self._turn:
+            before = self._order(before)
             try:
                 ptr, made = self.runtime.graph_add_conditional_node(graph, before, params)
             except BaseException:
-                if setter is not None:
+                if setter is not None and self.derived is None:
                     self.runtime.graph_destroy_node(setter.ptr)
                     del self._nodes[setter.ptr]
                 raise
@@ -603,6 +704,8 @@ class Graph:
             self.owners.extend(body.owners for body in bodies)
             added = Conditional(type_, node, bodies, handle, flag, given(bodies))
             self.conditionals.nodes[ptr] = added
+            if self.derived is not None:
+                self.derived.open(added)
         return added
 
     def _place(self) -> tuple[int, Sequence[int] | None]:
@@ -646,6 +749,8 @@ class Graph:
             body.conditionals.captured = self.conditionals.captured
         body._clusters = {}
         body._execs = self._execs  # an exec of this graph is one of its bodies, too
+        if self.derived is not None:
+            body.derived = DerivedEdges()
         return body
 
     def group(self, name: str, nodes: Node | Iterable[Node] = ()) -> NodeGroup:
@@ -692,6 +797,8 @@ class Graph:
                     f"destroys its handle, came {node!r}"
                 )
             self.memory_nodes.refuse("node", "CUDA takes no node out of such a graph")
+            if self.derived is not None:
+                refuse_removal("node")
             self.runtime.graph_destroy_node(node.ptr)
             child = self._children.pop(node.ptr, None)
             for exe in list(self._execs):
@@ -699,14 +806,41 @@ class Graph:
                 if child is not None:
                     exe.forget_nodes(child.contains)
             del self._nodes[node.ptr]
+            self.touched.pop(node.ptr, None)
+            self.operands.pop(node.ptr, None)
             self.groups.remove(node)
             if child is not None:
                 child.close()
             if self._clusters:
                 self._clusters = None
 
-    def _keep(self, ptr: int, type_: NodeType, owners: object) -> Node:
+    def _declared(self, reads: Declared, writes: Declared) -> Sequence[Access] | None:
+        """Return what a call declares; None when it declares nothing."""
+        if reads is None and writes is None:
+            return None
+        return declared_accesses(reads, writes)
+
+    def _order(
+        self, before: Sequence[int], accesses: Sequence[Access] | None = None
+    ) -> Sequence[int]:
+        """Return what the next node waits for: what was given, or what its accesses ask for too."""
+        if self.derived is None:
+            return before
+        return self.derived.dependencies(self, before, accesses or ())
+
+    def _keep(
+        self,
+        ptr: int,
+        type_: NodeType,
+        owners: object,
+        accesses: Sequence[Access] | None = None,
+    ) -> Node:
         self.owners.append(owners)
+        self.operands[ptr] = owners
+        if accesses is not None:
+            self.touched[ptr] = accesses
+        if self.derived is not None:
+            self.derived.added(ptr, accesses or ())
         node = self._nodes[ptr] = Node(self.handle, ptr, type_)
         return node
 
@@ -754,8 +888,13 @@ class Graph:
                 ``griddepcontrol.wait`` before it touches what the first writes (PDL, sm_90).
             launch_completion: let it start once all blocks of the first have started.
 
+        Where edges are derived, a plain edge that others imply is not added, and what it makes
+        superfluous is removed (cudaGraphRemoveDependencies); a programmatic edge is always added,
+        and takes the place of the plain one.
+
         Raises:
             CudaError: when the edge is there already. A cycle is found by :meth:`instantiate`.
+            ValueError: where edges are derived, when the nodes are ordered the other way round.
         """
         self._check(from_node, "from_node")
         self._check(to_node, "to_node")
@@ -770,6 +909,10 @@ class Graph:
             if launch_completion:
                 port = KernelNodePort.LAUNCH_COMPLETION
             data = EdgeData(int(port), 0, int(DependencyType.PROGRAMMATIC))
+        if self.derived is not None:
+            with self._turn:
+                self.derived.add_dependency(self, from_node, to_node, data)
+            return
         self.runtime.graph_add_dependencies(self.ptr, [Edge(from_node.ptr, to_node.ptr, data)])
 
     def remove_dependency(self, from_node: Node, to_node: Node) -> None:
@@ -787,6 +930,8 @@ class Graph:
                 f"from_node: expected an edge from {from_node!r} to {to_node!r}, came none"
             )
         self.memory_nodes.refuse("graph", "CUDA takes no edge out of it")
+        if self.derived is not None:
+            refuse_removal("graph")
         self.runtime.graph_remove_dependencies(self.ptr, found)
 
     # --- looking ---------------------------------------------------------------------------------
@@ -799,6 +944,7 @@ class Graph:
     @property
     def edges(self) -> list[GraphEdge]:
         """The edges with their data (cudaGraphGetEdges)."""
+        self._settle()
         return [
             GraphEdge(self.node_of(edge.from_node), self.node_of(edge.to_node), edge.data)
             for edge in self.runtime.graph_get_edges(self.ptr)
@@ -811,6 +957,28 @@ class Graph:
             node = Node(self.handle, ptr, self.runtime.graph_node_get_type(ptr))
             self._nodes[ptr] = node
         return node
+
+    def _settle(self) -> None:
+        """Derive the edges of a conditional node at the end of the graph, if it is complete."""
+        if self.derived is not None and self.derived.complete:
+            with self._turn:
+                self.derived.settle(self)
+
+    def check_races(self) -> tuple[Race, ...]:
+        """Find nodes that touch the same bytes, at least one writing them, and that no edge orders.
+
+        For graphs built by hand, captured or adopted, child graphs and bodies included. What kernel
+        nodes touch is known from ``reads=`` and ``writes=``, or else from their signatures and
+        arrays; of an address whose array is not known only the first element counts, of a function
+        without a signature and of a host function nothing. Arrays count whole: where nodes share
+        one and touch different parts, declare the parts.
+
+        Programmatic edges order, since who is behind one must execute ``griddepcontrol.wait``.
+
+        Reads every node's parameters (see :meth:`values`), and cudaGraphGetEdges.
+        """
+        self._settle()
+        return find_races(self)
 
     def values(self, node: Node) -> NodeValues:
         """Return the parameters a node has in this graph, kernel arguments included.
@@ -969,7 +1137,9 @@ class Graph:
             use_node_priority: let nodes run at their own priority instead of the stream's.
 
         Raises:
-            CudaError: when CUDA refuses, a graph with a cycle for example; nothing was made.
+            ValueError: a second exec of a graph with alloc, free or conditional nodes.
+            CudaError: when CUDA refuses, a graph with a cycle for example, or with a cooperative
+                grid that cannot run all at once; nothing was made.
         """
         flags = InstantiateFlags.NONE
         if auto_free_on_launch:
@@ -980,6 +1150,7 @@ class Graph:
             flags |= InstantiateFlags.DEVICE_LAUNCH
         if use_node_priority:
             flags |= InstantiateFlags.USE_NODE_PRIORITY
+        self._settle()
         self.conditionals.refuse_instantiate(self.live_execs())
         if self.live_execs():
             self.memory_nodes.refuse(
@@ -1005,6 +1176,7 @@ class Graph:
         for child in (*self._children.values(), *self.conditionals.bodies()):
             child.close()
         self.handle.close()
+        self.operands.clear()
         self._nodes.clear()
         self._children.clear()
 

@@ -461,6 +461,7 @@ class GraphExec:
             The report, which is false when the exec was left as it was.
 
         Raises:
+            ValueError: a graph with alloc or free nodes that another exec was made from.
             GraphUpdateError: on refusal, with ``strict``; the report is its ``report``.
         """
         check_graph(graph, "graph")

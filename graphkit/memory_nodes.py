@@ -295,7 +295,8 @@ class MemoryNodes:
 
     def refuse(self, argument: str, what: str) -> None:
         """Refuse what CUDA does not do with a graph that allocates or frees memory."""
-        if self.present:
+        # A closed graph is refused for that, by whoever asks for its handle next.
+        if not self._graph.closed and self.present:
             raise ValueError(
                 f"{argument}: expected a graph without alloc or free nodes, came one with: {what}"
             )

@@ -432,6 +432,8 @@ def test_a_closed_graph_takes_no_more(graph, x, out, stream):
     ):
         with pytest.raises(ValueError, match="graph: expected a live graph"):
             refused()
+    with pytest.raises(ValueError, match="graph: expected a live graph"):
+        graph.instantiate()
     launch(exe, stream)  # the exec does not need it
     with pytest.raises(gk.CudaError):
         exe.launch(stream)

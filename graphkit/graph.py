@@ -109,11 +109,15 @@ class Graph:
     ) -> None:
         derived = check_edges(edges)
         runtime = runtime or current()
-        self._setup(Handle(runtime, "graph", runtime.graph_create(), runtime.graph_destroy), {})
-        if derived:
-            self.derived = DerivedEdges()
+        handle = Handle(runtime, "graph", runtime.graph_create(), runtime.graph_destroy)
+        self._setup(handle, {}, DerivedEdges() if derived else None)
 
-    def _setup(self, handle: Handle, clusters: dict[tuple[int, ...], Dim3] | None = None) -> None:
+    def _setup(
+        self,
+        handle: Handle,
+        clusters: dict[tuple[int, ...], Dim3] | None = None,
+        derived: DerivedEdges | None = None,
+    ) -> None:
         self.runtime: Runtime = handle.runtime
         self.handle = handle
         # A list that execs and captures share: closing the graph takes nothing from them.
@@ -131,7 +135,7 @@ class Graph:
         self.captured_on: int | None = None
         self.conditionals = Conditionals()
         # None where edges are given.
-        self.derived: DerivedEdges | None = None
+        self.derived = derived
         # What nodes touch, where it was declared or edges are derived from it, and what they were
         # given; by cudaGraphNode_t.
         self.touched: dict[int, Sequence[Access]] = {}
@@ -721,6 +725,9 @@ class Graph:
     def begin_capture(self, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
         """Let a stream capture into this body (cudaStreamBeginCaptureToGraph). For a capture."""
         self.conditionals.refuse_capture()
+        if self.derived is not None:
+            self.derived.refuse_capture()
+            self.derived = None  # the capture gives the edges
         before = self._dependencies(deps)
         self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
         self._clusters = None  # what is captured may have some

@@ -1,0 +1,226 @@
+"""What a node reads and writes, as ranges of bytes: from signatures, parameters, declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from graphkit.arrays import describe, is_array
+from graphkit.c_signature import Parameter
+from graphkit.runtime.protocol import MemcpyNodeParams, MemsetNodeParams
+
+__all__ = [
+    "Access",
+    "Declared",
+    "array_span",
+    "copy_accesses",
+    "declared_accesses",
+    "fill_accesses",
+    "freed_accesses",
+    "kernel_accesses",
+]
+
+# What a call declares: argument names and arrays.
+Declared = Iterable[object] | None
+
+_WORD = 8  # bytes of an address
+
+
+class Access(NamedTuple):
+    """Bytes that a node touches, from the first to the last.
+
+    Attributes:
+        start: address of the first byte.
+        end: address behind the last byte.
+        write: whether they are written; what a kernel may write, it may read as well.
+        what: the argument, such as ``"x"`` or ``"dst"``; empty for an array that was declared.
+    """
+
+    start: int
+    end: int
+    write: bool
+    what: str = ""
+
+
+def array_span(array: object, argument: str) -> tuple[int, int]:
+    """Return the address of an array's first byte and that behind its last.
+
+    A view spans what lies between its elements as well; an array without elements spans nothing.
+    """
+    info = describe(array, argument)
+    if not info.nbytes:
+        return info.ptr, info.ptr
+    if info.contiguous:
+        return info.ptr, info.ptr + info.nbytes
+    steps = [(n - 1) * step for n, step in zip(info.shape, info.strides, strict=True)]
+    first = info.ptr + sum(step for step in steps if step < 0)
+    return first, info.ptr + sum(step for step in steps if step > 0) + info.dtype.itemsize
+
+
+def copy_accesses(params: MemcpyNodeParams) -> tuple[Access, ...]:
+    """Return what a memcpy node touches: it reads its source and writes its destination."""
+    return (
+        Access(params.src, params.src + params.src_span, False, "src"),
+        Access(params.dst, params.dst + params.dst_span, True, "dst"),
+    )
+
+
+def fill_accesses(params: MemsetNodeParams) -> tuple[Access, ...]:
+    """Return what a memset node writes."""
+    return (Access(params.dst, params.dst + params.span, True, "dst"),)
+
+
+def freed_accesses(array: object) -> tuple[Access, ...]:
+    """Return what a free node touches: whoever uses the memory goes before.
+
+    Raises:
+        ValueError: an address, since its extent is not known.
+    """
+    if not is_array(array):
+        raise ValueError(
+            "array: expected the array itself, since edges are derived from its bytes, came "
+            f"{array!r}"
+        )
+    return _not_empty([Access(*array_span(array, "array"), True, "array")])
+
+
+def declared_accesses(reads: Declared, writes: Declared) -> tuple[Access, ...]:
+    """Return what a call declares where there are no arguments: arrays only.
+
+    Raises:
+        TypeError: anything but arrays in a list or tuple.
+    """
+    found = []
+    for declared, argument in ((reads, "reads"), (writes, "writes")):
+        for item in _items(declared, argument):
+            if not is_array(item):
+                raise TypeError(f"{argument}: expected arrays, came {item!r}")
+            start, end = array_span(item, argument)
+            found.append(Access(start, end, argument == "writes"))
+    return _not_empty(found)
+
+
+def kernel_accesses(
+    parameters: Sequence[Parameter],
+    values: Sequence[object],
+    reads: Declared = None,
+    writes: Declared = None,
+) -> tuple[Access, ...]:
+    """Return what a kernel touches, given its arguments.
+
+    An array behind a ``const T*`` is read, one behind any other pointer read and written, all of
+    it. What is declared takes the place of that: an argument that is named is touched as declared;
+    an array says the same of the argument that it lies inside of, or that points into it. What
+    structs point at, passed by value, is known from declarations only.
+
+    A word of eight bytes whose type is not known (a wrapped function without a signature) needs a
+    declaration unless an array was passed for it.
+
+    Raises:
+        TypeError: a declaration of anything but arrays and names of pointer arguments.
+        ValueError: a bare address that no declared array covers: its extent is not known; or a
+            const argument that is declared to be written.
+    """
+    named, arrays = _declarations(parameters, values, reads, writes)
+    found = [Access(*span, write) for span, write in arrays]
+    for parameter, value in zip(parameters, values, strict=True):
+        if parameter.name in named:
+            span = array_span(value, parameter.name)
+            found += [Access(*span, write, parameter.name) for write in named[parameter.name]]
+        elif is_array(value):
+            span = array_span(value, parameter.name)
+            if not any(_replaces(span, parameter, array, write) for array, write in arrays):
+                found.append(Access(*span, not parameter.const, parameter.name))
+        elif address := _address(parameter, value):
+            covered = any(start <= address < end for (start, end), _ in arrays)
+            # Eight bytes of a type that is not known may be a size as well: then any declaration
+            # is taken to be complete.
+            declared = parameter.pointer is None and (reads is not None or writes is not None)
+            if not covered and not declared:
+                raise ValueError(
+                    f"args: expected an array for `{parameter}`, since the bytes that it touches "
+                    f"order the node, came {value!r}; or declare an array over them in reads= or "
+                    "writes="
+                )
+    return _not_empty(found)
+
+
+def _declarations(
+    parameters: Sequence[Parameter], values: Sequence[object], reads: Declared, writes: Declared
+) -> tuple[dict[str, list[bool]], list[tuple[tuple[int, int], bool]]]:
+    """Return how each named argument is touched, and the spans of the arrays, with whether written.
+
+    Reads come first.
+    """
+    named: dict[str, list[bool]] = {}
+    arrays: list[tuple[tuple[int, int], bool]] = []
+    names = {item.name: (item, value) for item, value in zip(parameters, values, strict=True)}
+    for declared, argument in ((reads, "reads"), (writes, "writes")):
+        write = argument == "writes"
+        for item in _items(declared, argument):
+            if is_array(item):
+                arrays.append((array_span(item, argument), write))
+                continue
+            parameter, value = names.get(item, (None, None)) if isinstance(item, str) else _NONE
+            if parameter is None or parameter.pointer is False:
+                pointers = [
+                    name for name, (known, _) in names.items() if known.pointer is not False
+                ]
+                raise TypeError(
+                    f"{argument}: expected arrays and names of pointer arguments, of {pointers}, "
+                    f"came {item!r}"
+                )
+            if write and parameter.const:
+                raise ValueError(f"writes: expected arguments that are not const, came {item!r}")
+            if is_array(value):
+                named.setdefault(parameter.name, []).append(write)
+            elif _address(parameter, value):
+                raise ValueError(
+                    f"{argument}: expected an array over what {item!r} points at, since its "
+                    "argument is an address without a size, came the name"
+                )
+    return named, arrays
+
+
+_NONE = (None, None)
+
+
+def _items(declared: Declared, argument: str) -> Iterable[object]:
+    if declared is None:
+        return ()
+    # An array is a sequence, and a str as well: of its letters.
+    if isinstance(declared, (str, bytes)) or is_array(declared) or not _iterable(declared):
+        raise TypeError(
+            f"{argument}: expected a list or tuple of arrays and names, came "
+            f"{type(declared).__name__}"
+        )
+    return tuple(declared)
+
+
+def _iterable(value: object) -> bool:
+    return isinstance(value, Iterable)
+
+
+def _replaces(
+    span: tuple[int, int], parameter: Parameter, array: tuple[int, int], write: bool
+) -> bool:
+    """Return whether a declared array says what is touched of an argument."""
+    # What is written through one pointer says nothing about what is read through a const one.
+    return span[0] <= array[0] and array[1] <= span[1] and not (write and parameter.const)
+
+
+def _address(parameter: Parameter, value: object) -> int:
+    """Return the address that a value may be for this parameter; 0 for null and for none."""
+    if parameter.pointer is False or (parameter.pointer is None and parameter.size < _WORD):
+        return 0
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):  # of a type that is not known
+        return int.from_bytes(bytes(value[:_WORD]), "little")
+    return 0
+
+
+def _not_empty(accesses: Iterable[Access]) -> tuple[Access, ...]:
+    return tuple(item for item in accesses if item.start < item.end)

@@ -269,6 +269,31 @@ def test_a_node_of_a_nested_body_is_changed_in_the_exec(graph, stream):
     assert (read(x), read(y)) == (0, 4)
 
 
+def test_copies_and_fills_of_bodies_are_changed_in_the_exec(graph, stream):
+    x, y, z = gk.zeros(N), gk.zeros(N), gk.zeros(N)
+    with graph.if_(integer(1)) as body:
+        fill = body.add_memset_node(x, 1.0)
+        copy = body.add_memcpy_node(y, x, deps=fill)
+    exe = graph.instantiate()
+    exe.set_memset_node_params(fill, value=np.float32(2.0))
+    exe.set_memcpy_node_params(copy, dst=z)
+    exe.launch(stream)
+    stream.synchronize()
+    assert [array.get()[0] for array in (x, y, z)] == [2, 0, 2]
+
+
+def test_nodes_of_bodies_are_switched_off(graph, counter, stream):
+    with graph.if_(integer(1)) as body:
+        node = add(body, counter)
+        add(body, counter, 10, deps=node)
+    exe = graph.instantiate()
+    exe.set_node_enabled(node, False)
+    assert not exe.node_enabled(node)
+    exe.launch(stream)
+    stream.synchronize()
+    assert read(counter) == 10
+
+
 def test_the_flag_is_another_array_from_now_on(graph, counter, stream):
     """The setter is a kernel node like any other."""
     with graph.if_(integer(0)) as body:

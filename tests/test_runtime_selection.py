@@ -313,6 +313,7 @@ def test_probe_of_the_simulator():
     assert found.runtime == "sim"
     assert found.programmatic_edges
     assert found.exec_update_report
+    assert found.conditional_nodes
     assert set(found.features()) == {
         "programmatic_edges",
         "cluster_launch",

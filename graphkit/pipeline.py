@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from numpy.typing import NDArray
 
 from graphkit.host_port import HostPort, port_of
-from graphkit.lifetime import live_captures, thread_captures
+from graphkit.lifetime import live_captures, release_done, thread_captures
 from graphkit.pipeline_copies import choose_copies
 from graphkit.pipeline_function import PipelineFunction
 from graphkit.pipeline_request import Request
@@ -105,8 +105,8 @@ class Pipeline:
                 self._slots.append(slot)
             unfinished.pop_all()
         # Of all slots the same ports, whose arrays need be looked at once only.
-        self._ports: dict[str, HostPort] = self._slots[0].ports
-        self._inputs = [port for port in self._ports.values() if port.is_input]
+        self._ports: list[HostPort] = list(self._slots[0].ports.values())
+        self._inputs = [port for port in self._ports if port.is_input]
         self._stage = bool(stage)
         self.copies = chosen
         self._ring.extend(self._slots)
@@ -132,44 +132,46 @@ class Pipeline:
         """
         if live_captures and thread_captures():
             _refuse_capture()
-        ports, staged = self._ports, self._stage
-        addresses = {}
-        for name, array in arrays.items():
-            port = ports.get(name)
-            if port is None:
-                self._refuse_name(name)
+        # By place, 0 for the slot's own memory. All is looked at before a slot is taken.
+        staged, addresses, found = self._stage, [], 0
+        for port in self._ports:
+            array = arrays.get(port.name)
+            if array is None:
+                addresses.append(self._own(port))
+                continue
+            found += 1
             if staged and port.is_input:
+                addresses.append(0)
                 continue
             known = port.known.get(id(array))
             if known is not None and known[0]() is array:
-                addresses[name] = known[1]
+                addresses.append(known[1])
             else:
-                addresses[name] = port.address(array)
-        for port in self._inputs:
-            if port.name not in arrays:
-                raise TypeError(f"{port.name}: expected an array for each input, came none")
+                addresses.append(port.address(array))
+        if found != len(arrays):
+            self._refuse_names(arrays)
         slot = self._take(timeout)
         try:
             if staged:
                 for port in self._inputs:
                     port.stage(arrays[port.name], slot.inputs[port.name])
-            given = None
-            if len(arrays) > len(self._inputs):
-                given = {name: arrays[name] for name in slot.outputs if name in arrays}
+            given = arrays if found > len(self._inputs) else None
             return self._begin(slot, addresses, given, arrays)
         finally:
             self._ring.append(slot)
 
     def _begin(
-        self,
-        slot: PipelineSlot,
-        addresses: dict[str, int],
-        given: dict[str, Any] | None,
-        kept: object,
+        self, slot: PipelineSlot, addresses: list[int], given: dict[str, Any] | None, kept: object
     ) -> Request:
-        for name, own in slot.own.items():
-            slot.point[name](addresses.get(name, own))
+        """Point the exec of a slot at what a request is given, and launch it."""
+        for place, address in enumerate(addresses):
+            slot.point[place](address or slot.own[place])
         return Request(slot, slot.begin(kept), given)
+
+    def _own(self, port: HostPort) -> int:
+        if port.is_input:
+            raise TypeError(f"{port.name}: expected an array for each input, came none")
+        return 0
 
     def slot(self, *, timeout: float | None = None) -> RequestSlot:
         """Return a context that holds a free slot, to write inputs straight into its memory.
@@ -249,8 +251,12 @@ class Pipeline:
                 )
             time.sleep(_NAP_SECONDS)
 
-    def _refuse_name(self, name: str) -> NoReturn:
-        raise TypeError(f"{name}: expected one of {', '.join(self._ports)}, came an unknown name")
+    def _refuse_names(self, arrays: Mapping[str, object]) -> NoReturn:
+        names = [port.name for port in self._ports]
+        wrong = next(name for name in arrays if name not in names or arrays[name] is None)
+        if wrong in names:
+            raise TypeError(f"{wrong}: expected an array, came None")
+        raise TypeError(f"{wrong}: expected one of {', '.join(names)}, came an unknown name")
 
     @property
     def slots(self) -> int:
@@ -297,6 +303,7 @@ class Pipeline:
                     time.sleep(_NAP_SECONDS)
         for slot in self._slots:
             slot.close()
+        release_done()  # what the launches kept, since they are done
 
     def __enter__(self) -> Pipeline:
         return self
@@ -312,7 +319,7 @@ class Pipeline:
     def __repr__(self) -> str:
         if self._closed:
             return "<Pipeline closed>"
-        names = ", ".join(f"{port.name} {port.shape} {port.dtype}" for port in self._ports.values())
+        names = ", ".join(f"{port.name} {port.shape} {port.dtype}" for port in self._ports)
         return f"<Pipeline {names}; {self.slots} slots, copies by {self.copies}>"
 
 
@@ -377,16 +384,17 @@ class RequestSlot:
         if live_captures and thread_captures():
             _refuse_capture()
         pipeline, slot = self._pipeline, self._held()
-        addresses = {}
-        for name, array in outputs.items():
-            port = pipeline._ports.get(name)
-            if port is None:
-                pipeline._refuse_name(name)
-            if port.is_input:
+        addresses, found = [], 0
+        for port in pipeline._ports:
+            array = outputs.get(port.name)
+            if array is not None and port.is_input:
                 raise TypeError(
-                    f"{name}: expected outputs, since inputs are the slot's own, came an input"
+                    f"{port.name}: expected outputs, since inputs are the slot's own, came an input"
                 )
-            addresses[name] = port.address(array)
+            addresses.append(0 if array is None else port.address(array))
+            found += array is not None
+        if found != len(outputs):
+            pipeline._refuse_names(outputs)
         request = pipeline._begin(slot, addresses, outputs or None, outputs)
         self._slot = None
         self._give_back(slot)

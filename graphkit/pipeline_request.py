@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from numpy.typing import NDArray
-
 from graphkit.pipeline_slot import PipelineSlot, values_of
 
 __all__ = ["Request"]
@@ -68,12 +66,12 @@ class Request:
         slot, number = self._slot, self._number
         if slot.number != number or slot.signal[0] != number or not slot.by_signal:
             self.wait(timeout)
-        given = self._given
-        if given is not None and len(given) == len(slot.outputs) and not copy:
-            return values_of(given)
-        outputs: dict[str, NDArray[Any]] = slot.outputs
+        given, outputs = self._given, slot.outputs
         if given:
-            outputs = {**outputs, **given}
+            wanted = [name for name, port in slot.ports.items() if not port.is_input]
+            if not copy and all(name in given for name in wanted):
+                return values_of({name: given[name] for name in wanted})
+            outputs = {name: given.get(name, array) for name, array in outputs.items()}
         if copy:
             outputs = {name: array.copy() for name, array in outputs.items()}
         # Looked at last: what is copied now was not overwritten meanwhile.

@@ -50,8 +50,8 @@ class PipelineSlot:
         number: of the last request, from 1 on.
         signal: the number of the last request that is done is its first word, as the device wrote
             it.
-        point: by name what moves an input or output to an address.
-        own: by name the address of the slot's own buffer.
+        point: by place among the ports what moves an input or output to an address.
+        own: by place the address of the slot's own buffer.
         by_signal: whether work goes on while nobody asks CUDA: not on the simulator.
         launch: launches the exec on the slot's stream (cudaGraphLaunch).
         error: the last request that failed, and what it raised.
@@ -71,7 +71,8 @@ class PipelineSlot:
         self.error: tuple[int, BaseException] | None = None
         self.kept: object = None
         self.writer = 0
-        self.point: dict[str, Callable[[int], object]] = {}
+        self.point: list[Callable[[int], object]] = []
+        self.own: list[int] = []
         self._runtime = runtime
         self._cleanup = ExitStack()
         with ExitStack() as unfinished:
@@ -123,8 +124,12 @@ class PipelineSlot:
         """Add the copies around what the graph holds; return the memcpy nodes to be moved."""
         graph = self._graph
         nodes, edges = graph.nodes, graph.edges
-        heads = [node for node in nodes if all(edge.to_node is not node for edge in edges)]
-        tails = [node for node in nodes if all(edge.from_node is not node for edge in edges)]
+        waiting, ahead = (
+            {edge.to_node.ptr for edge in edges},
+            {edge.from_node.ptr for edge in edges},
+        )
+        heads = [node for node in nodes if node.ptr not in waiting]
+        tails = [node for node in nodes if node.ptr not in ahead]
         moving: list[tuple[str, Any, MemcpyNodeParams]] = []
         sent, last = [], []
         places = {name: place for place, name in enumerate(self.ports, 1)}
@@ -163,18 +168,18 @@ class PipelineSlot:
 
     def _bind(self, moving: list[tuple[str, Any, MemcpyNodeParams]]) -> None:
         """Find for each port what moves it: a store, or a call (...MemcpyNodeSetParams1D)."""
-        words = self._control.data
-        for place, name in enumerate(self.ports, _LINE + 1):
-            self.point[name] = partial(words.__setitem__, place)
         set_params, exe = self._runtime.graph_exec_memcpy_node_set_params, self._exec.ptr
-        for name, node, params in moving:
-            self.point[name] = _Mover(
-                set_params, exe, node.ptr, params, to_host=not self.ports[name].is_input
-            ).move
+        movers = {
+            name: _Mover(set_params, exe, node.ptr, params, to_host=not self.ports[name].is_input)
+            for name, node, params in moving
+        }
+        store = self._control.data.__setitem__
         buffers = {**self.inputs, **self.outputs}
-        self.own = {name: int(buffer.ctypes.data) for name, buffer in buffers.items()}
-        for name, address in self.own.items():
-            self.point[name](address)
+        for place, name in enumerate(self.ports):
+            mover = movers.get(name)
+            self.point.append(mover.move if mover else partial(store, _LINE + 1 + place))
+            self.own.append(int(buffers[name].ctypes.data))
+            self.point[place](self.own[place])
 
     # --- requests --------------------------------------------------------------------------------
 

@@ -192,7 +192,8 @@ def test_a_function_that_launches_nothing_hands_on_what_is_there(runtime):
         np.testing.assert_array_equal(pipeline.submit(x=x).result(), x)
 
 
-def test_ten_thousand_submits_in_random_order(runtime):
+@COPIES
+def test_ten_thousand_submits_in_random_order(runtime, copies):
     rng = np.random.default_rng(1)
     xs = [pinned(rng.standard_normal(4).astype(np.float32)) for _ in range(50)]
     ys = [gk.empty_pinned(4) for _ in range(4)]
@@ -202,7 +203,7 @@ def test_ten_thousand_submits_in_random_order(runtime):
         x, request = under_way.popleft()
         np.testing.assert_array_equal(request.result(), x + np.float32(3))
 
-    with Pipeline(add_three, {"x": (4, "f4")}, {"y": (4, "f4")}) as pipeline:
+    with Pipeline(add_three, {"x": (4, "f4")}, {"y": (4, "f4")}, copies=copies) as pipeline:
         for i in range(10_000):
             while len(under_way) > rng.integers(0, 4):
                 check()
@@ -414,6 +415,10 @@ def test_what_may_not_stand_in_a_request(pipeline):
         pipeline.submit()
     with pytest.raises(TypeError, match=r"^z: expected one of x, y, came an unknown name"):
         pipeline.submit(x=x, z=x)
+    with pytest.raises(TypeError, match=r"^x: expected an array for each input, came none"):
+        pipeline.submit(x=None)
+    with pytest.raises(TypeError, match=r"^y: expected an array, came None"):
+        pipeline.submit(x=x, y=None)
     with pytest.raises(TypeError, match=r"^x: expected an array, came list"):
         pipeline.submit(x=[1.0])
     with pytest.raises(ValueError, match=r"^x: expected shape \(6, 5\), came \(5, 6\)"):

@@ -10,7 +10,8 @@ from .launch import NULL, KernelLaunch, check, source
 
 __all__ = ["LINEAR", "linear"]
 
-TILE, THREADS, SPLIT = 32, 256, 8  # as in linear.cu
+THREADS, SPLIT = 256, 8  # as in linear.cu
+ENOUGH_TILES = 16  # of the large kind, 8 blocks each, to have work for a whole device
 
 
 def twin(
@@ -24,7 +25,7 @@ def twin(
     k: int,
     relu: int,
 ) -> None:
-    """Do what linear_float32 does."""
+    """Do what linear_float32 and linear_float32_wide do."""
     sums = y.view((batch, n))
     np.matmul(x.view((batch, k)), weight.view((n, k)).T, out=sums)
     if bias:
@@ -33,7 +34,12 @@ def twin(
         sums[sums < 0] = 0  # a NaN stays one
 
 
-LINEAR = Kernel(source("linear"), "linear_float32", twin=twin)
+SOURCE = source("linear")
+# By the rows and columns of y that a cluster of blocks sums.
+LINEAR = {
+    32: Kernel(SOURCE, "linear_float32", twin=twin),
+    64: Kernel(SOURCE, "linear_float32_wide", twin=twin),
+}
 
 
 def linear(
@@ -56,8 +62,9 @@ def linear(
     check("y", y, (batch, n), merge=True)
     if bias is not None:
         check("bias", bias, (n,))
-    rows = -(-batch // TILE)
+    tile = 64 if -(-batch // 64) * -(-n // 64) >= ENOUGH_TILES and batch > 32 else 32
+    rows = -(-batch // tile)
     if rows > 65535:
-        raise ValueError(f"x: expected at most {65535 * TILE} rows, came {batch}")
+        raise ValueError(f"x: expected at most {65535 * tile} rows, came {batch}")
     args = (x, weight, NULL if bias is None else bias, y, batch, n, k, int(relu))
-    return KernelLaunch(LINEAR, (-(-n // TILE), rows, SPLIT), (THREADS, 1, 1), args)
+    return KernelLaunch(LINEAR[tile], (-(-n // tile), rows, SPLIT), (THREADS, 1, 1), args)

@@ -26,6 +26,9 @@ SIZES = [
     (128, 64, 1024),
     (31, 65, 1300),  # more of k than fits into shared memory at once
     (7, 40, 2111),
+    (128, 512, 256),  # large tiles from here on
+    (65, 1000, 132),
+    (70, 1030, 9),
 ]
 
 

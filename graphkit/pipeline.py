@@ -216,7 +216,7 @@ class Pipeline:
         if slot.by_signal and slot.signal[0] == slot.number:
             return slot
         try:
-            free = slot.wait(timeout)
+            free = slot.wait(slot.number, timeout)
         except BaseException:
             self._ring.appendleft(slot)
             raise
@@ -266,12 +266,12 @@ class Pipeline:
     @property
     def under_way(self) -> int:
         """How many requests are under way now."""
-        return sum(not slot.done() for slot in self._slots)
+        return sum(not slot.done(slot.number) for slot in self._slots)
 
     def synchronize(self) -> None:
         """Wait until every request so far is done; what they failed with their results tell."""
         for slot in self._slots:
-            slot.wait(None)
+            slot.wait(slot.number, None)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -297,10 +297,12 @@ class Pipeline:
         for _ in self._slots:  # other threads bring theirs back
             while True:
                 try:
-                    self._ring.popleft().wait(None)
-                    break
+                    slot = self._ring.popleft()
                 except IndexError:
                     time.sleep(_NAP_SECONDS)
+                    continue
+                slot.wait(slot.number, None)
+                break
         for slot in self._slots:
             slot.close()
         release_done()  # what the launches kept, since they are done

@@ -29,7 +29,7 @@ class Request:
         Looks at a word in pinned memory that the graph itself writes: no CUDA call.
         """
         slot = self._slot
-        return slot.number != self._number or slot.done()
+        return slot.number != self._number or slot.done(self._number)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the request is done (cudaStreamSynchronize, when that takes long).
@@ -42,7 +42,7 @@ class Request:
             Exception: what the request failed with.
         """
         slot, number = self._slot, self._number
-        if slot.number == number and not slot.wait(timeout):
+        if slot.number == number and not slot.wait(number, timeout):
             raise TimeoutError(f"request: expected it to be done within {timeout} s, came no end")
         error = slot.error
         if error is not None and error[0] == number:
@@ -64,7 +64,7 @@ class Request:
             Exception: what the request failed with.
         """
         slot, number = self._slot, self._number
-        if slot.number != number or slot.signal[0] != number or not slot.by_signal:
+        if slot.signal[0] < number or slot.error is not None or not slot.by_signal:
             self.wait(timeout)
         given, outputs = self._given, slot.outputs
         if given:

@@ -52,7 +52,8 @@ class PipelineSlot:
             it.
         point: by place among the ports what moves an input or output to an address.
         own: by place the address of the slot's own buffer.
-        by_signal: whether work goes on while nobody asks CUDA: not on the simulator.
+        by_signal: whether the signal says it all: not on the simulator, where work goes on only
+            when somebody asks, nor where a result might be read before its signal.
         launch: launches the exec on the slot's stream (cudaGraphLaunch).
         error: the last request that failed, and what it raised.
         kept: arrays of the request under way.
@@ -107,7 +108,7 @@ class PipelineSlot:
         self.signal, self._number_word = words[:1], words[_LINE : _LINE + 1]
         self._handle = self._stream.ptr
         self._looks = 0
-        self.by_signal = runtime.name == "cuda"
+        self.by_signal = runtime.name == "cuda" and _ORDERED_LOADS
 
     # --- the graph -------------------------------------------------------------------------------
 
@@ -196,44 +197,47 @@ class PipelineSlot:
             raise
         return number
 
-    def done(self) -> bool:
-        """Return whether the last request is done, be it with an error."""
-        number = self.number
+    def done(self, number: int) -> bool:
+        """Return whether a request is done, be it with an error."""
         if self.by_signal:
-            if self.signal[0] == number:
-                return self._seen()
+            if self.signal[0] >= number:
+                return True
             self._looks += 1
             if self._looks % _LOOKS_PER_QUERY:
-                return self._failed()
+                return self._failed(number)
         if not thread_captures():
             self._query(number)
-        return self.signal[0] == number or self._failed()
+        return self.signal[0] >= number or self._failed(number)
 
     def _query(self, number: int) -> bool:
-        """Ask CUDA whether the last request is done (cudaStreamQuery), and note what it failed of.
+        """Ask CUDA whether a request is done (cudaStreamQuery), and note what it failed of.
 
         The simulator gets on by this alone, and a device that is lost will signal nothing.
         """
-        idle = False
         try:
             idle = self._runtime.stream_query(self._handle)
-            if idle and self.signal[0] != number and not self._failed():
-                self.error = number, _lost()
         except Exception as error:
             self._note(number, error)
-            idle = True
+            return True
+        if idle:
+            self._expect_signal(number)
         return idle
+
+    def _expect_signal(self, number: int) -> None:
+        """Note an error where a request is over and has not signalled its end."""
+        if self.signal[0] < number and not self._failed(number):
+            self.error = number, GraphkitError("the request was dropped: its launch failed")
 
     def _note(self, number: int, error: Exception) -> None:
         # Without this frame, which refers to the slot: no cycle.
         traceback = error.__traceback__
         self.error = number, error.with_traceback(traceback.tb_next if traceback else None)
 
-    def _failed(self) -> bool:
-        return self.error is not None and self.error[0] == self.number
+    def _failed(self, number: int) -> bool:
+        return self.error is not None and self.error[0] == number
 
-    def wait(self, timeout: float | None) -> bool:
-        """Wait until the last request is done; return False when the time is over before.
+    def wait(self, number: int, timeout: float | None) -> bool:
+        """Wait until a request is done; return False when the time is over before.
 
         Looks at the signal for some microseconds, then lets CUDA wait (cudaStreamSynchronize), or
         with a timeout sleeps and asks it in between (cudaStreamQuery).
@@ -241,12 +245,12 @@ class PipelineSlot:
         Raises:
             ValueError: while this thread captures, when it is not done yet.
         """
-        number, signal = self.number, self.signal
+        signal = self.signal
         if self.by_signal:
             for _ in range(_LOOKS):
-                if signal[0] == number:
-                    return self._seen()
-        if self._failed():
+                if signal[0] >= number:
+                    return True
+        if self._failed(number):
             return True
         if thread_captures():
             raise ValueError(
@@ -260,13 +264,7 @@ class PipelineSlot:
         except Exception as error:
             self._note(number, error)
         else:
-            if signal[0] != number == self.number:
-                self.error = number, _lost()
-        return True
-
-    def _seen(self) -> bool:
-        if not _ORDERED_LOADS:
-            self._runtime.stream_synchronize(self._handle)
+            self._expect_signal(number)
         return True
 
     def _wait_until(self, number: int, deadline: float) -> bool:
@@ -293,13 +291,6 @@ class PipelineSlot:
 
 def _refuse_launch() -> None:
     raise ValueError("pipeline: expected an open one, came a closed one")
-
-
-def _lost() -> GraphkitError:
-    return GraphkitError(
-        "the request was dropped: its launch failed on the way, and the error was raised by "
-        "whatever waited for the device first"
-    )
 
 
 def _device_array(port: HostPort, runtime: Runtime) -> DeviceArray:

@@ -674,6 +674,8 @@ class Graph:
         given: Callable[[tuple[Graph, ...]], Any],
     ) -> Conditional[Any]:
         before = self._dependencies(deps)
+        if len(set(before)) != len(before):
+            raise ValueError("deps: expected different nodes, came one twice")
         graph, captured = self._place()
         if captured is not None:
             if before:
@@ -684,12 +686,10 @@ class Graph:
         if isinstance(condition, ConditionalHandle):
             handle = condition
         else:
+            # Compiled first, since nothing destroys a handle that nobody needs after all.
+            SET_CONDITIONAL.function(self.runtime)
             handle, flag = self.conditional_handle(), condition
-            if captured is None:
-                ahead = [self._nodes[ptr] for ptr in before]
-                setter = self.add_kernel_node(SET_CONDITIONAL, 1, 1, (handle, flag), deps=ahead)
-            else:
-                setter = self._capture_setter(graph, before, handle, flag)
+            setter = self._add_setter(graph, before, handle, flag)
             before = (setter.ptr,)
         params = ConditionalNodeParams(int(handle), type_, size)
         with self._turn:
@@ -732,9 +732,13 @@ class Graph:
         self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
         self._clusters = None  # what is captured may have some
 
-    def _capture_setter(
+    def _add_setter(
         self, graph: int, before: Sequence[int], handle: ConditionalHandle, flag: object
     ) -> Node:
+        """Add the kernel that sets a condition to what a flag holds, also in a capture."""
+        if self.captured_on is None:
+            ahead = [self._nodes[ptr] for ptr in before]
+            return self.add_kernel_node(SET_CONDITIONAL, 1, 1, (handle, flag), deps=ahead)
         kernel_params, owners = SET_CONDITIONAL.pack((handle, flag))
         one = (1, 1, 1)
         params = KernelNodeParams(

@@ -796,6 +796,14 @@ def test_nodes_of_bodies_and_around_them_do_not_mix(graph, counter):
     graph.instantiate().close()
 
 
+def test_a_dependency_given_twice_is_refused(graph, counter):
+    node = add(graph, counter)
+    with pytest.raises(ValueError, match="deps: expected different nodes, came one twice"):
+        graph.if_(integer(1), deps=[node, node])
+    assert graph.nodes == [node]
+    graph.instantiate().close()
+
+
 def test_a_conditional_node_stays(graph, counter):
     with graph.if_(integer(1)) as body:
         node = add(body, counter)
@@ -889,6 +897,8 @@ def test_setting_a_condition_outside_of_its_graph_is_an_error(sim):
     SET_HANDLE(1, 1, (handle, 1), stream=stream)
     with pytest.raises(gk.SimulationError, match="outside of a graph with that handle"):
         stream.synchronize()
+    with pytest.raises(gk.SimulationError, match="in a launch that no simulator runs"):
+        gk.Launch((1, 1, 1), (1, 1, 1), 0).set_conditional(handle, 1)
 
 
 @pytest.mark.parametrize("execution", ["on_wait", "at_once"])

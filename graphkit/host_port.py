@@ -93,9 +93,12 @@ class HostPort:
             ValueError: when dtype or shape are others.
         """
         if type(array) is not np.ndarray:
-            if is_array(array) and not describe(array, self.name).on_host:
-                self.check(array)  # says what is wrong with it
-            array = np.asarray(array)
+            if is_array(array):
+                if not describe(array, self.name).on_host:
+                    self.check(array)  # says what is wrong with it
+                array = np.asarray(array)
+            else:  # numbers of Python have no dtype of their own
+                array = np.asarray(array, self.dtype)
         if array.dtype != self.dtype:
             raise ValueError(f"{self.name}: expected dtype {self.dtype}, came {array.dtype}")
         if array.shape != self.shape:

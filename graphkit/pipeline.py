@@ -266,12 +266,12 @@ class Pipeline:
     @property
     def under_way(self) -> int:
         """How many requests are under way now."""
-        return sum(not slot.done(slot.number) for slot in self._slots)
+        return sum(not slot.done(slot.launched) for slot in self._slots)
 
     def synchronize(self) -> None:
         """Wait until every request so far is done; what they failed with their results tell."""
         for slot in self._slots:
-            slot.wait(slot.number, None)
+            slot.wait(slot.launched, None)
 
     # --- the end ---------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class PipelineSlot:
         outputs: pinned buffers of the outputs by name.
         ports: inputs and outputs by name.
         number: of the last request, from 1 on.
+        launched: of the last request that was launched: what others may wait for.
         signal: the number of the last request that is done is its first word, as the device wrote
             it.
         point: by place among the ports what moves an input or output to an address.
@@ -68,7 +69,7 @@ class PipelineSlot:
         copies: Copies,
         runtime: Runtime,
     ) -> None:
-        self.number = 0
+        self.number = self.launched = 0
         self.error: tuple[int, BaseException] | None = None
         self.kept: object = None
         self.writer = 0
@@ -189,12 +190,15 @@ class PipelineSlot:
         number = self.number + 1
         self._number_word[0] = number
         earlier = self.kept
+        # Before the launch: who copies an earlier result meanwhile sees that it may be overwritten.
         self.number, self.kept = number, kept
         try:
             self.launch()
-        except BaseException:
+        except Exception:
+            # Not for an interrupt, which may come out of a launch that was made.
             self.number, self.kept = number - 1, earlier
             raise
+        self.launched = number
         return number
 
     def done(self, number: int) -> bool:

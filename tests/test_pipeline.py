@@ -74,6 +74,25 @@ def test_several_inputs_and_outputs(runtime, copies):
             )
 
 
+def test_shape_and_dtype_may_be_those_of_an_example(runtime):
+    example = gk.zeros(SHAPE)
+    with Pipeline(add_three, {"x": example}, {"y": np.zeros(SHAPE, np.float32)}) as pipeline:
+        for x, y in zip(numbered(3), pipeline.map({"x": x} for x in numbered(3)), strict=True):
+            np.testing.assert_array_equal(y, x + 3)
+
+
+def test_an_array_may_lie_where_another_one_was(runtime):
+    room = gk.empty_pinned((3, *SHAPE))
+    room[...] = np.arange(3, dtype=np.float32)[:, None, None]
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}) as pipeline:
+        kept = []
+        for i in range(1100):  # views, some of which take the ids of those before
+            view = room[i % 3]
+            assert pipeline.submit(x=view).result()[0, 0] == i % 3 + 3
+            if i % 2:
+                kept.append(view)
+
+
 @COPIES
 def test_a_request_writes_to_the_array_it_was_given(runtime, copies):
     xs, ys = numbered(7), [gk.empty_pinned(SHAPE) for _ in range(7)]
@@ -130,6 +149,9 @@ def test_a_slot_left_without_a_request_is_free_again(pipeline):
         request = slot.submit(y=y)
         with pytest.raises(ValueError, match="not submitted yet"):
             slot["x"]
+    held = pipeline.slot()
+    with held, pytest.raises(ValueError, match="expected a fresh one"), held:
+        pass
     assert request.result() is y
     np.testing.assert_array_equal(y, np.full(SHAPE, 5, np.float32))
 
@@ -148,6 +170,10 @@ def test_staged_inputs_may_be_pageable_and_change_at_once(runtime):
             pipeline.submit(x=x[0])
         with pytest.raises(ValueError, match=r"^x: expected dtype float32, came float64"):
             pipeline.submit(x=x.astype(np.float64))
+        with pytest.raises(TypeError, match=r"^x: expected an array on the host, came DeviceArray"):
+            pipeline.submit(x=gk.zeros(SHAPE))
+    with Pipeline(add_three, {"x": (2, "f4")}, {"y": (2, "f4")}, stage=True) as pipeline:
+        assert pipeline.submit(x=[1, 2]).result().tolist() == [4, 5]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -524,8 +550,10 @@ def test_requests_are_refused_in_a_capture(runtime, stream, pipeline):
         ):
             with pytest.raises(ValueError, match="pipeline: expected no live capture"):
                 refused()
-        under_way.done()
         add_three(device_x, y, stream)
+        if not under_way.done():
+            with pytest.raises(ValueError, match="one that waiting for a request would kill"):
+                under_way.wait()
     np.testing.assert_array_equal(under_way.result(), x + 3)
     with graph, graph.instantiate() as exe:
         exe.launch(stream)

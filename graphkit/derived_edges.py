@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 from graphkit.accesses import Access
 from graphkit.hazards import Hazards, members
 from graphkit.node import Node
-from graphkit.races import accesses_of
 from graphkit.runtime.protocol import Edge, EdgeData
+from graphkit.touched import accesses_of
 
 if TYPE_CHECKING:
     from graphkit.conditional import Conditional
@@ -42,6 +42,14 @@ class DerivedEdges:
         # A conditional node whose bodies may still grow.
         self._open: Conditional[object] | None = None
         self._sealed = False
+
+    def copy(self, ptrs: Sequence[int]) -> DerivedEdges:
+        """Return the same for a copy of the graph, whose nodes these are in the same order."""
+        copy = DerivedEdges()
+        copy._hazards = self._hazards.copy()
+        copy._ptrs = list(ptrs)
+        copy._places = {ptr: place for place, ptr in enumerate(ptrs)}
+        return copy
 
     # --- adding nodes
 

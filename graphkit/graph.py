@@ -46,7 +46,7 @@ from graphkit.node import (
 )
 from graphkit.node_groups import NodeGroup, NodeGroups, check_name
 from graphkit.params import Args
-from graphkit.races import Race, accesses_of, find_races
+from graphkit.races import Race, find_races
 from graphkit.readback import read_cluster, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
@@ -71,6 +71,7 @@ from graphkit.runtime.protocol import (
 )
 from graphkit.statuses import StatusCode
 from graphkit.stream import Event, HostCallback, event_handle, host_callback
+from graphkit.touched import Copied, accesses_of
 from graphkit.turn import Turn
 
 __all__ = ["Graph"]
@@ -474,7 +475,9 @@ class Graph:
             ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
             if child.clusters:
                 self._clusters = None
-            return self._keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
+            node = self._keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
+            self.operands[ptr] = Copied(child)
+            return node
 
     def add_empty_node(self, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that does nothing (cudaGraphAddEmptyNode): a place where edges meet."""
@@ -1019,6 +1022,9 @@ class Graph:
             child = Graph.of_handle(Handle(self.runtime, "graph", value, None, self.handle))
             child.holder = node
             child.conditionals.in_body = self.conditionals.in_body
+            copied = self.operands.get(node.ptr)
+            if isinstance(copied, Copied):
+                copied.give(child)
             self._children[node.ptr] = child
         return child
 
@@ -1075,7 +1081,9 @@ class Graph:
         self.memory_nodes.refuse("graph", "CUDA clones none; build or capture it once more")
         value = self.runtime.graph_clone(self.ptr)
         graph = Graph.of_handle(Handle(self.runtime, "graph", value, self.runtime.graph_destroy))
-        graph.owners.extend(self.owners)
+        Copied(self).give(graph)
+        if self.derived is not None:
+            graph.derived = self.derived.copy(self.runtime.graph_get_nodes(value))
         for name, members in self.groups.members.items():
             graph.groups.add(name, [self.in_clone(node, graph) for node in members])
         return graph

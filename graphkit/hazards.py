@@ -45,6 +45,14 @@ class Hazards:
         self._starts: list[int] = []
         self._segments: list[_Segment] = []
 
+    def copy(self) -> Hazards:
+        """Return an independent copy."""
+        copy = Hazards()
+        copy.before, copy.direct = [*self.before], [*self.direct]
+        copy._starts = [*self._starts]
+        copy._segments = [_Segment(it.end, it.writer, it.readers) for it in self._segments]
+        return copy
+
     def needed(self, accesses: Iterable[Access], given: int = 0) -> int:
         """Return which nodes the next one needs edges from, as bits.
 

@@ -650,7 +650,11 @@ class CudaRuntime:
         _, context = _driver(driver.cuCtxGetCurrent)
         block = cuda_params.conditional_struct(params, context)
         before = [driver.CUgraphNode(node) for node in dependencies]
-        _, node = _driver(cuda_bindings.add_node, graph, before or None, None, len(before), block)
+        # Plain edges, spelled out: cuda-bindings 12.9 wants as much edge data as dependencies.
+        data = [driver.CUgraphEdgeData()] * len(before)
+        _, node = _driver(
+            cuda_bindings.add_node, graph, before or None, data or None, len(before), block
+        )
         return int(node), cuda_params.conditional_bodies(block, params.size)
 
     def graph_add_mem_alloc_node(

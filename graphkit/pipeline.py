@@ -103,6 +103,7 @@ class Pipeline:
                 slot = PipelineSlot(function, ports, set(host_ports), chosen, runtime)
                 unfinished.callback(slot.close)
                 self._slots.append(slot)
+                _check_alike(self._slots[0], slot)
             unfinished.pop_all()
         # Of all slots the same ports, whose arrays need be looked at once only.
         self._ports: list[HostPort] = list(self._slots[0].ports.values())
@@ -416,6 +417,16 @@ def _ports(groups: Mapping[str, Any], runtime: Runtime) -> dict[str, HostPort]:
                 raise ValueError(f"{argument}: expected another name than {name!r}, came it")
             ports[name] = port_of(name, wanted, runtime, is_input=argument == "inputs")
     return ports
+
+
+def _check_alike(first: PipelineSlot, slot: PipelineSlot) -> None:
+    """Refuse a function that returned other arrays for another slot."""
+    wanted, came = (
+        {port.name: (port.shape, str(port.dtype)) for port in each.ports.values()}
+        for each in (first, slot)
+    )
+    if came != wanted:
+        raise TypeError(f"fn: expected the same outputs for every slot, {wanted}, came {came}")
 
 
 def _check_count(value: object, argument: str, least: int) -> None:

@@ -3,9 +3,11 @@
 import gc
 import threading
 from collections import deque
+from importlib.resources import files
 
 import numpy as np
 import pytest
+from cuda.bindings import nvrtc  # of the extra `test`, as in kernels/test_nvrtc.py
 from sample_functions import BLOCK, add_three, as_bytes, blocks
 from sample_kernels import ADD_SCALAR, AXPY, FLIP
 
@@ -512,6 +514,12 @@ def test_what_a_function_may_not_return(runtime, what):
     values.clear()
 
 
+def test_a_function_returns_the_same_for_every_slot(runtime):
+    made = [gk.zeros(3), gk.zeros(4)]
+    with pytest.raises(TypeError, match="fn: expected the same outputs for every slot"):
+        Pipeline(lambda x: made.pop(), {"x": FLOATS}, slots=2, warmups=0)
+
+
 def test_a_function_that_fails_at_the_capture_leaves_nothing_behind(runtime):
     def allocates(x, y, stream):
         gk.zeros(3)
@@ -605,3 +613,17 @@ def test_large_requests_are_left_to_the_copy_engine(runtime):
         assert pipeline.copies == "engine"
     with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:
         assert pipeline.copies == "kernel"
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_the_copy_kernels_compile_by_themselves_without_a_warning(architecture):
+    source = (files("graphkit") / "pipeline_copies.cu").read_bytes()
+    status, program = nvrtc.nvrtcCreateProgram(source, b"pipeline_copies.cu", 0, [], [])
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
+    options = [f"--gpu-architecture={architecture}".encode()]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(program)
+    assert log.strip(b" \0\n") == b""
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS

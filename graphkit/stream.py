@@ -219,7 +219,7 @@ class Stream:
         self.cell.close()
 
     def __repr__(self) -> str:
-        return f"<Stream {'closed' if self.cell.closed else hex(self.cell.value)}>"
+        return f"<{type(self).__name__} {'closed' if self.cell.closed else hex(self.cell.value)}>"
 
 
 def event_handle(event: object, argument: str = "event") -> int:
@@ -264,7 +264,7 @@ def stream_handle(stream: object) -> int:
 
 def stream_cell(stream: object) -> int | HandleCell:
     """Return where the handle of a stream stands: for ours a cell, which is empty once closed."""
-    return stream.cell if type(stream) is Stream else stream_handle(stream)
+    return stream.cell if isinstance(stream, Stream) else stream_handle(stream)
 
 
 def runtime_of(stream: object) -> Runtime:

@@ -128,6 +128,10 @@ class ExecNodes:
         }
         self._children[node] = child
 
+    def child_taken_from(self, node: Node) -> Graph | None:
+        """Return the graph that was set for a child graph node, None where none was."""
+        return self._children.get(node)
+
     def forget(self, gone: Callable[[Node], bool]) -> Iterator[object]:
         """Drop the changes of some nodes, and yield what they kept alive."""
         for node in [node for node in self.slots if gone(node)]:

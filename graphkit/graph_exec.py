@@ -26,6 +26,7 @@ from graphkit.node import (
 )
 from graphkit.node_groups import SWITCHABLE, EnabledNodes
 from graphkit.params import Args, ArgumentBlock
+from graphkit.races import Race, find_races
 from graphkit.readback import read_values
 from graphkit.runtime.protocol import (
     ExecUpdateStatus,
@@ -520,6 +521,16 @@ class GraphExec:
             node_differences(self._nodes.values(ours[place]), values) if place < len(ours) else []
         )
         return UpdateReport(result, nodes[place], from_node, kernel, tuple(differences))
+
+    def check_races(self) -> tuple[Race, ...]:
+        """Find unordered nodes that touch the same bytes, with the arguments that the exec has now.
+
+        Edges stay what they were when arguments are set, derived ones too: an array that takes the
+        place of another may be one that an unordered node uses. See :meth:`Graph.check_races`.
+        """
+        with self._turn:
+            self.ptr  # noqa: B018 - refuses a closed exec
+            return find_races(self.graph, self._nodes)
 
     # --- what it keeps ---------------------------------------------------------------------------
 

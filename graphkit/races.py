@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from graphkit.accesses import Access
 from graphkit.node import Node
-from graphkit.runtime.protocol import NodeType
 from graphkit.touched import Touched
 
 if TYPE_CHECKING:
+    from graphkit.exec_nodes import ExecNodes
     from graphkit.graph import Graph
 
 __all__ = ["Race", "find_races"]
@@ -64,11 +64,21 @@ class Race:
         )
 
 
-def find_races(graph: Graph) -> tuple[Race, ...]:
-    """Find unordered nodes that touch the same bytes, in a graph and in those inside of it."""
-    touched = Touched(graph)
-    nodes, before = touched.nodes, _ancestors(graph, touched.nodes)
-    worst: dict[tuple[int, int], Race] = {}
+def find_races(graph: Graph, held: ExecNodes | None = None) -> tuple[Race, ...]:
+    """Find unordered nodes that touch the same bytes, in a graph and in those inside of it.
+
+    Args:
+        graph: the graph.
+        held: what an exec of it holds, to look at its arguments instead.
+    """
+    if held is None or held.taken_from is graph:
+        return tuple(_races(Touched(graph, held)))
+    return tuple(_races(Touched(graph, held, held.taken_from)))
+
+
+def _races(touched: Touched) -> list[Race]:
+    nodes, before = touched.nodes, _ancestors(touched.graph, touched.nodes)
+    widest: dict[tuple[int, int], Race] = {}
     for first, second, one, other in _overlaps(touched.accesses):
         if before[second] >> first & 1 or before[first] >> second & 1:
             continue
@@ -83,18 +93,14 @@ def find_races(graph: Graph) -> tuple[Race, ...]:
             max(one.start, other.start),
             min(one.end, other.end),
         )
-        # One line for two nodes says it: the widest overlap.
-        known = worst.get((first, second))
+        # One line says it for two nodes: that of the widest overlap.
+        known = widest.get((first, second))
         if known is None or known.nbytes < race.nbytes:
-            worst[first, second] = race
-    found = [worst[pair] for pair in sorted(worst)]
-    for node in nodes:
-        if node.type is NodeType.GRAPH:
-            found += find_races(graph.child_graph(node))
-        elif node.ptr in graph.conditionals.nodes:
-            for body in graph.conditionals.nodes[node.ptr].bodies:
-                found += find_races(body)
-    return tuple(found)
+            widest[first, second] = race
+    found = [widest[pair] for pair in sorted(widest)]
+    for inside in touched.inside:
+        found += _races(inside)
+    return found
 
 
 def _ancestors(graph: Graph, nodes: Sequence[Node]) -> list[int]:

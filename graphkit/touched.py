@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from graphkit.accesses import Access, array_span, copy_accesses, fill_accesses
 from graphkit.arrays import is_array
 from graphkit.c_signature import Parameter
 from graphkit.kernel import Kernel, kernel_of
-from graphkit.node import Node
+from graphkit.node import Node, NodeValues
 from graphkit.params import ArgumentBlock
 from graphkit.readback import read_kernel_block, read_values
 from graphkit.runtime.protocol import (
@@ -22,63 +25,47 @@ from graphkit.runtime.protocol import (
 )
 
 if TYPE_CHECKING:
+    from graphkit.exec_nodes import ExecNodes
     from graphkit.graph import Graph
 
 __all__ = ["Copied", "Touched", "accesses_of"]
 
 
 class Touched:
-    """What the nodes of one graph touch, as far as it is known."""
+    """What the nodes of one graph touch, as far as it is known.
 
-    def __init__(self, graph: Graph) -> None:
-        self.unknown: list[str] = []
+    Args:
+        graph: the graph.
+        held: what an exec of it holds, where that is asked for.
+        source: the graph that its values come from otherwise; the graph itself by default.
+
+    Attributes:
+        nodes: the nodes of the graph.
+        names: what each is called in a message.
+        accesses: what each touches.
+        inside: the same for the graphs inside of its nodes.
+        unknown: what is not known, in words.
+    """
+
+    def __init__(
+        self, graph: Graph, held: ExecNodes | None = None, source: Graph | None = None
+    ) -> None:
+        self.graph = graph
         self.nodes = graph.nodes
         self.names: list[str] = []
         self.accesses: list[Sequence[Access]] = []
-        self._graph = graph
+        self.inside: list[Touched] = []
+        self.unknown: list[str] = []
+        self._held = held
+        self._source = graph if source is None else source
         self._arrays: dict[int, int] | None = None
         self._launches: dict[object, Sequence[object]] | None = None
-        allocated = {
-            values.address: values.nbytes
-            for values in (read_values(node) for node in self._memory_nodes())
-            if isinstance(values, MemAllocNodeParams)
-        }
-        for place, node in enumerate(self.nodes):
-            name, accesses = self._of(node, allocated)
+        known = self.nodes if source is None else source.nodes
+        self._allocated = _allocated(known)
+        for place, (node, at) in enumerate(zip(self.nodes, known, strict=True)):
+            name, accesses = self._of(node, at)
             self.names.append(f"{name} (node {place})")
             self.accesses.append(accesses)
-
-    def _memory_nodes(self) -> list[Node]:
-        return [node for node in self.nodes if node.type is NodeType.MEM_ALLOC]
-
-    def _of(self, node: Node, allocated: Mapping[int, int]) -> tuple[str, Sequence[Access]]:
-        """Return what a node is called, and what it touches."""
-        name = node.type.name.lower().replace("_", " ")
-        declared = self._graph.touched.get(node.ptr)
-        if node.type is NodeType.KERNEL:
-            function, accesses = self._of_kernel(node, declared)
-            return f"kernel {function}", accesses
-        if declared is not None:
-            return name, declared
-        match node.type:
-            case NodeType.GRAPH:
-                inside = Touched(self._graph.child_graph(node))
-                self.unknown += inside.unknown
-                return name, inside.all()
-            case NodeType.CONDITIONAL if node.ptr in self._graph.conditionals.nodes:
-                bodies = self._graph.conditionals.nodes[node.ptr].bodies
-                return name, [item for body in bodies for item in Touched(body).all()]
-            case NodeType.HOST:
-                self.unknown.append("a host node")
-        values = read_values(node)
-        if isinstance(values, MemcpyNodeParams):
-            return name, copy_accesses(values)
-        if isinstance(values, MemsetNodeParams):
-            return name, fill_accesses(values)
-        if isinstance(values, (MemAllocNodeParams, MemFreeNodeParams)):
-            nbytes = allocated.get(values.address, 1)
-            return name, (Access(values.address, values.address + nbytes, True),)
-        return name, ()
 
     def all(self) -> list[Access]:
         """Return what all nodes together touch; arguments by the kernel's name, too."""
@@ -88,20 +75,90 @@ class Touched:
             for access in accesses
         ]
 
+    def _of(self, node: Node, at: Node) -> tuple[str, Sequence[Access]]:
+        """Return what a node is called, and what it touches.
+
+        Args:
+            node: the node of the graph.
+            at: that of the source.
+        """
+        name = node.type.name.lower().replace("_", " ")
+        if node.type is NodeType.KERNEL:
+            function, accesses = self._of_kernel(node, at)
+            return f"kernel {function}", accesses
+        values = self._held_values(node)
+        declared = self._source.touched.get(at.ptr)
+        inside = self._inside(node, at)
+        if declared is not None and values is None:
+            return name, declared
+        if inside:
+            self.unknown += [item for touched in inside for item in touched.unknown]
+            return name, [item for touched in inside for item in touched.all()]
+        if node.type is NodeType.HOST:
+            self.unknown.append("a host node")
+        values = values or read_values(at)
+        if isinstance(values, MemcpyNodeParams):
+            return name, copy_accesses(values)
+        if isinstance(values, MemsetNodeParams):
+            return name, fill_accesses(values)
+        if isinstance(values, (MemAllocNodeParams, MemFreeNodeParams)):
+            nbytes = self._allocated.get(values.address, 1)
+            return name, (Access(values.address, values.address + nbytes, True),)
+        return name, ()
+
+    def _held_values(self, node: Node) -> NodeValues:
+        if self._held is None:
+            return None
+        return self._held.copies.get(node) or self._held.fills.get(node)
+
+    def _inside(self, node: Node, at: Node) -> list[Touched]:
+        """Look into a child graph node or a conditional node."""
+        held, found = self._held, list[Touched]()
+        if node.type is NodeType.GRAPH:
+            child = self.graph.child_graph(node)
+            source = None if held is None else held.child_taken_from(node)
+            if source is None and self._source is not self.graph:
+                source = self._source.child_graph(at)
+            found = [Touched(child, held, source)]
+        elif node.ptr in self.graph.conditionals.nodes:
+            bodies = self.graph.conditionals.nodes[node.ptr].bodies
+            found = [Touched(body, held) for body in bodies]
+        self.inside += found
+        return found
+
     # --- kernels
 
-    def _of_kernel(
-        self, node: Node, declared: Sequence[Access] | None
-    ) -> tuple[str, Sequence[Access]]:
+    def _of_kernel(self, node: Node, at: Node) -> tuple[str, Sequence[Access]]:
         runtime = node.graph_handle.runtime
-        params, block = read_kernel_block(node)
-        kernel = kernel_of(runtime, params.function)
-        name = kernel.name if kernel else runtime.func_get_name(params.function)
-        if declared is not None:
-            return name, declared
-        given = self._graph.operands.get(node.ptr)
+        params, block = read_kernel_block(at)
+        given = self._source.operands.get(at.ptr)
         if not isinstance(given, (tuple, list)):
             given = self._launched(params.function, block)
+        slot = None if self._held is None else self._held.slots.get(node)
+        function = params.function if slot is None else slot.params.function
+        kernel = kernel_of(runtime, function)
+        name = kernel.name if kernel else runtime.func_get_name(function)
+        declared = self._source.touched.get(at.ptr)
+        if slot is None:
+            if declared is not None:
+                return name, declared
+            return name, self._signed(name, block, given)
+        if function != params.function:
+            return name, self._signed(name, slot.block, slot.owners)
+        now = [new if new is not None else old for new, old in zip_longest(slot.owners, given)]
+        signed = self._signed(name, slot.block, now)
+        if declared is None:
+            return name, signed
+        return name, [_moved(item, block, slot.block, signed) for item in declared]
+
+    def _signed(self, name: str, block: ArgumentBlock, given: Sequence[object]) -> list[Access]:
+        """Return what a kernel touches by its signature, with these arguments in its block.
+
+        Args:
+            name: the kernel's name.
+            block: the arguments.
+            given: what they were made of, or nothing.
+        """
         found: list[Access] = []
         for index, parameter in enumerate(block.parameters):
             if parameter.pointer is False:
@@ -110,21 +167,17 @@ class Touched:
             if parameter.pointer is None and not is_array(value):
                 self.unknown.append(f"kernel {name}, whose signature is not known")
                 continue
-            address = block.value(index)
-            if isinstance(address, bytes):
-                address = int.from_bytes(address[:8], "little")
-            assert isinstance(address, int)
-            if address:
+            if address := _address(block, index):
                 span = self._span(address, value, parameter)
                 found.append(Access(*span, not parameter.const, parameter.name))
-        return name, found
+        return found
 
     def _span(self, address: int, value: object, parameter: Parameter) -> tuple[int, int]:
         """Return the bytes behind a pointer: those of its array, or else its first element."""
         span = _span_of(value)
         if span is None or not span[0] <= address <= span[1]:
             if self._arrays is None:
-                self._arrays = _arrays_in(self._graph.owners)
+                self._arrays = _arrays_in(self._source.owners)
             end = self._arrays.get(address)
             if end is None:
                 self.unknown.append(f"`{parameter}`, an address without an array")
@@ -135,8 +188,45 @@ class Touched:
     def _launched(self, function: int, block: ArgumentBlock) -> Sequence[object]:
         """Return the arguments of the captured launch that became this node, where we made it."""
         if self._launches is None:
-            self._launches = _launches_in(self._graph.owners, self._graph.runtime)
+            self._launches = _launches_in(self._source.owners, self.graph.runtime)
         return self._launches.get((function, *_addresses(block)), ())
+
+
+def _allocated(nodes: Iterable[Node]) -> dict[int, int]:
+    """Return the size of what each alloc node allocates, by its address."""
+    found: dict[int, int] = {}
+    for node in nodes:
+        if node.type is NodeType.MEM_ALLOC:
+            values = node.graph_handle.runtime.graph_mem_alloc_node_get_params(node.ptr)
+            found[values.address] = values.nbytes
+    return found
+
+
+def _moved(
+    access: Access, old: ArgumentBlock, new: ArgumentBlock, signed: Iterable[Access]
+) -> Access:
+    """Return what was declared of a kernel node, for the arguments that an exec gave it since."""
+    for item in signed:
+        if access.what == item.what:  # the argument was named: all of what it is now
+            return item._replace(write=access.write)
+    # An array lies behind the pointer that is the next below it, and moves along with it.
+    below = [
+        (address, index)
+        for index, parameter in enumerate(old.parameters)
+        if parameter.pointer is not False and (address := _address(old, index)) <= access.start
+    ]
+    if not below:
+        return access
+    address, index = max(below)
+    by = _address(new, index) - address if address else 0
+    return access._replace(start=access.start + by, end=access.end + by)
+
+
+def _address(block: ArgumentBlock, index: int) -> int:
+    value = block.value(index)
+    if isinstance(value, bytes):
+        return int.from_bytes(value[:8], "little")
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def _addresses(block: ArgumentBlock) -> Iterator[object]:
@@ -156,7 +246,8 @@ def _launches_in(owners: Sequence[object], runtime: Runtime) -> dict[object, Seq
         for parameter, value in zip(kernel.parameters, values, strict=False):
             if parameter.pointer:
                 span = _span_of(value)
-                addresses.append(span[0] if span else value)
+                plain = value if isinstance(value, (int, np.integer)) else 0
+                addresses.append(span[0] if span else int(plain))
         found[(kernel.function(runtime), *addresses)] = values
     return found
 

@@ -139,6 +139,10 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             end_capture(self)
         if self._into is not None:
             self._into.conditionals.failed |= exc is not None or failure is not None
+            if failure is not None:
+                # CUDA took the body with the dead capture: to destroy the graph around it ends the
+                # process (driver 580).
+                self._into.handle.abandon()
         elif exc is not None or failure is not None:
             # A body that raised leaves a valid, partial graph. It is closed, not destroyed at
             # once: another capture may be live.

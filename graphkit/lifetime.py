@@ -122,6 +122,16 @@ class Handle:
             _drain()
         finish()
 
+    def abandon(self) -> None:
+        """Let go of the handle, or of the one it is borrowed from, and never destroy it."""
+        if isinstance(self.owner, Handle):
+            self.owner.abandon()
+            return
+        destroy, self._destroy = self._destroy, None
+        if destroy is not None and self.value:
+            with _lock:
+                _live[self.kind] -= 1
+
     def __del__(self) -> None:
         # At interpreter exit the driver may be gone already; the process frees everything anyway.
         if sys.is_finalizing():

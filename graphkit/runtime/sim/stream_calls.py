@@ -115,11 +115,8 @@ class StreamCalls(Calls):
 
     def _capture_free(self, stream: SimStream, capture: Capture, address: int) -> None:
         self._refuse_invalidated(capture)
-        try:
-            freed = self.state.graph_memory.to_free(address, capture.graph)
-        except Refused:  # only what an alloc node allocates can be freed in a graph
-            capture.status = CaptureStatus.INVALIDATED
-            raise
+        # Only what an alloc node allocates can be freed in a graph; a refusal breaks no capture.
+        freed = self.state.graph_memory.to_free(address, capture.graph)
         self._capture(stream, NodeType.MEM_FREE, freed)
         freed.freed_by.add(capture.graph)
 

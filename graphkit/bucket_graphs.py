@@ -69,20 +69,26 @@ class BucketGraphs:
         return [self._capture.memory, *(made.owners for made in self._graphs.values())]
 
     def growth(self, request: Request) -> int:
-        """Return by how many bytes the staging memory would grow for a request's bucket."""
+        """Return how many bytes more the capture of a request's bucket needs.
+
+        The staging memory that is missing, and as much as the inputs have that are rebound: for
+        the time of the capture.
+        """
         if request.key in self._graphs:
             return 0
         none = Arena(self._runtime)
-        return sum(
+        missing = sum(
             self._arenas.get(name, none).growth(self._largest(request, name))
             for name in request.infos
         )
+        return missing + sum(request.infos[name].nbytes for name in request.key.rebound)
 
     def capture(self, request: Request, arguments: Mapping[str, object]) -> PoolGraph:
         """Capture the graph of a request's bucket, warming up on the request's arrays."""
         made = PoolGraph(request.key, self._stage(request, arguments))
         infos = {name: describe(arguments[name], name) for name in request.infos}
-        self._capture.capture(made, request.values, infos, request.fit.sizes)
+        inputs = {name: arguments[name] for name in request.key.rebound}
+        self._capture.capture(made, request.values, infos, request.fit.sizes, inputs)
         self._graphs[request.key] = made
         return made
 

@@ -12,6 +12,7 @@ __all__ = ["CostModel", "Move"]
 # Between two tries of the dearer of two ways to move an exec, the other one takes so many times as
 # long in all: at first, and after so many tries.
 _SOON, _SELDOM, _TRIES = 3, 30, 3
+_MIB = 1 << 20
 
 
 class Move(StrEnum):
@@ -30,7 +31,7 @@ class _Timed:
 
 @dataclass(slots=True)
 class CostModel:
-    """Microseconds that it takes to move an exec to another graph, learnt from those it took.
+    """Microseconds that moving an exec, or a request's arrays, takes; learnt from those it took.
 
     A move of a kind not yet timed for so many nodes is predicted: ``nodes`` by a rate for each
     node that differs, ``update`` by one for each node and one more for each that differs. The
@@ -41,6 +42,7 @@ class CostModel:
     update_node_us: float = 0.06
     update_changed_us: float = 0.25
     instantiate_node_us: float = 5.5
+    copy_mib_us: float = 0.5
     _timed: dict[Hashable, dict[int, dict[Move, _Timed]]] = field(default_factory=dict)
 
     def observe(self, topology: Hashable, total: int, changed: int, move: Move, us: float) -> None:
@@ -73,6 +75,19 @@ class CostModel:
         """Note what an instantiation took."""
         each = us / max(nodes, 1)
         self.instantiate_node_us += _error(each, self.instantiate_node_us) / 4
+
+    def observe_copy(self, nbytes: int, us: float) -> None:
+        """Note what a copy into the staging memory took on the device."""
+        each = us / (nbytes / _MIB)
+        self.copy_mib_us += _error(each, self.copy_mib_us) / 4
+
+    def rebinding_pays(self, nbytes: int, nodes: int) -> bool:
+        """Return whether setting so many nodes takes the host less than the device a copy takes.
+
+        Which of the two a pipeline waits for is not known, so a microsecond of either counts the
+        same.
+        """
+        return nodes * self.set_node_us < nbytes / _MIB * self.copy_mib_us
 
     def forget(self, topology: Hashable) -> None:
         """Forget the moves between graphs of a topology."""

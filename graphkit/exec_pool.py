@@ -72,7 +72,9 @@ class ExecPool:
 
     ``fn`` is captured once per bucket. A request's arrays are copied into staging memory in the
     bucket's shape and padded, and results are cut to the real size, by kernels of the same graph;
-    so a request costs one parameter change for each of the two, and one launch. Execs are moved
+    so a request costs one parameter change for each of the two, and one launch. Large inputs of
+    just the bucket's shape are rebound instead, in a graph of their own: that bucket is captured
+    several times, as by :func:`graphkit.bind`. Execs are moved
     between buckets of one topology; what does not fit the budget is evicted, and what no graph
     can answer runs eagerly, with the reason counted.
 
@@ -92,6 +94,9 @@ class ExecPool:
             leaves captures to :meth:`warm`.
         warmups: eager runs before a capture.
         strict: raise :class:`FallbackError` instead of answering eagerly.
+        rebind: whether inputs that have just a bucket's shape are read where they are instead of
+            copied: True wherever they can be, False never, None where setting the nodes that they
+            touch costs less than the copy. ``fn`` must not write them, as it must no input.
         on_failure: called with a :class:`Failure` when a capture fails.
         stream: where launches go; a new one by default.
 
@@ -114,11 +119,14 @@ class ExecPool:
         capture_after: int | None = 0,
         warmups: int = 2,
         strict: bool = False,
+        rebind: bool | None = None,
         on_failure: Callable[[Failure], None] | None = None,
         stream: object | None = None,
     ) -> None:
         # Whatever may be refused comes before the first handle.
         _check_callable("key", key)
+        if rebind is not None and not isinstance(rebind, bool):
+            raise TypeError(f"rebind: expected True, False or None, came {rebind!r}")
         _check_callable("on_failure", on_failure)
         check_count("warmups", warmups, 0)
         self._fn = UserFunction(fn)
@@ -146,6 +154,7 @@ class ExecPool:
             self.stream,
             warmups,
             on_failure,
+            rebind=rebind,
             keep_errors=strict,
         )
         self._ladder.enabled = os.environ.get("GRAPHKIT_DISABLE", "") in ("", "0")
@@ -234,12 +243,12 @@ class ExecPool:
         ladder = self._ladder
         with self._lock:
             request = self._request(seen, arguments)
-            missed = request.key not in ladder.graphs
-            decision = ladder.climb(request, arguments)
+            captures = ladder.counts.captures
+            request, decision = ladder.climb_somehow(request, addresses, arguments)
             if decision.step is Step.LAUNCH:
                 binding = ladder.bind(request, seen, addresses)
                 exec_ = ladder.launch(binding, addresses)
-                ladder.counts.misses += missed
+                ladder.counts.misses += ladder.counts.captures > captures
                 self._launched(exec_, binding, True, arguments)
                 return binding.result
             assert decision.reason is not None
@@ -356,8 +365,11 @@ class ExecPool:
         ladder = self._ladder
         seen, addresses = ladder.reader.look(arguments)
         with self._lock:
-            request = self._request(seen, arguments)
+            request = ladder.rebound.choose(self._request(seen, arguments), addresses)
             decision = ladder.decide(request)
+            if decision.step is Step.EAGER and request.base is not None:
+                request = request.base
+                decision = ladder.decide(request)
             step, changed, move = decision.step, None, None
             if step is Step.LAUNCH:
                 exec_, binding = ladder.graphs[request.key].exec, ladder.bindings.get(seen)
@@ -395,8 +407,13 @@ class ExecPool:
         """Return what the pool did so far."""
         with self._lock:
             ladder, policy = self._ladder, self._ladder.policy
-            bindings, held = ladder.live_bindings(), policy.held_bytes()
-            return ladder.counts.stats(bindings, policy.keys, held, self.memory())
+            return ladder.counts.stats(
+                ladder.live_bindings(),
+                policy.keys,
+                policy.held_bytes(),
+                ladder.rebound.refusals,
+                self.memory(),
+            )
 
     def close(self) -> None:
         """Destroy the execs and graphs; launches in flight still finish. Closing twice is nothing.

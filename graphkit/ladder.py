@@ -17,6 +17,7 @@ from graphkit.pool_graph import Binding, alignment_of
 from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
 from graphkit.pool_request import Request, RequestReader, Roles, Seen
 from graphkit.pool_stats import Counts
+from graphkit.rebound_inputs import CopiedError, ReboundInputs
 from graphkit.runtime.protocol import CaptureStatus, Runtime
 from graphkit.signature import Signature
 from graphkit.stream import stream_handle
@@ -58,6 +59,7 @@ class Ladder:
         stream: where its launches go.
         warmups: eager runs before a capture.
         on_failure: called when a capture fails.
+        rebind: whether inputs are rebound instead of copied, None for what takes less.
         keep_errors: whether to keep what a capture failed with, for whoever is refused.
 
     Attributes:
@@ -65,6 +67,7 @@ class Ladder:
         policy: decides.
         counts: what was done.
         in_flight: what launches may still use.
+        rebound: which inputs are rebound, and which copied.
         execs: the execs.
         graphs: the captured buckets.
         enabled: whether graphs are used at all.
@@ -87,6 +90,7 @@ class Ladder:
         warmups: int,
         on_failure: Callable[[Failure], None] | None,
         *,
+        rebind: bool | None,
         keep_errors: bool,
     ) -> None:
         self._runtime = runtime
@@ -98,7 +102,8 @@ class Ladder:
         self.counts = Counts()
         self.in_flight = InFlight(runtime, stream_handle(stream))
         self.execs = PoolExecs(policy, self.counts, self.in_flight, stream)
-        capture = BucketCapture(fn, lattice, runtime, stream, warmups)
+        self.rebound = ReboundInputs(roles, policy.costs, rebind)
+        capture = BucketCapture(fn, lattice, runtime, stream, warmups, self.rebound)
         self.graphs = BucketGraphs(runtime, lattice, capture, roles)
         self.enabled = True
         self.requests: dict[Seen, Request] = {}
@@ -122,6 +127,8 @@ class Ladder:
             begin = time.perf_counter_ns()
             try:
                 self._take(decision, request, arguments)
+            except CopiedError as error:
+                return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=str(error))
             except Exception as error:
                 self.failed(request.key, error)
             else:
@@ -129,6 +136,29 @@ class Ladder:
                 self.counts.step(decision.step, request.key, us, warm=warm)
                 if decision.step is not Step.CAPTURE and self.graphs[request.key].exec is not None:
                     return Decision(Step.LAUNCH)
+
+    def climb_somehow(
+        self,
+        staged: Request,
+        addresses: Sequence[int],
+        arguments: Mapping[str, object],
+        *,
+        warm: bool = False,
+    ) -> tuple[Request, Decision]:
+        """Take the rungs that a request needs, with inputs rebound where that is worth it.
+
+        Returns:
+            The request, or the variant of it, that was answered for, and what was decided.
+        """
+        tried = None
+        request = self.rebound.choose(staged, addresses)
+        while request is not staged and request is not tried:
+            decision = self.climb(request, arguments, warm=warm)
+            waits = decision.reason is Reason.KEY_MISS and staged.key not in self.graphs
+            if decision.step is Step.LAUNCH or waits:  # not that each waits for the other's sake
+                return request, decision
+            tried, request = request, self.rebound.choose(staged, addresses)
+        return staged, self.climb(staged, arguments, warm=warm)
 
     def decide(self, request: Request, *, warm: bool = False) -> Decision:
         """Return what a request would take next, and do nothing."""
@@ -191,7 +221,7 @@ class Ladder:
                 made, request.infos, request.names, request.fit.extents, alignment, state
             )
             request.bindings[alignment] = binding
-        self.requests.setdefault(seen, request)  # its capture may have let go of all shapes
+        self.requests.setdefault(seen, request.base or request)  # forgotten by its own capture
         self.bindings[seen] = binding
         return binding
 
@@ -225,8 +255,9 @@ class Ladder:
     def forget_shapes(self) -> None:
         """Forget the shapes of requests, but not how often they came."""
         for request in self.requests.values():
-            for binding in request.bindings.values():
+            for binding in request.all_bindings():
                 self.counts.forget(binding)
+            request.forget_bindings()  # whoever is being answered now goes on with it
         self.requests.clear()
         self.counts.prune(self.policy.keys)
         self.forget_bindings()
@@ -245,9 +276,7 @@ class Ladder:
 
     def live_bindings(self) -> list[Binding]:
         """Return the bindings of all shapes that are remembered."""
-        return [
-            binding for request in self.requests.values() for binding in request.bindings.values()
-        ]
+        return [binding for request in self.requests.values() for binding in request.all_bindings()]
 
     def close(self) -> None:
         """Destroy the execs and graphs; launches in flight still finish."""

@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphkit.graph_exec import GraphExec
-from graphkit.kernel import Kernel
 from graphkit.node import Node
-from graphkit.params import ArgumentBlock
-from graphkit.pool_graph import Binding, PoolGraph, StagingNode
+from graphkit.pool_graph import Binding, PoolGraph
+from graphkit.readback import read_kernel_block
 from graphkit.retarget import ExecTarget
 from graphkit.runtime.protocol import KernelNodeParams
 from graphkit.update_report import UpdateReport
 
 __all__ = ["PoolExec"]
 
+_WORD = 8  # bytes of an address
 
-class _ExecStaging:
-    """A staging node of an exec: its arguments, and the call that sets the node to them.
+
+class _ExecNode:
+    """A moving node of an exec: its arguments, and the call that sets the node to them.
 
     Attributes:
         words: the arguments as 8-byte words, some of which are addresses.
@@ -27,30 +28,25 @@ class _ExecStaging:
 
     __slots__ = ("_block", "_exec", "_node", "_setters", "_view", "commit", "words")
 
-    def __init__(self, exec_: GraphExec, node: Node, kernel: Kernel) -> None:
+    def __init__(self, exec_: GraphExec, node: Node) -> None:
         self._exec = exec_
         self._node = node
-        self._block = ArgumentBlock(kernel.parameters)
+        self._block = read_kernel_block(node)[1]
         self._view = self._block.view
-        self.words = self._view.cast("Q")
-        self._setters: dict[StagingNode, Callable[[], Any]] = {}
+        whole = len(self._view) // _WORD * _WORD
+        self.words = self._view[:whole].cast("Q")
+        self._setters: dict[KernelNodeParams, Callable[[], Any]] = {}
         self.commit: Callable[[], Any]
 
-    def bind(self, staging: StagingNode, arguments: bytes) -> None:
-        """Take over a bucket's launch configuration and another request's copies."""
+    def bind(self, params: KernelNodeParams, arguments: bytes) -> None:
+        """Take over a bucket's launch configuration and arguments for another request."""
         self._view[:] = arguments
-        commit = self._setters.get(staging)
+        commit = self._setters.get(params)
         if commit is None:
-            runtime = self._exec.runtime
-            params = KernelNodeParams(
-                staging.kernel.function(runtime),
-                staging.grid,
-                staging.block,
-                shared_mem=0,
-                kernel_params=self._block.kernel_params,
-            )
-            commit = runtime.kernel_node_setter(self._exec.ptr, self._node.ptr, params)
-            self._setters[staging] = commit
+            block = self._block
+            ours = params._replace(kernel_params=block.kernel_params, extra=block.extra)
+            commit = self._exec.runtime.kernel_node_setter(self._exec.ptr, self._node.ptr, ours)
+            self._setters[params] = commit
         self.commit = commit
 
 
@@ -76,24 +72,22 @@ class PoolExec:
         graph.exec = self
         # CUDA finds an exec's nodes by those of the graph that it was made from.
         nodes = graph.graph.nodes
-        self.staging = [
-            _ExecStaging(self.exec, nodes[item.place], item.kernel) for item in graph.staging
-        ]
+        self._nodes = [_ExecNode(self.exec, nodes[item.place]) for item in graph.moving]
 
     def bind(self, binding: Binding) -> None:
-        """Take over the copies of another shape of request; addresses follow."""
-        parts = zip(self.staging, binding.graph.staging, binding.blocks, strict=True)
-        for node, staging, arguments in parts:
-            node.bind(staging, arguments)
+        """Take over what another shape of request has in the moving nodes; addresses follow."""
+        parts = zip(self._nodes, binding.graph.moving, binding.blocks, strict=True)
+        for node, moving, arguments in parts:
+            node.bind(moving.params, arguments)
         self._moving = [
-            (node.words, moving, node.commit)
-            for node, moving in zip(self.staging, binding.words, strict=True)
+            (node.words, words, mask, node.commit)
+            for node, words, mask in zip(self._nodes, binding.words, binding.masks, strict=True)
         ]
         self.binding = binding
         self.addresses = [0] * binding.count  # no array is there
 
     def put(self, binding: Binding, addresses: list[int]) -> bool:
-        """Set the staging nodes to a request of the bucket that is held, where it differs.
+        """Set the moving nodes to a request of the bucket that is held, where it differs.
 
         Returns:
             False when an address is less aligned than the binding takes; the exec must then be put
@@ -104,16 +98,15 @@ class PoolExec:
         before = self.addresses
         if addresses == before:
             return True
-        mask = binding.mask
         self.binding = None  # whatever comes in between: half of the nodes may be set
-        for words, moving, commit in self._moving:
+        for words, moving, mask, commit in self._moving:
             moved = False
-            for index, word in moving:
+            for index, word, distance in moving:
                 address = addresses[index]
                 if address != before[index]:
                     if address & mask:
                         return False
-                    words[word] = address
+                    words[word] = address + distance
                     moved = True
             if moved:
                 commit()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graphkit.arrays import ArrayInfo
+from graphkit.buffers import ALIGNMENT
 from graphkit.device_array import DeviceArray, contiguous_strides
 from graphkit.graph import Graph
 from graphkit.in_flight import InFlight
-from graphkit.kernel import Kernel
 from graphkit.pool_policy import KeyState
 from graphkit.retarget import GraphValues
 from graphkit.returned import Returned
-from graphkit.runtime.protocol import Dim3
+from graphkit.runtime.protocol import KernelNodeParams
 from graphkit.signature import Signature
 from graphkit.staging import COPY_PADDED, CopyTemplate, PaddedCopy, templates
 from graphkit.topology import topology_of
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Binding",
+    "MovingNode",
     "PoolGraph",
+    "ReboundNode",
     "StagedArgument",
     "StagingCopies",
-    "StagingNode",
     "alignment_of",
     "staging_copy",
 ]
@@ -69,11 +70,12 @@ class Binding:
 
     Attributes:
         graph: the bucket's graph.
-        blocks: for each staging node, its argument block with zeros for the request's addresses.
-        words: for each staging node, (index among the request's arguments, word of the block) of
-            each address.
+        blocks: for each moving node, its argument block with zeros for the request's addresses.
+        words: for each moving node, (index among the request's arguments, word of the block, what
+            is added) of each address.
+        masks: for each moving node, bits that no address may have set: a copy moves as many bytes
+            at once, and the function's kernels were chosen for them.
         count: arguments of a request.
-        mask: bits that no address may have set; a copy moves as many bytes at once.
         result: what a request of this shape gets back.
         state: what the policy counts for the key.
         launches: requests that were answered through it.
@@ -84,7 +86,7 @@ class Binding:
     """
 
     __slots__ = (
-        "blocks", "count", "elements", "graph", "launches", "load", "mask", "padded_elements",
+        "blocks", "count", "elements", "graph", "launches", "load", "masks", "padded_elements",
         "result", "sets", "state", "words",
     )  # fmt: skip
 
@@ -100,10 +102,9 @@ class Binding:
         self.graph = graph
         self.state = state
         self.launches = self.sets = 0
-        self.mask = alignment - 1
         self.count = len(names)
         blocks: list[bytes] = []
-        words: list[tuple[tuple[int, int], ...]] = []
+        words: list[tuple[tuple[int, int, int], ...]] = []
         for copies in graph.copies(infos, alignment):
             block = bytearray(copies.template.bytes)
             moving = []
@@ -112,11 +113,17 @@ class Binding:
                 ours, theirs = (target, source) if copies.inward else (source, target)
                 address = graph.staged[name].memory.ptr
                 block[ours : ours + _WORD] = address.to_bytes(_WORD, "little")
-                moving.append((names.index(name), theirs // _WORD))
+                moving.append((names.index(name), theirs // _WORD, 0))
             blocks.append(bytes(block))
             words.append(tuple(moving))
+        masks = [alignment - 1] * len(blocks)
+        for node in graph.rebound:
+            blocks.append(node.arguments)
+            words.append(tuple((names.index(name), word, plus) for name, word, plus in node.words))
+            masks.append(ALIGNMENT - 1)
         self.blocks = tuple(blocks)
         self.words = tuple(words)
+        self.masks = tuple(masks)
         self.result = None if graph.returned is None else graph.returned.cut(extents)
         self.load = InFlight.load_of(sum(info.nbytes for info in infos.values()))
         self.elements = sum(prod(info.shape) for info in infos.values())
@@ -131,20 +138,30 @@ class StagingCopies(NamedTuple):
     names: tuple[str, ...]
 
 
-class StagingNode(NamedTuple):
-    """A kernel node that copies between a request's arrays and the staging memory.
+class ReboundNode(NamedTuple):
+    """A kernel node of the function's that reads a request's arrays where they are.
 
     Attributes:
         place: among the graph's nodes in order.
-        kernel: what copies.
-        grid: blocks along x, y, z: the bucket's, whatever the request.
-        block: threads of a block along x, y, z.
+        arguments: its argument block; what it holds of the arrays is replaced.
+        words: (name, word of the block, bytes added to the array's address) of each address.
     """
 
     place: int
-    kernel: Kernel
-    grid: Dim3
-    block: Dim3
+    arguments: bytes
+    words: tuple[tuple[str, int, int], ...]
+
+
+class MovingNode(NamedTuple):
+    """A kernel node that holds addresses of a request: of its copies in or out, or a rebound one.
+
+    Attributes:
+        place: among the graph's nodes in order.
+        params: what of it is the bucket's, whatever the request: all but the arguments.
+    """
+
+    place: int
+    params: KernelNodeParams
 
 
 class PoolGraph:
@@ -157,7 +174,9 @@ class PoolGraph:
         values: what its nodes hold.
         topology: what execs it may share; a value of its own where sharing is unsafe.
         unshareable: why sharing is unsafe, None where it is safe.
-        staging: the nodes that copy in and out, in order.
+        moving: the nodes that hold a request's addresses: those that copy in and out, in order,
+            then those that are rebound.
+        rebound: the function's nodes that read a request's arrays where they are.
         returned: what the function returned, None for None.
         exec: the exec that holds it now.
         nodes: how many nodes it has, those inside of child graphs included.
@@ -170,24 +189,49 @@ class PoolGraph:
         self.values: GraphValues
         self.topology: object = None
         self.unshareable: str | None = None
-        self.staging: tuple[StagingNode, ...] = ()
+        self.moving: tuple[MovingNode, ...] = ()
+        self.rebound: tuple[ReboundNode, ...] = ()
         self.returned: Returned | None = None
         self.exec: PoolExec | None = None
         self.nodes = 0
 
-    def copies(self, infos: Mapping[str, ArrayInfo], alignment: int) -> list[StagingCopies]:
-        """Return the copies of each staging node, those inward first, for a request's arrays."""
+    @property
+    def in_place(self) -> frozenset[str]:
+        """The arguments that are read where the request has them."""
+        return frozenset(name for node in self.rebound for name, *_ in node.words)
+
+    def copies(
+        self,
+        infos: Mapping[str, ArrayInfo],
+        alignment: int,
+        *,
+        without: Collection[str] | None = None,
+    ) -> list[StagingCopies]:
+        """Return the copies of each staging node, those inward first, for a request's arrays.
+
+        Args:
+            infos: the request's arrays.
+            alignment: what their addresses are multiples of.
+            without: arguments that are not copied in; by default those that are read in place.
+        """
+        left_out = self.in_place if without is None else without
         return [
-            copies for inward in (True, False) for copies in self._copies(infos, alignment, inward)
+            copies
+            for inward in (True, False)
+            for copies in self._copies(infos, alignment, left_out, inward)
         ]
 
     def _copies(
-        self, infos: Mapping[str, ArrayInfo], alignment: int, inward: bool
+        self,
+        infos: Mapping[str, ArrayInfo],
+        alignment: int,
+        without: Collection[str],
+        inward: bool,
     ) -> list[StagingCopies]:
         names: list[str] = []
         copies: list[PaddedCopy] = []
         for name, item in self.staged.items():
-            if not (item.reads if inward else item.writes):
+            if not (item.reads and name not in without if inward else item.writes):
                 continue
             names.append(name)
             bucket = item.memory.shape
@@ -207,7 +251,11 @@ class PoolGraph:
         return pairs if copies.inward else [(ours, theirs) for theirs, ours in pairs]
 
     def fill(
-        self, graph: Graph, copies: Sequence[StagingCopies], returned: Returned | None
+        self,
+        graph: Graph,
+        copies: Sequence[StagingCopies],
+        returned: Returned | None,
+        rebound: tuple[ReboundNode, ...] = (),
     ) -> None:
         """Take over the graph that was captured for the bucket, and read what its nodes hold.
 
@@ -215,13 +263,14 @@ class PoolGraph:
             graph: copies in, the function, copies out.
             copies: those that were captured.
             returned: what the function returned, if anything.
+            rebound: the function's nodes that read a request's arrays where they are.
 
         Raises:
             ValueError: when the function launches such copies of its own, as another pool does:
                 whose they are could not be told.
         """
         graph.owners.append(self.staged)
-        self.graph, self.returned = graph, returned
+        self.graph, self.returned, self.rebound = graph, returned, rebound
         self.values = GraphValues(graph)
         functions = {kernel.function(graph.runtime) for kernel in COPY_PADDED.values()}
         nodes = range(len(self.values.kinds))
@@ -231,10 +280,8 @@ class PoolGraph:
                 f"fn: expected a function without an exec pool of its own, came {len(places)} "
                 f"staging nodes where {len(copies)} were captured"
             )
-        self.staging = tuple(
-            StagingNode(place, item.template.kernel, item.template.grid, item.template.block)
-            for place, item in zip(places, copies, strict=True)
-        )
+        places += [node.place for node in rebound]
+        self.moving = tuple(MovingNode(place, self.values.launch(place)) for place in places)
         topology = topology_of(graph)
         self.nodes, self.unshareable = topology.nodes, topology.unshareable
         self.topology = object() if topology.unshareable else (topology.key, tuple(places))
@@ -251,8 +298,8 @@ class PoolGraph:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Where the staging nodes are among the nodes in order."""
-        return tuple(node.place for node in self.staging)
+        """Where the moving nodes are among the nodes in order."""
+        return tuple(node.place for node in self.moving)
 
     def close(self) -> None:
         """Destroy the graph (cudaGraphDestroy). Execs that hold it must be closed before."""

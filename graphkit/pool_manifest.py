@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -48,6 +48,16 @@ class ManifestEntry:
         """What having the key is worth: its hits, each by what a request without it waits."""
         return self.hits * self.milliseconds
 
+    def with_more(self, other: ManifestEntry) -> ManifestEntry:
+        """Return the entry with what another one of the same key counts."""
+        return replace(
+            self,
+            hits=self.hits + other.hits,
+            nbytes=self.nbytes + other.nbytes,
+            milliseconds=self.milliseconds + other.milliseconds,
+            failures=self.failures + other.failures,
+        )
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -72,11 +82,14 @@ class Manifest:
             function: the name of the function that it captures.
             stats: what it did.
         """
-        entries = [
-            ManifestEntry(key.key, key.hits, key.nbytes, key.milliseconds, key.failures)
-            for key in stats.keys
-        ]
-        return cls(function, tuple(entries))
+        entries: dict[Signature, ManifestEntry] = {}
+        for key in stats.keys:
+            mine = ManifestEntry(
+                key.key.staged(), key.hits, key.nbytes, key.milliseconds, key.failures
+            )
+            other = entries.get(mine.key)  # the same bucket, rebound
+            entries[mine.key] = mine if other is None else other.with_more(mine)
+        return cls(function, tuple(entries.values()))
 
     def ordered(self) -> list[ManifestEntry]:
         """Return the entries in the order to warm up in: the most valuable first.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,6 +114,8 @@ class Request:
         fit: the bucket they fall into, or why there is none.
         key: the signature of that bucket's graph.
         bindings: to that graph, by the alignment that their addresses share.
+        variants: the same shape with some of its inputs rebound, by their names.
+        base: of a variant, the request with nothing rebound.
     """
 
     names: tuple[str, ...]
@@ -122,6 +124,27 @@ class Request:
     fit: Fit
     key: Signature
     bindings: dict[int, Binding] = field(default_factory=dict)
+    variants: dict[tuple[str, ...], Request] = field(default_factory=dict)
+    base: Request | None = None
+
+    def rebinding(self, names: tuple[str, ...]) -> Request:
+        """Return the request with some inputs rebound: another graph answers it."""
+        variant = self.variants.get(names)
+        if variant is None:
+            key = replace(self.key, rebound=names)
+            variant = replace(self, key=key, bindings={}, variants={}, base=self)
+            self.variants[names] = variant
+        return variant
+
+    def all_bindings(self) -> Iterator[Binding]:
+        """Yield the bindings to its graph and to those of its variants."""
+        for request in (self, *self.variants.values()):
+            yield from request.bindings.values()
+
+    def forget_bindings(self) -> None:
+        """Drop the bindings to its graph and to those of its variants."""
+        for request in (self, *self.variants.values()):
+            request.bindings.clear()
 
 
 class RequestReader:

@@ -51,7 +51,8 @@ class KeyStats:
     """What one key was asked for and what it took.
 
     Attributes:
-        key: the signature of its graph.
+        key: the signature of its graph; its ``rebound`` names the inputs that are not copied.
+        refusal: why inputs are copied that could have been rebound; empty where none is.
         hits: requests that a graph answered.
         eager: requests that were answered eagerly.
         captures: captures, those of warm-ups included.
@@ -73,6 +74,7 @@ class KeyStats:
     failures: int
     milliseconds: float
     nbytes: int
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class PoolStats:
     def hit_rate(self) -> float:
         """Share of the requests that a graph answered which was there."""
         return self.hits / self.requests if self.requests else 0.0
+
+    @property
+    def rebound(self) -> int:
+        """Requests answered by graphs that read inputs where they are."""
+        return sum(stats.hits for stats in self.keys if stats.key.rebound)
 
     @property
     def padding_ratio(self) -> float:
@@ -158,6 +165,11 @@ class Counts:
         if step is not Step.EAGER:  # which no graph had saved
             of_key.microseconds += us
 
+    @property
+    def captures(self) -> int:
+        """Captures so far that gave a graph."""
+        return int(self._steps[Step.CAPTURE][0])
+
     def _of(self, key: Signature) -> _KeyCounts:
         found = self._keys.get(key)
         if found is None:
@@ -192,6 +204,7 @@ class Counts:
         bindings: Iterable[Binding],
         states: Mapping[Signature, KeyState],
         exec_bytes: Mapping[Signature, int],
+        refusals: Mapping[Signature, str],
         memory: PoolMemory,
     ) -> PoolStats:
         """Put all counts together.
@@ -200,6 +213,7 @@ class Counts:
             bindings: those that were not forgotten.
             states: what the policy knows, by key.
             exec_bytes: of the execs that hold a key's graph now.
+            refusals: why inputs of a key are copied that could have been rebound.
             memory: what the pool has.
         """
         live = list(bindings)
@@ -210,7 +224,10 @@ class Counts:
             if count:
                 timed, nanoseconds = self._samples[step]
                 steps[step] = StepStats(count, count * nanoseconds / max(timed, 1) / 1e6)
-        keys = [self._of_key(key, state, exec_bytes.get(key, 0)) for key, state in states.items()]
+        keys = [
+            self._of_key(key, state, exec_bytes.get(key, 0), refusals.get(key, ""))
+            for key, state in states.items()
+        ]
         return PoolStats(
             requests=launches + sum(self.fallbacks.values()),
             hits=launches - self.misses,
@@ -229,7 +246,7 @@ class Counts:
             memory=memory,
         )
 
-    def _of_key(self, key: Signature, state: KeyState, nbytes: int) -> KeyStats:
+    def _of_key(self, key: Signature, state: KeyState, nbytes: int, refusal: str) -> KeyStats:
         found = self._keys.get(key) or _KeyCounts()
         return KeyStats(
             key=key,
@@ -242,6 +259,7 @@ class Counts:
             failures=found.counts["failures"],
             milliseconds=found.microseconds / 1e3,
             nbytes=nbytes,
+            refusal=refusal,
         )
 
     def _total(self, what: str) -> int:

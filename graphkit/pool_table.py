@@ -130,6 +130,8 @@ def _totals(stats: PoolStats) -> Table:
     table.show_header = False
     table.columns[2].justify = "left"
     table.add_row("hits", f"{stats.hits:,}", "")
+    if stats.rebound:
+        table.add_row("of them rebound", f"{stats.rebound:,}", "large inputs read where they are")
     table.add_row("elements", f"{stats.elements:,}", "")
     padding = stats.padded_elements - stats.elements
     table.add_row("padding", f"{padding:,}", f"{stats.padding_ratio:.1%} of the padded elements")

@@ -32,7 +32,7 @@ from graphkit.stream import runtime_of, stream_handle
 from graphkit.turn import Turn
 from graphkit.user_function import UserFunction
 
-__all__ = ["BoundGraph", "Slot", "bind", "check_arguments", "check_scalars"]
+__all__ = ["BoundGraph", "Slot", "bind", "check_arguments", "check_scalars", "disown"]
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ def bind(
     except BaseException:
         first.close()
         raise
-    _disown(first.graph, captures.first.spans.values())
+    disown(first.graph, captures.first.spans.values())
     first.graph.owners.append((function, first.memory))
     held = {number: ExecNode(exe, nodes[number]) for number in {word.number for word in words}}
     named: dict[str, BoundBuffer | BoundScalar] = {}
@@ -440,7 +440,7 @@ def _check_settable(runtime: Runtime, state: NodeState, word: BufferWord | Scala
     raise state.error(f"follows {word.buffer}, and holds no address that can be set", word.offset)
 
 
-def _disown(graph: Graph, spans: Iterable[Span]) -> None:
+def disown(graph: Graph, spans: Iterable[Span]) -> None:
     """Let a graph forget the first buffers: what is bound is kept by the bound graph."""
     spans = list(spans)
 

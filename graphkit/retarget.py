@@ -133,6 +133,12 @@ class GraphValues:
         held = self.held[place]
         return held.function if isinstance(held, _Kernel) else 0
 
+    def launch(self, place: int) -> KernelNodeParams:
+        """Return the parameters of a kernel node without its arguments."""
+        held = self.held[place]
+        assert isinstance(held, _Kernel)
+        return KernelNodeParams(*held[:4], kernel_params=0)
+
     def params(self, place: int) -> object:
         """Return the parameters of a node; arguments are in memory that lives with this object."""
         held = self.held[place]

@@ -50,11 +50,14 @@ class Signature:
         values: the others, which a capture bakes in, sorted by name: pairs of the name and the
             value with the name of its type, ``("causal", ("bool", True))``, because 1 == True.
         extra: what the user adds to the key, with the name of its type; None for nothing.
+        rebound: the arrays that an exec pool's graph reads where the request has them; the others
+            are copied into its staging memory.
     """
 
     arrays: tuple[ArraySignature, ...]
     values: tuple[tuple[str, Hashable], ...] = ()
     extra: Hashable = None
+    rebound: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, arguments: Mapping[str, object], extra: Hashable = None, device: int = 0) -> Self:
@@ -106,8 +109,14 @@ class Signature:
         )
         return replace(self, arrays=arrays)
 
+    def staged(self) -> Self:
+        """Return the signature of the graph that copies everything."""
+        return replace(self, rebound=()) if self.rebound else self
+
     def to_json(self) -> dict[str, Any]:
         """Return the signature as what JSON holds, for :meth:`from_json`.
+
+        Without what is rebound, which each pool finds out for itself.
 
         Raises:
             ValueError: when a value is none that JSON can hold: None, a bool, a number, a str, or
@@ -140,6 +149,8 @@ class Signature:
         parts += [f"{name}={_shown(typed)}" for name, typed in self.values]
         if self.extra is not None:
             parts.append(f"key={_shown(self.extra)}")
+        if self.rebound:
+            parts.append(f"rebound: {' '.join(self.rebound)}")
         return ", ".join(parts)
 
 

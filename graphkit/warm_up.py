@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 from graphkit.ladder import Ladder
 from graphkit.lattice import Lattice
 from graphkit.pool_policy import Decision, Reason, Step
-from graphkit.pool_request import Request, Roles
+from graphkit.pool_request import Request, Roles, Seen
 from graphkit.runtime.protocol import Runtime
 from graphkit.signature import Signature
 from graphkit.trial import Times, Tolerance, Trial, answers, first_difference
@@ -67,9 +68,34 @@ class WarmUp:
                 wrong = trial.disagreement(tolerance)
                 wrong = wrong or self._minds_padding(wanted, request, tolerance)
             decision, times = self._try(request.key, trial, wrong, compare_speed)
+        if decision.step is Step.LAUNCH:
+            self._rebind(request, seen, addresses, arguments, tolerance)
         ladder.in_flight.keep(arguments)
         milliseconds = (time.perf_counter_ns() - begin) / 1e6
         return WarmRow(request.key, milliseconds, decision.reason, decision.why, times)
+
+    def _rebind(
+        self,
+        request: Request,
+        seen: Seen,
+        addresses: list[int],
+        arguments: Mapping[str, object],
+        tolerance: Tolerance | None,
+    ) -> None:
+        """Ask for the graph that reads inputs where they are, where that is worth it."""
+        ladder = self._ladder
+        variant, _ = ladder.climb_somehow(request, addresses, arguments, warm=True)
+        if variant is request:
+            return
+        binding = ladder.bind(variant, seen, addresses)
+        if tolerance is None:
+            return
+        launch = partial(ladder.launch, binding, addresses)
+        trial = ladder.graphs.trial(variant, arguments, launch, self._stream)
+        wrong = trial.disagreement(tolerance)
+        if wrong:
+            ladder.give_up(variant.key)
+            ladder.rebound.copy(variant.key, variant.key.rebound, wrong)
 
     def _try(
         self, key: Signature, trial: Trial, wrong: str, compare_speed: bool

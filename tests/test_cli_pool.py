@@ -100,7 +100,8 @@ def test_nothing_is_wider_than_the_terminal_or_100_columns(width):
     arrays = tuple(ArraySignature(f"argument_{n}", (2**40, n), "float32") for n in range(12))
     key = Signature(arrays, (("text", ("str", "x" * 300)),))
     figures = {"hits": 10**9, "eager": 10**5, "moves": 10**4, "nbytes": 10**9}
-    stats = replace(BUSY, keys=(key_stats(key, **figures, milliseconds=1e5),) * 3)
+    keys = [replace(key, extra=("int", number)) for number in range(3)]
+    stats = replace(BUSY, keys=tuple(key_stats(one, **figures, milliseconds=1e5) for one in keys))
     for table in (manifest_table(Manifest.of("f" * 300, stats)), stats_table(stats, "f" * 300)):
         shown = lines(table, width)
         assert max(map(len, shown)) <= min(width, 100)

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # What a call declares: argument names and arrays.
-Declared = Iterable[object] | None
+Declared = Sequence[object] | None
 
 _WORD = 8  # bytes of an address
 
@@ -50,13 +50,15 @@ def array_span(array: object, argument: str) -> tuple[int, int]:
     A view spans what lies between its elements as well; an array without elements spans nothing.
     """
     info = describe(array, argument)
+    first = last = info.ptr
     if not info.nbytes:
-        return info.ptr, info.ptr
-    if info.contiguous:
-        return info.ptr, info.ptr + info.nbytes
-    steps = [(n - 1) * step for n, step in zip(info.shape, info.strides, strict=True)]
-    first = info.ptr + sum(step for step in steps if step < 0)
-    return first, info.ptr + sum(step for step in steps if step > 0) + info.dtype.itemsize
+        return first, last
+    for extent, step in zip(info.shape, info.strides, strict=True):
+        if step < 0:
+            first += (extent - 1) * step
+        else:
+            last += (extent - 1) * step
+    return first, last + info.dtype.itemsize
 
 
 def copy_accesses(params: MemcpyNodeParams) -> tuple[Access, ...]:
@@ -123,16 +125,24 @@ def kernel_accesses(
         ValueError: a bare address that no declared array covers: its extent is not known; or a
             const argument that is declared to be written.
     """
-    named, arrays = _declarations(parameters, values, reads, writes)
+    named: dict[str, list[bool]] = {}
+    arrays: list[tuple[tuple[int, int], bool]] = []
+    if reads is not None or writes is not None:
+        named, arrays = _declarations(parameters, values, reads, writes)
     found = [Access(*span, write) for span, write in arrays]
     for parameter, value in zip(parameters, values, strict=True):
-        if parameter.name in named:
-            span = array_span(value, parameter.name)
-            found += [Access(*span, write, parameter.name) for write in named[parameter.name]]
+        if parameter.pointer is False:
+            continue
+        name = parameter.name
+        if name in named:
+            span = array_span(value, name)
+            found += [Access(*span, write, name) for write in named[name]]
         elif is_array(value):
-            span = array_span(value, parameter.name)
-            if not any(_replaces(span, parameter, array, write) for array, write in arrays):
-                found.append(Access(*span, not parameter.const, parameter.name))
+            span = array_span(value, name)
+            if not arrays or not any(
+                _replaces(span, parameter, array, write) for array, write in arrays
+            ):
+                found.append(Access(*span, not parameter.const, name))
         elif address := _address(parameter, value):
             covered = any(start <= address < end for (start, end), _ in arrays)
             # Eight bytes of a type that is not known may be a size as well: then any declaration
@@ -190,17 +200,13 @@ _NONE = (None, None)
 def _items(declared: Declared, argument: str) -> Iterable[object]:
     if declared is None:
         return ()
-    # An array is a sequence, and a str as well: of its letters.
-    if isinstance(declared, (str, bytes)) or is_array(declared) or not _iterable(declared):
+    # No iterable at large: an array is one, and a str as well.
+    if not isinstance(declared, (list, tuple)):
         raise TypeError(
             f"{argument}: expected a list or tuple of arrays and names, came "
             f"{type(declared).__name__}"
         )
     return tuple(declared)
-
-
-def _iterable(value: object) -> bool:
-    return isinstance(value, Iterable)
 
 
 def _replaces(

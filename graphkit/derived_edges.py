@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["DerivedEdges", "check_edges", "refuse_removal"]
 
 
+_BODY_SEALED = (
+    "graph: expected a body whose graph has no further nodes yet, came one whose graph has: their "
+    "edges follow from what was in the body"
+)
+
+
 def check_edges(edges: object) -> bool:
     """Return whether edges are to be derived."""
     if edges not in ("given", "derived"):
@@ -30,18 +36,21 @@ class DerivedEdges:
 
     Before a node is added, :meth:`dependencies` says what it must wait for; :meth:`added` notes it
     when CUDA has made it.
+
+    Args:
+        sealed: why nothing can be added to the graph; empty where it can.
     """
 
     __slots__ = ("_hazards", "_needed", "_open", "_places", "_ptrs", "_sealed")
 
-    def __init__(self) -> None:
+    def __init__(self, sealed: str = "") -> None:
         self._hazards = Hazards()
         self._ptrs: list[int] = []
         self._places: dict[int, int] = {}
         self._needed = 0
         # A conditional node whose bodies may still grow.
         self._open: Conditional[object] | None = None
-        self._sealed = False
+        self._sealed = sealed
 
     def copy(self, ptrs: Sequence[int]) -> DerivedEdges:
         """Return the same for a copy of the graph, whose nodes these are in the same order."""
@@ -63,17 +72,17 @@ class DerivedEdges:
             given: nodes that it waits for in any case.
             accesses: what it touches.
         """
-        if self._sealed:
-            raise ValueError(
-                "graph: expected a body whose graph has no further nodes yet, came one whose graph "
-                "has: their edges follow from what was in the body"
-            )
+        self._refuse_sealed()
         self.settle(graph)
         bits = 0
         for ptr in given:
             bits |= 1 << self._places[ptr]
         self._needed = self._hazards.needed(accesses, bits)
         return [self._ptrs[place] for place in members(self._needed)]
+
+    def _refuse_sealed(self) -> None:
+        if self._sealed:
+            raise ValueError(self._sealed)
 
     def added(self, ptr: int, accesses: Sequence[Access]) -> None:
         """Note the node that :meth:`dependencies` was asked for."""
@@ -119,7 +128,7 @@ class DerivedEdges:
         for body in conditional.bodies:
             if body.derived is not None:
                 body.derived.settle(body)
-                body.derived._sealed = True
+                body.derived._sealed = _BODY_SEALED
             found += accesses_of(body, "graph")
         ptr = conditional.node.ptr
         graph.touched[ptr] = tuple(found)
@@ -144,6 +153,7 @@ class DerivedEdges:
         Raises:
             ValueError: when the nodes are ordered the other way round.
         """
+        self._refuse_sealed()
         self.settle(graph)
         first, second = self._places[from_node.ptr], self._places[to_node.ptr]
         if first == second or self._hazards.is_before(second, first):

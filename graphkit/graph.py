@@ -250,6 +250,7 @@ class Graph:
         accesses = None
         if self.derived is not None or reads is not None or writes is not None:
             accesses = kernel_accesses(kernel.parameters, owners, reads, writes)
+            self.owners.append((reads, writes))
         params = KernelNodeParams(
             kernel.function(runtime),
             dim3(grid, "grid"),
@@ -262,7 +263,8 @@ class Graph:
         if attributes and self.memory_nodes.present:
             self._try_attributes(params, attributes)
         with self._turn:
-            dependencies = self._order(dependencies, accesses)
+            if self.derived is not None:
+                dependencies = self._order(dependencies, accesses)
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
             for attribute in attributes:
                 try:
@@ -730,9 +732,9 @@ class Graph:
         self.conditionals.refuse_capture()
         if self.derived is not None:
             self.derived.refuse_capture()
-            self.derived = None  # the capture gives the edges
         before = self._dependencies(deps)
         self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
+        self.derived = None  # the capture gives the edges
         self._clusters = None  # what is captured may have some
 
     def _add_setter(
@@ -832,7 +834,9 @@ class Graph:
         """Return what a call declares; None when it declares nothing."""
         if reads is None and writes is None:
             return None
-        return declared_accesses(reads, writes)
+        accesses = declared_accesses(reads, writes)
+        self.owners.append((reads, writes))
+        return accesses
 
     def _order(
         self, before: Sequence[int], accesses: Sequence[Access] | None = None
@@ -1025,6 +1029,11 @@ class Graph:
             copied = self.operands.get(node.ptr)
             if isinstance(copied, Copied):
                 copied.give(child)
+            if self.derived is not None:
+                child.derived = DerivedEdges(
+                    "graph: expected one that no graph with derived edges holds, came a child of "
+                    "one, whose edges follow from what was in the child when it was added"
+                )
             self._children[node.ptr] = child
         return child
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -371,6 +372,59 @@ def test_wrong_declarations_are_refused(graph, arrays, declared, error, message)
 def test_one_array_is_no_list_of_arrays(graph, arrays):
     with pytest.raises(TypeError, match="reads: expected a list or tuple"):
         add(graph, arrays[0], arrays[1], reads=arrays[0])
+
+
+def test_a_view_of_negative_steps_spans_what_it_covers(graph, runtime):
+    pinned = gk.empty_pinned(N)
+    graph.add_host_node(lambda: None, writes=[pinned[8::-2]])
+    for at in (0, 8):
+        graph.add_host_node(lambda: None, reads=[pinned[at : at + 1]])
+    graph.add_host_node(lambda: None, reads=[pinned[9:], pinned[:0]])
+    assert pairs(graph) == {(0, 1), (0, 2)}
+
+
+def test_what_is_declared_is_kept_alive(graph, arrays):
+    x, y = arrays[0], gk.zeros(N)
+    graph.add_kernel_node(ADD_SCALAR, 1, N, (x, y.ptr, 1.0, N), writes=[y])
+    alive = weakref.ref(y)
+    del y
+    assert alive() is not None
+
+
+def test_a_child_of_a_derived_graph_stays_what_it_is(graph, arrays):
+    x, y, *_ = arrays
+    child = gk.Graph()
+    child.add_memset_node(x, 0)
+    child.add_memset_node(x, 1.0)
+    inside = graph.child_graph(graph.add_child_graph_node(child))
+    for change in (
+        lambda: inside.add_memset_node(y, 0),
+        lambda: inside.add_dependency(*inside.nodes),
+    ):
+        with pytest.raises(ValueError, match="graph: expected one that no graph with derived"):
+            change()
+
+
+def test_a_body_may_be_captured_while_it_is_empty(graph, arrays, stream):
+    x, y, z, *_ = arrays
+    flag = gk.asarray([2], np.int32)
+    graph.add_memset_node(x, 1.0)
+    with graph.while_(flag) as body, gk.capture(stream, into=body):
+        AXPY(1, N, (x, y, 1.0, N), stream=stream)
+        INCREMENT(1, 1, (flag, -1), stream=stream)
+    add(graph, y, z)
+    assert pairs(graph) == {(0, 2), (1, 2), (2, 3)}
+    with graph.if_(flag) as body:
+        add(body, x, y)
+        with (
+            pytest.raises(ValueError, match="graph: expected an empty body"),
+            gk.capture(stream, into=body),
+        ):
+            pass
+        add(body, y, z)
+        assert pairs(body) == {(0, 1)}
+    run(graph, stream)
+    assert z.get()[0] == 3.0
 
 
 def test_host_nodes_must_declare(graph, arrays):

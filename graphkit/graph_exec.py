@@ -470,7 +470,9 @@ class GraphExec:
             graph.memory_nodes.refuse("graph", "it is another exec's, and has one at a time")
         with self._turn:
             exec_ = self.ptr
-            report = self._conditional_refusal(graph) or self._cluster_refusal(graph)
+            report = self._conditional_refusal(graph)
+            if report is None:  # a report of a refusal is false
+                report = self._cluster_refusal(graph)
             if report is None:
                 info = self.runtime.graph_exec_update(exec_, graph.ptr)
                 if info.result is ExecUpdateStatus.SUCCESS:

@@ -869,7 +869,7 @@ def test_a_condition_that_nobody_set_is_an_error(sim):
         stream.synchronize()
 
 
-def test_a_condition_does_not_outlive_its_launch(sim, counter):
+def test_a_condition_does_not_outlive_its_launch(sim):
     stream, graph = gk.Stream(), gk.Graph()
     handle, flag = graph.conditional_handle(), integer(1)
     first = graph.if_(flag)
@@ -933,7 +933,7 @@ def test_iterations_are_ordered_and_bodies_race_with_what_is_beside_the_node(sim
         stream.synchronize()
 
 
-def test_a_condition_set_beside_its_node_is_a_race(sim, counter):
+def test_a_condition_set_beside_its_node_is_a_race(sim):
     stream, graph = gk.Stream(), gk.Graph()
     handle = graph.conditional_handle(default=0)
     graph.add_kernel_node(SET_HANDLE, 1, 1, (handle, 1))
@@ -953,7 +953,8 @@ def test_unset_memory_in_a_body_shows(sim):
     assert np.isnan(y.get()[0])
 
 
-def test_an_error_in_a_body_drops_what_is_behind(sim, counter):
+def test_an_error_in_a_body_drops_what_is_behind(sim):
+    counter = gk.zeros(1, np.int32)
     stream, graph = gk.Stream(), gk.Graph()
     gone = gk.zeros(1, np.int32)
     branch = graph.if_(integer(1))

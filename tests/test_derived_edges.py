@@ -580,7 +580,7 @@ class Op(NamedTuple):
                 return [(self.a, self.a + n)]
             case "rows":
                 return [(self.a, self.a + 2 * n - 1)]
-            case "child":
+            case "child" | "branch":
                 return [item for op in self.inner for item in op.reads]
         return []
 
@@ -589,12 +589,13 @@ class Op(NamedTuple):
         match self.kind:
             case "empty":
                 return []
-            case "child":
+            case "child" | "branch":
                 return [item for op in self.inner for item in op.writes]
         return [(self.dst, self.dst + self.n)]
 
 
-KINDS = ("mix", "copy", "fill", "shift", "host", "rows", "mix", "mix", "child", "empty")
+BODY_KINDS = ("mix", "copy", "fill", "shift", "rows")
+KINDS = (*BODY_KINDS, "mix", "host", "mix", "child", "branch", "empty")
 
 
 def overlap(first, second):
@@ -604,9 +605,10 @@ def overlap(first, second):
 def decode(raw, kinds=KINDS):
     """Read an operation out of eight random bytes; what cannot be becomes a fill."""
     kind, n = kinds[raw[0] % len(kinds)], 1 + raw[4] % 6
-    if kind == "child":
+    if kind in ("child", "branch"):
         rest = [bytes((byte * (3 + i) + i) & 255 for byte in raw) for i in range(1 + raw[7] % 3)]
-        return Op("child", inner=tuple(decode(part, kinds[:-2]) for part in rest))
+        within = BODY_KINDS if kind == "branch" else kinds[:-3]
+        return Op(kind, value=raw[5], inner=tuple(decode(part, within) for part in rest))
     if kind == "host":
         dst, a = DEVICE + raw[1] % (HOST - 6), DEVICE + raw[2] % (HOST - 6)
         return Op(kind, n, dst, a, value=raw[5])
@@ -641,8 +643,9 @@ def conflicts(program):
 
 def compute(op, words):
     """Do one operation in NumPy."""
-    for inner in op.inner:
-        compute(inner, words)
+    if op.kind != "branch" or op.value & 1:
+        for inner in op.inner:
+            compute(inner, words)
     n, value = op.n, np.uint32(op.value)
     target, a, b = (words[at : at + n] for at in (op.dst, op.a, op.b))
     match op.kind:
@@ -668,6 +671,7 @@ class Machine:
         self.host = gk.empty_pinned(HOST, np.uint32)
         self.start = np.arange(DEVICE + HOST, dtype=np.uint32)
         self.stream = gk.Stream()
+        self.flags = gk.asarray([0, 1], np.int32)
 
     def at(self, place, n):
         return self.device[place : place + n] if place < DEVICE else self.on_host(place, n)
@@ -709,6 +713,12 @@ class Machine:
             case "child":
                 child, _ = self.build(op.inner)
                 return graph.add_child_graph_node(child, deps=deps)
+            case "branch":
+                branch = graph.if_(self.flags[value & 1 : (value & 1) + 1], deps=deps)
+                with branch as body:
+                    for inner in op.inner:
+                        self.add(body, inner, ())
+                return branch.node
         return graph.add_empty_node(deps=deps)
 
     def build(self, program, given=(), edges="derived"):
@@ -744,13 +754,23 @@ RANDOM = settings(
 @given(st.lists(EIGHT, min_size=1, max_size=16))
 def test_random_programs_have_no_edge_too_many_and_none_too_few(runtime, ops):
     machine, program = Machine(), [decode(raw) for raw in ops]
-    graph, _ = machine.build(program)
-    edges, needs = pairs(graph), conflicts(program)
+    graph, nodes = machine.build(program)
+    edges, needs = pairs_of(graph, nodes), conflicts(program)
     assert unordered(edges, needs) == set()
     for edge in edges:
         assert unordered(edges - {edge}, needs), f"{edge} orders nothing that others do not"
     assert np.array_equal(machine.results(graph), machine.expected(program))
     assert graph.check_races() == ()
+
+
+def pairs_of(graph, nodes):
+    """Return the edges between the operations' nodes; a branch has another, which sets it."""
+    places = {node.ptr: place for place, node in enumerate(nodes)}
+    return {
+        (places[edge.from_node.ptr], places[edge.to_node.ptr])
+        for edge in graph.edges
+        if edge.from_node.ptr in places and edge.to_node.ptr in places
+    }
 
 
 def unordered(edges, needs):
@@ -771,7 +791,7 @@ def unordered(edges, needs):
 @settings(RANDOM, max_examples=300)
 @given(st.lists(EIGHT, min_size=1, max_size=12), st.lists(EIGHT, max_size=4))
 def test_random_programs_with_explicit_edges(runtime, ops, later):
-    machine, program = Machine(), [decode(raw) for raw in ops]
+    machine, program = Machine(), [decode(raw, KINDS[:-2]) for raw in ops]
     given = [raw[6] & raw[7] & ((1 << place) - 1) for place, raw in enumerate(ops)]
     graph, nodes = machine.build(program, given)
     needs = [need | more for need, more in zip(conflicts(program), given, strict=True)]
@@ -789,7 +809,7 @@ def test_random_programs_with_explicit_edges(runtime, ops, later):
 @settings(RANDOM, max_examples=200)
 @given(st.lists(EIGHT, min_size=2, max_size=10))
 def test_races_are_what_derived_edges_would_order(runtime, ops):
-    machine, program = Machine(), [decode(raw) for raw in ops]
+    machine, program = Machine(), [decode(raw, KINDS[:-2]) for raw in ops]
     graph, nodes = machine.build(program, edges="given")
     found = {
         (nodes.index(race.first), nodes.index(race.second)) for race in graph.check_races()

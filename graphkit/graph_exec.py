@@ -12,6 +12,7 @@ import numpy as np
 from graphkit.arrays import describe
 from graphkit.errors import CudaError, GraphUpdateError, refuse_closed
 from graphkit.exec_nodes import ExecNodes, KernelSlot
+from graphkit.fork import Branch
 from graphkit.kernel import Kernel
 from graphkit.launch_config import check_cluster, check_shared_mem, dim3
 from graphkit.lifetime import Handle, in_host_function, keep_until_done
@@ -172,7 +173,8 @@ class GraphExec:
         handle = stream_handle(stream)
         with self._turn:
             self.ptr  # noqa: B018 - refuses a closed exec
-            self._streams[handle] = stream
+            # The stream behind a branch lives on when the branch is refused.
+            self._streams[handle] = handle if type(stream) is Branch else stream
         return self.runtime.graph_launcher(self._handle, stream_cell(stream))
 
     # --- changing one node -----------------------------------------------------------------------

@@ -397,6 +397,22 @@ def test_a_branch_launches_graphs_and_copies(stream, arrays):
     exe.close()
 
 
+def test_an_exec_lets_go_of_what_was_launched_on_a_branch(stream, arrays, runtime, monkeypatch):
+    x, y, *_ = arrays
+    graph = gk.Graph()
+    node = graph.add_kernel_node(ADD_SCALAR, 1, N, (x, y, 1.0, N))
+    exe = graph.instantiate()
+    with fork(stream, 1) as (branch,):
+        exe.launch(branch)
+    with monkeypatch.context() as patched:
+        # An event tells when the launch is done with y: nobody need wait for the whole device.
+        patched.setattr(runtime, "device_synchronize", pytest.fail)
+        exe.set_kernel_node_params(node, args={"y": x})
+        exe.close()
+    stream.synchronize()
+    assert y.get()[0] == 1.0
+
+
 def test_the_legacy_stream_may_be_forked_outside_of_captures(runtime, arrays):
     x, y, z, *_ = arrays
     with fork(0, 2) as (left, right):

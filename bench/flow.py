@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import flow_diamond
 import flow_while
 from flow_setting import Case, FlowSetting, UnavailableError, measure
 from measure import Row, print_tables, progress_bar, write_results
@@ -37,7 +38,7 @@ from rich.console import Console
 
 def cases(*, quick: bool = False, only: str = "") -> list[Case]:
     """Return what is measured, in the order of measurement."""
-    found = [*flow_while.CASES]
+    found = [*flow_while.CASES, *flow_diamond.CASES]
     if quick:
         found = [replace(case, samples=max(case.samples // 6, 4)) for case in found]
     return [case for case in found if only in case.name]

@@ -36,8 +36,8 @@ Measured (H200, driver 580; the kept run): one node 1.28 us for arrays of our ow
 1.74; ten nodes 1.95 x C, 100 1.75 x C. Rebind and launch 2.73 us, with a tensor 3.16, against 6.44
 for torch's copy_ and replay: 2.4 and 2.0 times as fast, not 3. CuPy's copy and launch takes 4.07.
 The crossover in host time lies at 7.4 touched nodes against torch and 3.0 against CuPy; until the
-stream is done, at 7.5 nodes for 1 KB and 175 for 100 MB. What was tried for the one node: the checks
-of our own arrays written out, one closure a buffer with everything prebound, no lock but a list's
+stream is done, at 7.5 nodes for 1 KB and 175 for 100 MB. Tried for the one node: the checks of our
+own arrays written out, one closure a buffer with everything prebound, no lock but a list's
 pop, owners kept in a dict until there are many instead of an event each. Below it stands the
 binding's call itself, 1.61 x C.
 """

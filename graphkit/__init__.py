@@ -12,6 +12,7 @@ from graphkit.baked import Baked, check_baked
 from graphkit.buckets import Buckets
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
+from graphkit.conditional import Conditional, ConditionalHandle
 from graphkit.copying import memcpy_async, memset_async
 from graphkit.cost_model import Move
 from graphkit.culprit import Culprit, StackFrame
@@ -29,26 +30,35 @@ from graphkit.errors import (
 )
 from graphkit.exec_pool import ExecPool, Plan
 from graphkit.forensics import explain_capture
+from graphkit.fork import Branch, fork
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.ladder import Failure
 from graphkit.lifetime import live_handles
+from graphkit.memory_nodes import GraphAllocation, GraphMemory, free_async, trim_graph_memory
 from graphkit.node import Argument, Difference, GraphEdge, KernelNodeValues, Node
+from graphkit.node_groups import NodeGroup
+from graphkit.pipeline import Pipeline, RequestSlot
+from graphkit.pipeline_request import Request
 from graphkit.pool_metrics import PoolCollector
 from graphkit.pool_policy import Reason, Step
 from graphkit.pool_stats import KeyStats, PoolMemory, PoolStats, StepStats
+from graphkit.races import Race
 from graphkit.rebind import BoundGraph, Slot, bind
 from graphkit.runtime import current, probe, use
 from graphkit.runtime.protocol import (
     CaptureStatus,
+    ConditionalNodeType,
     EdgeData,
     ExecUpdateStatus,
     InstantiateFlags,
     LaunchAttribute,
     LaunchAttributeID,
+    MemAllocNodeParams,
     MemcpyKind,
     MemcpyNodeParams,
+    MemFreeNodeParams,
     MemsetNodeParams,
     NodeType,
 )
@@ -67,9 +77,13 @@ __all__ = [
     "ArraySignature",
     "Baked",
     "BoundGraph",
+    "Branch",
     "Buckets",
     "CaptureError",
     "CaptureStatus",
+    "Conditional",
+    "ConditionalHandle",
+    "ConditionalNodeType",
     "CudaError",
     "Culprit",
     "DeviceArray",
@@ -81,8 +95,10 @@ __all__ = [
     "Failure",
     "FallbackError",
     "Graph",
+    "GraphAllocation",
     "GraphEdge",
     "GraphExec",
+    "GraphMemory",
     "GraphUpdateError",
     "GraphkitError",
     "HostCallback",
@@ -93,21 +109,28 @@ __all__ = [
     "Launch",
     "LaunchAttribute",
     "LaunchAttributeID",
+    "MemAllocNodeParams",
+    "MemFreeNodeParams",
     "MemcpyKind",
     "MemcpyNodeParams",
     "MemsetNodeParams",
     "Move",
     "Node",
+    "NodeGroup",
     "NodeType",
     "NotSimulated",
     "Parameter",
+    "Pipeline",
     "Plan",
     "Pointer",
     "PoolCollector",
     "PoolMemory",
     "PoolStats",
+    "Race",
     "Reason",
     "RebindError",
+    "Request",
+    "RequestSlot",
     "RuntimeUnavailableError",
     "Signature",
     "SimOptions",
@@ -131,11 +154,14 @@ __all__ = [
     "empty",
     "empty_pinned",
     "explain_capture",
+    "fork",
+    "free_async",
     "live_handles",
     "memcpy_async",
     "memset_async",
     "probe",
     "stream_handle",
+    "trim_graph_memory",
     "use",
     "zeros",
 ]

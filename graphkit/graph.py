@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 from weakref import WeakSet
 
@@ -18,6 +18,7 @@ from graphkit.accesses import (
     freed_accesses,
     kernel_accesses,
 )
+from graphkit.adopted import graph_address
 from graphkit.conditional import (
     SET_CONDITIONAL,
     Conditional,
@@ -31,8 +32,15 @@ from graphkit.conditional import (
 from graphkit.derived_edges import DerivedEdges, check_edges, refuse_removal
 from graphkit.device_array import DeviceArray
 from graphkit.errors import CudaError
+from graphkit.graph_dot import dot_text
 from graphkit.graph_exec import GraphExec, check_graph, check_kernel
 from graphkit.kernel import Kernel
+from graphkit.kernel_attributes import (
+    changed_attributes,
+    give_attributes,
+    set_attributes,
+    try_attributes,
+)
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import Handle
 from graphkit.memory_nodes import GraphMemory, MemoryNodes
@@ -62,10 +70,6 @@ from graphkit.runtime.protocol import (
     InstantiateFlags,
     KernelNodeParams,
     KernelNodePort,
-    LaunchAttribute,
-    LaunchAttributeID,
-    MemcpyNodeParams,
-    MemsetNodeParams,
     NodeType,
     Runtime,
 )
@@ -75,9 +79,6 @@ from graphkit.touched import Copied, accesses_of
 from graphkit.turn import Turn
 
 __all__ = ["Graph"]
-
-# What the two modules of cuda.bindings call a cudaGraph_t.
-_GRAPH_HANDLES = ("CUgraph", "cudaGraph_t")
 
 
 class Graph:
@@ -166,26 +167,7 @@ class Graph:
 
         The graph stays its owner's: it is never destroyed here.
         """
-        value = graph
-        for attribute in ("graph_definition", "raw_cuda_graph", "graph", "handle"):
-            found = getattr(value, attribute, None)
-            if found is not None:
-                value = found() if callable(found) else found
-                if attribute != "graph_definition":
-                    break
-        try:
-            address = int(value)  # type: ignore[call-overload]
-        except (TypeError, ValueError, OverflowError):
-            address = 0
-        # Handles of cuda.bindings name their kind; CUDA takes any for a graph, and crashes.
-        kind = type(value)
-        other = kind.__module__.partition(".")[0] == "cuda" and kind.__name__ not in _GRAPH_HANDLES
-        if other or isinstance(value, (bool, float)) or not 0 < address < 2**64:
-            came = f"{graph!r}, which holds a {kind.__name__}" if other else repr(graph)
-            raise TypeError(
-                "graph: expected a PyTorch, CuPy or cuda.core graph or a cudaGraph_t as an int, "
-                f"came {came}"
-            )
+        address = graph_address(graph)
         adopted = cls.of_handle(Handle(runtime or current(), "graph", address, None))
         adopted.owners.append((owner, graph))
         return adopted
@@ -261,31 +243,17 @@ class Graph:
         plain = cluster is None and priority is None and not cooperative
         attributes = () if plain else launch_attributes(grid, cluster, cooperative, priority)
         if attributes and self.memory_nodes.present:
-            self._try_attributes(params, attributes)
+            try_attributes(runtime, params, attributes)
         with self._turn:
             if self.derived is not None:
                 dependencies = self._order(dependencies, accesses)
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
-            for attribute in attributes:
-                try:
-                    runtime.graph_kernel_node_set_attribute(ptr, attribute)
-                except BaseException:
-                    runtime.graph_destroy_node(ptr)
-                    raise
+            if attributes:
+                give_attributes(runtime, ptr, attributes)
             if cluster is not None:
                 self._clusters = None
             self._kernels.add(kernel)
             return self._keep(ptr, NodeType.KERNEL, owners, accesses)
-
-    def _try_attributes(
-        self, params: KernelNodeParams, attributes: Iterable[LaunchAttribute]
-    ) -> None:
-        """Let CUDA refuse attributes in a graph that a node can be taken out of again."""
-        runtime = self.runtime
-        with Graph(runtime=runtime) as trial:
-            ptr = runtime.graph_add_kernel_node(trial.ptr, (), params)
-            for attribute in attributes:
-                runtime.graph_kernel_node_set_attribute(ptr, attribute)
 
     def set_kernel_node_attributes(
         self,
@@ -312,27 +280,9 @@ class Graph:
                 does not allow; the node is what it was.
         """
         self._check(node)
-        if node.type is not NodeType.KERNEL:
-            raise TypeError(f"node: expected a kernel node, came {node!r}")
-        runtime = self.runtime
-        grid = runtime.graph_kernel_node_get_params(node.ptr).grid
-        attributes = list(launch_attributes(grid, cluster, bool(cooperative), priority))
-        if cooperative is False:
-            attributes.append(LaunchAttribute(LaunchAttributeID.COOPERATIVE, (0,)))
-        # Last what CUDA may refuse, so that nothing but flags and numbers is ever put back.
-        attributes.sort(key=lambda item: item.id is LaunchAttributeID.CLUSTER_DIMENSION)
+        attributes = changed_attributes(node, cluster, cooperative, priority)
         with self._turn:
-            before = [
-                runtime.graph_kernel_node_get_attribute(node.ptr, attribute.id)
-                for attribute in attributes
-            ]
-            for done, attribute in enumerate(attributes):
-                try:
-                    runtime.graph_kernel_node_set_attribute(node.ptr, attribute)
-                except BaseException:
-                    for old in before[:done]:
-                        runtime.graph_kernel_node_set_attribute(node.ptr, old)
-                    raise
+            set_attributes(node, attributes)
             if cluster is not None:
                 self._clusters = None
 
@@ -1108,42 +1058,7 @@ class Graph:
 
         The bodies of a conditional node are clusters, and a dotted line joins it to each.
         """
-        lines = ["digraph graphkit {", "  node [shape=box, fontname=monospace];"]
-        return "\n".join([*lines, *self._dot_lines("n", "  "), "}"]) + "\n"
-
-    def _dot_lines(self, prefix: str, indent: str) -> Iterator[str]:
-        nodes = self.nodes
-        names = {node.ptr: f"{prefix}{index}" for index, node in enumerate(nodes)}
-        for node in nodes:
-            yield f'{indent}{names[node.ptr]} [label="{self._label(node)}"];'
-        for edge in self.edges:
-            style = " [style=dashed, label=programmatic]" if edge.programmatic else ""
-            yield f"{indent}{names[edge.from_node.ptr]} -> {names[edge.to_node.ptr]}{style};"
-        for ptr, conditional in self.conditionals.nodes.items():
-            for index, body in enumerate(conditional.bodies):
-                name = f"{names[ptr]}_{index}_"
-                yield f"{indent}subgraph cluster_{name} {{"
-                yield f'{indent}  label="{conditional.body_name(index)}";'
-                yield from body._dot_lines(name, indent + "  ")
-                yield f"{indent}}}"
-                if body.nodes:
-                    yield f"{indent}{names[ptr]} -> {name}0 [style=dotted, arrowhead=none];"
-
-    def _label(self, node: Node) -> str:
-        if node.ptr in self.conditionals.nodes:
-            return self.conditionals.nodes[node.ptr].type.name.lower()
-        values = self.values(node)
-        if isinstance(values, KernelNodeValues):
-            text = f"{values.name}\\n{values.grid} x {values.block}"
-        elif isinstance(values, MemcpyNodeParams):
-            sizes = (values.width, values.height, values.depth)
-            extents = " x ".join(str(size) for size in sizes if size > 1)
-            text = f"memcpy {values.kind.name.lower()}\\n{extents} bytes"
-        elif isinstance(values, MemsetNodeParams):
-            text = f"memset {values.value:#x}\\n{values.width} x {values.height}"
-        else:
-            text = node.type.name.lower()
-        return text.replace('"', r"\"")
+        return dot_text(self)
 
     # --- making it executable --------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ LAYERS = (
     ("stream", "c_signature", "launch_config", "params", "node", "host_port"),
     ("accesses", "hazards"),
     ("copying", "kernel", "capture_watch", "memory_nodes", "node_groups", "fork"),
+    ("adopted", "graph_dot", "kernel_attributes"),
     ("readback", "conditional", "touched", "races", "derived_edges"),
     ("update_report", "exec_nodes"),
     ("graph_exec",),

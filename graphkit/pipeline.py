@@ -64,7 +64,7 @@ class Pipeline:
             the exec is pointed at them, and nothing is copied by the host.
         copies: who copies, ``"kernel"`` (sooner done, and moved to other arrays by a store into
             pinned memory) or ``"engine"`` (memcpy nodes, which leave the multiprocessors alone, and
-            are moved by cudaGraphExecMemcpyNodeSetParams1D); ``"auto"`` takes kernels up to 1 MiB.
+            are moved by cudaGraphExecMemcpyNodeSetParams1D); ``"auto"`` takes the engine.
         warmups: eager runs of ``fn`` before a slot's capture, on zeros.
 
     Raises:
@@ -97,7 +97,7 @@ class Pipeline:
         function = PipelineFunction(
             fn, ports, outputs_named=outputs is not None, warmups=warmups, runtime=runtime
         )
-        chosen = choose_copies(copies, sum(port.nbytes for port in host_ports.values()))
+        chosen = choose_copies(copies)
         with ExitStack() as unfinished:
             for _ in range(slots):
                 slot = PipelineSlot(function, ports, set(host_ports), chosen, runtime)

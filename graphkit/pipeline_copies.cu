@@ -1,9 +1,10 @@
 // Copies between device memory and pinned host memory whose addresses stand in pinned memory, too:
 // the host moves a request to other arrays by a store, without a call of CUDA's.
 //
-// The last block of fetch_result to finish tells the host so by a store as well. Every block orders
-// what it wrote before its arrival, and the last one orders all arrivals before the signal, both at
-// system scope: who reads the signal on the host finds the result behind it.
+// The last block of fetch_result to finish tells the host so by a store as well: of how many launches
+// there were, counted on the device, since to read a word of the host's takes microseconds. Every
+// block orders what it wrote before its arrival, and the last one orders all arrivals before the
+// signal, both at system scope: who reads the signal on the host finds the result behind it.
 
 typedef unsigned long long word;
 
@@ -39,11 +40,8 @@ extern "C" __global__ void send_input(const word* source, unsigned char* to, wor
 }
 
 extern "C" __global__ void fetch_result(
-    const unsigned char* from_, const word* target, word nbytes, const word* number, word* signal,
+    const unsigned char* from_, const word* target, word nbytes, word* number, word* signal,
     unsigned int* arrived) {
-    __shared__ word wanted;
-    // Both words are on their way at once.
-    if (threadIdx.x == 0 && signal) wanted = host_word(number);
     if (nbytes) copy(from_, reinterpret_cast<unsigned char*>(host_word(target)), nbytes);
     if (!signal) return;
     __syncthreads();
@@ -51,8 +49,10 @@ extern "C" __global__ void fetch_result(
         __threadfence_system();
         if (atomicAdd(arrived, 1u) == gridDim.x - 1) {
             *arrived = 0;  // for the next launch, which does not begin before this one has ended
+            const word next = *number + 1;
+            *number = next;
             __threadfence_system();
-            *reinterpret_cast<volatile word*>(signal) = wanted;
+            *reinterpret_cast<volatile word*>(signal) = next;
         }
     }
 }

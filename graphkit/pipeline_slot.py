@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Container, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphkit.device_array import DeviceArray, empty_pinned, zeros
-from graphkit.errors import GraphkitError
+from graphkit.errors import CudaError, GraphkitError
 from graphkit.frameworks import PrivateMemory
 from graphkit.host_port import HostPort
 from graphkit.lifetime import thread_captures
@@ -97,7 +97,7 @@ class PipelineSlot:
             self.outputs = {p.name: p.empty() for p in self.ports.values() if not p.is_input}
             self._control = empty_pinned(_LINE * (2 + len(self.ports) // _LINE + 1), np.uint64)
             self._control[:] = 0
-            self._arrived = zeros(1, np.uint32)
+            self._arrived, self._count = zeros(1, np.uint32), zeros(1, np.uint64)
             moving = self._add_copies(arrays, fetched, copies)
             self._exec = self._graph.instantiate(upload_stream=self._stream)
             self._cleanup.callback(self._exec.close)
@@ -105,8 +105,7 @@ class PipelineSlot:
             self.launch = self._exec.launcher(self._stream)
             self._stream.synchronize()
             unfinished.pop_all()
-        words = self._control.data
-        self.signal, self._number_word = words[:1], words[_LINE : _LINE + 1]
+        self.signal = self._control.data[:1]
         self._handle = self._stream.ptr
         self._looks = 0
         self.by_signal = runtime.name == "cuda" and _ORDERED_LOADS
@@ -114,7 +113,7 @@ class PipelineSlot:
     # --- the graph -------------------------------------------------------------------------------
 
     def _word(self, place: int) -> int:
-        """Return the address of a word that the host writes: 0 is the number, ports follow."""
+        """Return the address of a word that the host writes: where a port is moved to."""
         return int(self._control.ctypes.data) + 8 * (_LINE + place)
 
     def _add_copies(
@@ -134,7 +133,7 @@ class PipelineSlot:
         tails = [node for node in nodes if node.ptr not in ahead]
         moving: list[tuple[str, Any, MemcpyNodeParams]] = []
         sent, last = [], []
-        places = {name: place for place, name in enumerate(self.ports, 1)}
+        places = {name: place for place, name in enumerate(self.ports)}
         for name, buffer in self.inputs.items():
             to = arrays[name]
             if copies == "kernel":
@@ -149,7 +148,7 @@ class PipelineSlot:
         before = tails or sent
         alone = len(fetched) == 1
         end = {
-            "number": self._word(0),
+            "number": self._count.ptr,
             "signal": int(self._control.ctypes.data),
             "arrived": self._arrived.ptr,
         }
@@ -165,7 +164,8 @@ class PipelineSlot:
                 moving.append((name, last[-1], params))
         if copies != "kernel" or not alone:
             add_fetch(graph, 0, 0, 0, last, **end)
-        graph.owners.extend((self._control, self._arrived, arrays, self.inputs, self.outputs))
+        words = self._control, self._arrived, self._count
+        graph.owners.extend((*words, arrays, self.inputs, self.outputs))
         return moving
 
     def _bind(self, moving: list[tuple[str, Any, MemcpyNodeParams]]) -> None:
@@ -179,7 +179,7 @@ class PipelineSlot:
         buffers = {**self.inputs, **self.outputs}
         for place, name in enumerate(self.ports):
             mover = movers.get(name)
-            self.point.append(mover.move if mover else partial(store, _LINE + 1 + place))
+            self.point.append(mover.move if mover else partial(store, _LINE + place))
             self.own.append(int(buffers[name].ctypes.data))
             self.point[place](self.own[place])
 
@@ -188,7 +188,6 @@ class PipelineSlot:
     def begin(self, kept: object) -> int:
         """Launch the exec for a request that everything is in place for; return its number."""
         number = self.number + 1
-        self._number_word[0] = number
         earlier = self.kept
         # Before the launch: who copies an earlier result meanwhile sees that it may be overwritten.
         self.number, self.kept = number, kept
@@ -230,12 +229,14 @@ class PipelineSlot:
     def _expect_signal(self, number: int) -> None:
         """Note an error where a request is over and has not signalled its end."""
         if self.signal[0] < number and not self._failed(number):
-            self.error = number, GraphkitError("the request was dropped: its launch failed")
+            self._note(number, GraphkitError("the request was dropped: its launch failed"))
 
     def _note(self, number: int, error: Exception) -> None:
         # Without this frame, which refers to the slot: no cycle.
         traceback = error.__traceback__
         self.error = number, error.with_traceback(traceback.tb_next if traceback else None)
+        with suppress(CudaError):  # where the device is lost, nothing is counted any more
+            self._count.set(np.array([number], np.uint64))
 
     def _failed(self, number: int) -> bool:
         return self.error is not None and self.error[0] == number
@@ -289,8 +290,8 @@ class PipelineSlot:
         self.by_signal = True
         self.signal = np.array((self.number,), np.uint64).data
         self._cleanup.close()
-        del self._graph, self._exec, self._memory, self._arrived
-        del self._control, self._number_word
+        del self._graph, self._exec, self._memory, self._arrived, self._count
+        del self._control
 
 
 def _refuse_launch() -> None:

@@ -607,12 +607,11 @@ def test_a_dropped_pipeline_closes_itself(runtime):
     assert gk.live_handles() == {"pinned memory": 1}
 
 
-def test_large_requests_are_left_to_the_copy_engine(runtime):
-    shape = ((1 << 18) + 1,)
-    with Pipeline(add_three, {"x": (shape, "f4")}, {"y": (shape, "f4")}, slots=1) as pipeline:
-        assert pipeline.copies == "engine"
-    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:
-        assert pipeline.copies == "kernel"
+@pytest.mark.parametrize("copies", ["auto", "kernel", "engine"])
+def test_who_copies_is_said(runtime, copies):
+    outputs = {"y": FLOATS}
+    with Pipeline(add_three, {"x": FLOATS}, outputs, slots=1, copies=copies) as pipeline:
+        assert pipeline.copies == ("engine" if copies == "auto" else copies)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])

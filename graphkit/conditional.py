@@ -203,11 +203,6 @@ class Conditionals:
         self.captured: tuple[Handle, int] | None = None
         self.failed = False
 
-    @property
-    def guarded(self) -> bool:
-        """Whether :meth:`refuse_add` has anything to look at."""
-        return self.ended or self.captured is not None
-
     def capture_failed(self) -> bool:
         """Return whether the capture around a body is dead, and CUDA destroys the body with it."""
         if self.captured is None:

@@ -126,9 +126,10 @@ class DerivedEdges:
         self._open = None
         found: list[Access] = []
         for body in conditional.bodies:
-            if body.derived is not None:
-                body.derived.settle(body)
-                body.derived._sealed = _BODY_SEALED
+            inside = body.records.derived
+            if inside is not None:
+                inside.settle(body)
+                inside._sealed = _BODY_SEALED
             found += accesses_of(body, "graph")
         ptr = conditional.node.ptr
         graph.touched[ptr] = tuple(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -20,20 +19,26 @@ from graphkit.accesses import (
 )
 from graphkit.adopted import graph_address
 from graphkit.conditional import (
-    SET_CONDITIONAL,
     Conditional,
     ConditionalHandle,
-    Conditionals,
-    check_body_graph,
     check_cases,
-    check_condition,
     check_default,
 )
-from graphkit.derived_edges import DerivedEdges, check_edges, refuse_removal
+from graphkit.conditional_nodes import add_conditional, place_of
+from graphkit.derived_edges import DerivedEdges, check_edges
 from graphkit.device_array import DeviceArray
-from graphkit.errors import CudaError
 from graphkit.graph_dot import dot_text
 from graphkit.graph_exec import GraphExec, check_graph, check_kernel
+from graphkit.graph_limits import (
+    check_child,
+    check_clone,
+    check_edge_removal,
+    check_groups,
+    check_instantiate,
+    check_memory,
+    check_node_removal,
+)
+from graphkit.inner_graphs import child_of, inner_graphs, level_of
 from graphkit.kernel import Kernel
 from graphkit.kernel_attributes import (
     changed_attributes,
@@ -49,34 +54,30 @@ from graphkit.node import (
     KernelNodeValues,
     Node,
     NodeValues,
+    edge_data,
     memcpy_params,
     memset_params,
+    several_nodes,
 )
 from graphkit.node_groups import NodeGroup, NodeGroups, check_name
+from graphkit.node_records import NodeRecords
 from graphkit.params import Args
 from graphkit.races import Race, find_races
-from graphkit.readback import read_cluster, read_kernel, read_values
+from graphkit.readback import read_cluster, read_clusters, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
     CaptureMode,
-    CaptureStatus,
     ConditionalHandleFlags,
-    ConditionalNodeParams,
     ConditionalNodeType,
-    DependencyType,
     Dim3,
     Edge,
-    EdgeData,
     InstantiateFlags,
     KernelNodeParams,
-    KernelNodePort,
     NodeType,
     Runtime,
 )
-from graphkit.statuses import StatusCode
 from graphkit.stream import Event, HostCallback, event_handle, host_callback
 from graphkit.touched import Copied, accesses_of
-from graphkit.turn import Turn
 
 __all__ = ["Graph"]
 
@@ -122,29 +123,18 @@ class Graph:
     ) -> None:
         self.runtime: Runtime = handle.runtime
         self.handle = handle
-        # A list that execs and captures share: closing the graph takes nothing from them.
-        self._kernels: set[Kernel] = set()
-        self.owners: list[object] = [self._kernels]
-        self._nodes: dict[int, Node] = {}
-        self._children: dict[int, Graph] = {}
-        # They must forget the nodes that are destroyed here.
-        self._execs: WeakSet[GraphExec] = WeakSet()
-        # None is not known: what others put into the graph must be asked for.
-        self._clusters = clusters
+        self.records = NodeRecords(handle, clusters, derived)
+        # The same objects, under the names that other rooms know.
+        self.owners = self.records.owners
+        self.touched = self.records.touched
+        self.operands = self.records.operands
+        self.conditionals = self.records.conditionals
         self.memory_nodes = MemoryNodes(handle, known=clusters is not None)
         self.groups = NodeGroups()
         # The stream whose capture fills this graph, while that is live.
         self.captured_on: int | None = None
-        self.conditionals = Conditionals()
-        # None where edges are given.
-        self.derived = derived
-        # What nodes touch, where it was declared or edges are derived from it, and what they were
-        # given; by cudaGraphNode_t.
-        self.touched: dict[int, Sequence[Access]] = {}
-        self.operands: dict[int, object] = {}
         # The child graph node or conditional node that this graph is inside of.
         self.holder: Node | None = None
-        self._turn = Turn()
 
     @classmethod
     def of_handle(cls, handle: Handle) -> Graph:
@@ -224,15 +214,15 @@ class Graph:
             ValueError: an extent of zero, a freed array, a node of another graph.
         """
         check_kernel(kernel)
-        runtime = self.runtime
+        runtime, records = self.runtime, self.records
         # First, since a generator may add nodes of its own and pack their arguments.
-        dependencies = self._dependencies(deps)
+        dependencies = records.dependencies(deps)
         graph = self.handle.value or self.ptr
         kernel_params, owners = kernel.pack(args)
         accesses = None
-        if self.derived is not None or reads is not None or writes is not None:
+        if records.derived is not None or reads is not None or writes is not None:
             accesses = kernel_accesses(kernel.parameters, owners, reads, writes)
-            self.owners.append((reads, writes))
+            records.owners.append((reads, writes))
         params = KernelNodeParams(
             kernel.function(runtime),
             dim3(grid, "grid"),
@@ -244,16 +234,16 @@ class Graph:
         attributes = () if plain else launch_attributes(grid, cluster, cooperative, priority)
         if attributes and self.memory_nodes.present:
             try_attributes(runtime, params, attributes)
-        with self._turn:
-            if self.derived is not None:
-                dependencies = self._order(dependencies, accesses)
+        with records.turn:
+            if records.derived is not None:
+                dependencies = records.order(self, dependencies, accesses)
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
             if attributes:
                 give_attributes(runtime, ptr, attributes)
             if cluster is not None:
-                self._clusters = None
-            self._kernels.add(kernel)
-            return self._keep(ptr, NodeType.KERNEL, owners, accesses)
+                records.clusters = None
+            records.kernels.add(kernel)
+            return records.keep(ptr, NodeType.KERNEL, owners, accesses)
 
     def set_kernel_node_attributes(
         self,
@@ -279,12 +269,12 @@ class Graph:
             CudaError: what CUDA refuses, such as a cluster of more than 8 blocks that the kernel
                 does not allow; the node is what it was.
         """
-        self._check(node)
+        self.records.check(node)
         attributes = changed_attributes(node, cluster, cooperative, priority)
-        with self._turn:
+        with self.records.turn:
             set_attributes(node, attributes)
             if cluster is not None:
-                self._clusters = None
+                self.records.clusters = None
 
     def add_memcpy_node(
         self,
@@ -307,12 +297,10 @@ class Graph:
             deps: nodes this one waits for.
         """
         params = memcpy_params(dst, src, nbytes)
-        before = self._dependencies(deps)
-        accesses = None if self.derived is None else copy_accesses(params)
-        with self._turn:
-            before = self._order(before, accesses)
-            ptr = self.runtime.graph_add_memcpy_node(self.ptr, before, params)
-            return self._keep(ptr, NodeType.MEMCPY, (dst, src), accesses)
+        before = self.records.dependencies(deps)
+        accesses = None if self.records.derived is None else copy_accesses(params)
+        add = self.runtime.graph_add_memcpy_node
+        return self._add(NodeType.MEMCPY, before, (dst, src), add, params, accesses=accesses)
 
     def add_memset_node(
         self,
@@ -331,12 +319,10 @@ class Graph:
             deps: nodes this one waits for.
         """
         params = memset_params(dst, value, nbytes)
-        before = self._dependencies(deps)
-        accesses = None if self.derived is None else fill_accesses(params)
-        with self._turn:
-            before = self._order(before, accesses)
-            ptr = self.runtime.graph_add_memset_node(self.ptr, before, params)
-            return self._keep(ptr, NodeType.MEMSET, dst, accesses)
+        before = self.records.dependencies(deps)
+        accesses = None if self.records.derived is None else fill_accesses(params)
+        add = self.runtime.graph_add_memset_node
+        return self._add(NodeType.MEMSET, before, dst, add, params, accesses=accesses)
 
     def add_host_node(
         self,
@@ -361,35 +347,29 @@ class Graph:
         """
         self.conditionals.refuse_kind(NodeType.HOST)
         callback = host_callback(fn)
-        before = self._dependencies(deps)
-        accesses = self._declared(reads, writes)
-        if accesses is None and self.derived is not None:
+        before = self.records.dependencies(deps)
+        accesses = self.records.declared(reads, writes)
+        if accesses is None and self.records.derived is not None:
             raise ValueError(
                 "reads, writes: expected the arrays that fn touches, since edges are derived from "
                 "them, came neither; pass reads=() for none"
             )
-        with self._turn:
-            before = self._order(before, accesses)
-            ptr = self.runtime.graph_add_host_node(self.ptr, before, callback.params)
-            return self._keep(ptr, NodeType.HOST, callback, accesses)
+        add, params = self.runtime.graph_add_host_node, callback.params
+        return self._add(NodeType.HOST, before, callback, add, params, accesses=accesses)
 
     def add_event_record_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that records an event (cudaGraphAddEventRecordNode)."""
         self.conditionals.refuse_kind(NodeType.EVENT_RECORD)
-        handle, before = event_handle(event), self._dependencies(deps)
-        with self._turn:
-            before = self._order(before)
-            ptr = self.runtime.graph_add_event_record_node(self.ptr, before, handle)
-            return self._keep(ptr, NodeType.EVENT_RECORD, event)
+        handle, before = event_handle(event), self.records.dependencies(deps)
+        add = self.runtime.graph_add_event_record_node
+        return self._add(NodeType.EVENT_RECORD, before, event, add, handle)
 
     def add_event_wait_node(self, event: Event, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that waits for an event (cudaGraphAddEventWaitNode)."""
         self.conditionals.refuse_kind(NodeType.EVENT_WAIT)
-        handle, before = event_handle(event), self._dependencies(deps)
-        with self._turn:
-            before = self._order(before)
-            ptr = self.runtime.graph_add_event_wait_node(self.ptr, before, handle)
-            return self._keep(ptr, NodeType.EVENT_WAIT, event)
+        handle, before = event_handle(event), self.records.dependencies(deps)
+        add = self.runtime.graph_add_event_wait_node
+        return self._add(NodeType.EVENT_WAIT, before, event, add, handle)
 
     def add_child_graph_node(
         self,
@@ -414,30 +394,40 @@ class Graph:
                 touch, unless it is declared.
         """
         check_graph(child, "child")
-        child.conditionals.refuse_copy("child", "copies a child graph, and copies")
-        if self.conditionals.in_body:
-            check_body_graph(child, "child")
-        child.memory_nodes.refuse("child", "CUDA copies a child graph, and copies none of these")
-        before = self._dependencies(deps)
-        accesses = self._declared(reads, writes)
-        if accesses is None and self.derived is not None:
+        check_child(self, child)
+        before = self.records.dependencies(deps)
+        accesses = self.records.declared(reads, writes)
+        if accesses is None and self.records.derived is not None:
             accesses = accesses_of(child, "child")
-        with self._turn:
-            before = self._order(before, accesses)
+        with self.records.turn:
+            before = self.records.order(self, before, accesses)
             ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
             if child.clusters:
-                self._clusters = None
-            node = self._keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
+                self.records.clusters = None
+            node = self.records.keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
             self.operands[ptr] = Copied(child)
             return node
 
     def add_empty_node(self, *, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a node that does nothing (cudaGraphAddEmptyNode): a place where edges meet."""
-        before = self._dependencies(deps)
-        with self._turn:
-            before = self._order(before)
-            ptr = self.runtime.graph_add_empty_node(self.ptr, before)
-            return self._keep(ptr, NodeType.EMPTY, None)
+        before = self.records.dependencies(deps)
+        return self._add(NodeType.EMPTY, before, None, self.runtime.graph_add_empty_node)
+
+    def _add(
+        self,
+        type_: NodeType,
+        before: Sequence[int],
+        owners: object,
+        add: Callable[..., int],
+        *params: object,
+        accesses: Sequence[Access] | None = None,
+    ) -> Node:
+        """Add a node behind what it waits for, with the runtime's method for its kind."""
+        records = self.records
+        with records.turn:
+            before = records.order(self, before, accesses)
+            ptr = add(self.ptr, before, *params)
+            return records.keep(ptr, type_, owners, accesses)
 
     def add_mem_alloc_node(
         self,
@@ -465,17 +455,17 @@ class Graph:
         Returns:
             The node, and the array for nodes ordered after it.
         """
-        before = self._dependencies(deps)
-        self._refuse_memory_inside(NodeType.MEM_ALLOC)
-        with self._turn:
+        before = self.records.dependencies(deps)
+        check_memory(self, NodeType.MEM_ALLOC)
+        with self.records.turn:
             self.ptr  # noqa: B018 - refuses a closed graph
-            before = self._order(before)
+            before = self.records.order(self, before)
             ptr, array = self.memory_nodes.allocate(before, shape, dtype)
-            node = self._keep(ptr, NodeType.MEM_ALLOC, None)
-            if self.derived is not None:
+            node = self.records.keep(ptr, NodeType.MEM_ALLOC, None)
+            if self.records.derived is not None:
                 # Its address is known only now.
                 self.touched[ptr] = declared_accesses(None, (array,))
-                self.derived.touch(self, ptr, self.touched[ptr])
+                self.records.derived.touch(self, ptr, self.touched[ptr])
             return node, array
 
     def add_mem_free_node(
@@ -492,22 +482,14 @@ class Graph:
             TypeError: when the array is no alloc node's.
             ValueError: when it has a free node already.
         """
-        before = self._dependencies(deps)
-        self._refuse_memory_inside(NodeType.MEM_FREE)
-        accesses = None if self.derived is None else freed_accesses(array)
-        with self._turn:
+        before = self.records.dependencies(deps)
+        check_memory(self, NodeType.MEM_FREE)
+        accesses = None if self.records.derived is None else freed_accesses(array)
+        with self.records.turn:
             self.ptr  # noqa: B018 - refuses a closed graph
-            before = self._order(before, accesses)
+            before = self.records.order(self, before, accesses)
             ptr = self.memory_nodes.free(before, array)
-            return self._keep(ptr, NodeType.MEM_FREE, array, accesses)
-
-    def _refuse_memory_inside(self, type_: NodeType) -> None:
-        self.conditionals.refuse_kind(type_)
-        if self.holder is not None:
-            raise ValueError(
-                f"graph: expected one that is in no other, came that of {self.holder!r}: CUDA "
-                "allows no alloc or free nodes there"
-            )
+            return self.records.keep(ptr, NodeType.MEM_FREE, array, accesses)
 
     def memory(self) -> GraphMemory:
         """Return what the graph's alloc nodes allocate, and what all graphs take of the device.
@@ -533,7 +515,7 @@ class Graph:
         """
         value = 0 if default is None else check_default(default)
         flags = ConditionalHandleFlags(default is not None)
-        made = self.runtime.graph_conditional_handle_create(self._place()[0], value, flags)
+        made = self.runtime.graph_conditional_handle_create(place_of(self)[0], value, flags)
         handle = ConditionalHandle.of(made, self.handle)
         self.conditionals.handles.append(handle)
         return handle
@@ -562,8 +544,8 @@ class Graph:
             TypeError: a host array, another dtype, or no array.
             ValueError: several elements, or a handle that another node has.
         """
-        return self._add_conditional(
-            ConditionalNodeType.WHILE, flag, "flag", 1, deps, lambda bodies: bodies[0]
+        return add_conditional(
+            self, ConditionalNodeType.WHILE, flag, "flag", 1, deps, lambda bodies: bodies[0]
         )
 
     @overload
@@ -590,7 +572,8 @@ class Graph:
             else_: whether to make a second body, which runs if ``flag`` is 0 (CUDA 12.8).
             deps: nodes this one waits for.
         """
-        return self._add_conditional(
+        return add_conditional(
+            self,
             ConditionalNodeType.IF,
             flag,
             "flag",
@@ -615,109 +598,25 @@ class Graph:
             n: how many bodies to make (CUDA 12.8).
             deps: nodes this one waits for.
         """
-        return self._add_conditional(
-            ConditionalNodeType.SWITCH, index, "index", check_cases(n), deps, lambda bodies: bodies
+        return add_conditional(
+            self,
+            ConditionalNodeType.SWITCH,
+            index,
+            "index",
+            check_cases(n),
+            deps,
+            lambda bodies: bodies,
         )
-
-    def _add_conditional(
-        self,
-        type_: ConditionalNodeType,
-        condition: object,
-        argument: str,
-        size: int,
-        deps: Node | Iterable[Node],
-        given: Callable[[tuple[Graph, ...]], Any],
-    ) -> Conditional[Any]:
-        before = self._dependencies(deps)
-        if len(set(before)) != len(before):
-            raise ValueError("deps: expected different nodes, came one twice")
-        graph, captured = self._place()
-        if captured is not None:
-            if before:
-                raise ValueError("deps: expected none, since a capture knows them, came some")
-            before = captured
-        check_condition(condition, argument, self.handle)
-        setter, flag = None, None
-        if isinstance(condition, ConditionalHandle):
-            handle = condition
-        else:
-            # Compiled first, since nothing destroys a handle that nobody needs after all.
-            SET_CONDITIONAL.function(self.runtime)
-            handle, flag = self.conditional_handle(), condition
-            setter = self._add_setter(graph, before, handle, flag)
-            before = (setter.ptr,)
-        params = ConditionalNodeParams(int(handle), type_, size)
-        with self._turn:
-            before = self._order(before)
-            try:
-                ptr, made = self.runtime.graph_add_conditional_node(graph, before, params)
-            except BaseException:
-                if setter is not None and self.derived is None:
-                    self.runtime.graph_destroy_node(setter.ptr)
-                    del self._nodes[setter.ptr]
-                raise
-            if self.captured_on is not None:
-                self.runtime.stream_update_capture_dependencies(self.captured_on, (ptr,))
-            node = handle.node = self._keep(ptr, NodeType.CONDITIONAL, handle)
-            bodies = tuple(self._body(value, node) for value in made)
-            self.owners.extend(body.owners for body in bodies)
-            added = Conditional(type_, node, bodies, handle, flag, given(bodies))
-            self.conditionals.nodes[ptr] = added
-            if self.derived is not None:
-                self.derived.open(added)
-        return added
-
-    def _place(self) -> tuple[int, Sequence[int] | None]:
-        """Return the cudaGraph_t and, in a capture, what its next node comes behind."""
-        if self.captured_on is None:
-            return self.ptr, None
-        info = self.runtime.stream_get_capture_info(self.captured_on)
-        if info.status is not CaptureStatus.ACTIVE:
-            code = int(StatusCode.CAPTURE_INVALIDATED)
-            raise CudaError("cudaStreamGetCaptureInfo", code, "the capture has failed")
-        return info.graph, info.dependencies
 
     def begin_capture(self, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
         """Let a stream capture into this body (cudaStreamBeginCaptureToGraph). For a capture."""
         self.conditionals.refuse_capture()
-        if self.derived is not None:
-            self.derived.refuse_capture()
-        before = self._dependencies(deps)
+        if self.records.derived is not None:
+            self.records.derived.refuse_capture()
+        before = self.records.dependencies(deps)
         self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
-        self.derived = None  # the capture gives the edges
-        self._clusters = None  # what is captured may have some
-
-    def _add_setter(
-        self, graph: int, before: Sequence[int], handle: ConditionalHandle, flag: object
-    ) -> Node:
-        """Add the kernel that sets a condition to what a flag holds, also in a capture."""
-        if self.captured_on is None:
-            ahead = [self._nodes[ptr] for ptr in before]
-            return self.add_kernel_node(SET_CONDITIONAL, 1, 1, (handle, flag), deps=ahead)
-        kernel_params, owners = SET_CONDITIONAL.pack((handle, flag))
-        one = (1, 1, 1)
-        params = KernelNodeParams(
-            SET_CONDITIONAL.function(self.runtime), one, one, 0, kernel_params
-        )
-        with self._turn:
-            ptr = self.runtime.graph_add_kernel_node(graph, before, params)
-            self._kernels.add(SET_CONDITIONAL)
-            return self._keep(ptr, NodeType.KERNEL, owners)
-
-    def _body(self, value: int, node: Node) -> Graph:
-        """Wrap a graph that CUDA made for a conditional node, and destroys with it."""
-        body = Graph.of_handle(Handle(self.runtime, "graph", value, None, self.handle))
-        body.holder = node
-        body.conditionals.in_body = True
-        if self.captured_on is not None:
-            body.conditionals.captured = (self.handle, self.captured_on)
-        else:
-            body.conditionals.captured = self.conditionals.captured
-        body._clusters = {}
-        body._execs = self._execs  # an exec of this graph is one of its bodies, too
-        if self.derived is not None:
-            body.derived = DerivedEdges()
-        return body
+        self.records.derived = None  # the capture gives the edges
+        self.records.clusters = None  # what is captured may have some
 
     def group(self, name: str, nodes: Node | Iterable[Node] = ()) -> NodeGroup:
         """Name kernel, memcpy and memset nodes that :meth:`GraphExec.set_enabled` switches.
@@ -736,17 +635,10 @@ class Graph:
                 end of a ``with`` block for nodes that were added in it. None is in the group then.
         """
         check_name(name)
-        if self.holder is not None:
-            raise ValueError(
-                f"graph: expected one that is in no other, came that of {self.holder!r}"
-            )
-        try:
-            members = (nodes,) if isinstance(nodes, Node) else tuple(nodes)
-        except TypeError:
-            kind = type(nodes).__name__
-            raise TypeError(f"nodes: expected a Node or several, came {kind}") from None
+        check_groups(self)
+        members = several_nodes(nodes, "nodes")
         for node in members:
-            self._check(node, "nodes")
+            self.records.check(node, "nodes")
         self.groups.add(name, members)
         return NodeGroup(self, name)
 
@@ -755,86 +647,12 @@ class Graph:
 
         Execs made before keep it. What it pointed at stays alive as long as the graph.
         """
-        with self._turn:
-            self._check(node)
-            if node.type is NodeType.CONDITIONAL:
-                raise ValueError(
-                    "node: expected any but a conditional node, since CUDA has no call that "
-                    f"destroys its handle, came {node!r}"
-                )
-            self.memory_nodes.refuse("node", "CUDA takes no node out of such a graph")
-            if self.derived is not None:
-                refuse_removal("node")
+        with self.records.turn:
+            self.records.check(node)
+            check_node_removal(self, node)
             self.runtime.graph_destroy_node(node.ptr)
-            child = self._children.pop(node.ptr, None)
-            for exe in list(self._execs):
-                exe.forget_nodes(lambda known: known is node)
-                if child is not None:
-                    exe.forget_nodes(child.contains)
-            del self._nodes[node.ptr]
-            self.touched.pop(node.ptr, None)
-            self.operands.pop(node.ptr, None)
             self.groups.remove(node)
-            if child is not None:
-                child.close()
-            if self._clusters:
-                self._clusters = None
-
-    def _declared(self, reads: Declared, writes: Declared) -> Sequence[Access] | None:
-        """Return what a call declares; None when it declares nothing."""
-        if reads is None and writes is None:
-            return None
-        accesses = declared_accesses(reads, writes)
-        self.owners.append((reads, writes))
-        return accesses
-
-    def _order(
-        self, before: Sequence[int], accesses: Sequence[Access] | None = None
-    ) -> Sequence[int]:
-        """Return what the next node waits for: what was given, or what its accesses ask for too."""
-        if self.derived is None:
-            return before
-        return self.derived.dependencies(self, before, accesses or ())
-
-    def _keep(
-        self,
-        ptr: int,
-        type_: NodeType,
-        owners: object,
-        accesses: Sequence[Access] | None = None,
-    ) -> Node:
-        self.owners.append(owners)
-        self.operands[ptr] = owners
-        if accesses is not None:
-            self.touched[ptr] = accesses
-        if self.derived is not None:
-            self.derived.added(ptr, accesses or ())
-        node = self._nodes[ptr] = Node(self.handle, ptr, type_)
-        return node
-
-    def _dependencies(self, deps: Node | Iterable[Node]) -> Sequence[int]:
-        if self.conditionals.guarded:
-            self.conditionals.refuse_add()
-        if isinstance(deps, Node):
-            if deps.graph_handle is not self.handle or deps.ptr not in self._nodes:
-                self._check(deps, "deps")
-            return (deps.ptr,)
-        try:
-            nodes = tuple(deps)
-        except TypeError:
-            kind = type(deps).__name__
-            raise TypeError(f"deps: expected a Node or several, came {kind}") from None
-        for node in nodes:
-            self._check(node, "deps")
-        return [node.ptr for node in nodes]
-
-    def _check(self, node: object, argument: str = "node") -> None:
-        if not isinstance(node, Node):
-            raise TypeError(f"{argument}: expected a Node, came {type(node).__name__}")
-        if node.graph_handle is not self.handle:
-            raise ValueError(f"{argument}: expected a node of this graph, came {node!r} of another")
-        if node.ptr not in self._nodes:
-            raise ValueError(f"{argument}: expected a node of this graph, came a removed one")
+            self.records.drop(node)
 
     # --- edges -----------------------------------------------------------------------------------
 
@@ -864,22 +682,12 @@ class Graph:
             CudaError: when the edge is there already. A cycle is found by :meth:`instantiate`.
             ValueError: where edges are derived, when the nodes are ordered the other way round.
         """
-        self._check(from_node, "from_node")
-        self._check(to_node, "to_node")
-        data = EdgeData()
-        if programmatic or launch_completion:
-            for node, argument in ((from_node, "from_node"), (to_node, "to_node")):
-                if node.type is not NodeType.KERNEL:
-                    raise TypeError(
-                        f"{argument}: expected a kernel node for a programmatic edge, came {node!r}"
-                    )
-            port = KernelNodePort.PROGRAMMATIC
-            if launch_completion:
-                port = KernelNodePort.LAUNCH_COMPLETION
-            data = EdgeData(int(port), 0, int(DependencyType.PROGRAMMATIC))
-        if self.derived is not None:
-            with self._turn:
-                self.derived.add_dependency(self, from_node, to_node, data)
+        self.records.check(from_node, "from_node")
+        self.records.check(to_node, "to_node")
+        data = edge_data(from_node, to_node, programmatic, launch_completion)
+        if self.records.derived is not None:
+            with self.records.turn:
+                self.records.derived.add_dependency(self, from_node, to_node, data)
             return
         self.runtime.graph_add_dependencies(self.ptr, [Edge(from_node.ptr, to_node.ptr, data)])
 
@@ -889,17 +697,15 @@ class Graph:
         Raises:
             ValueError: when there is no such edge.
         """
-        self._check(from_node, "from_node")
-        self._check(to_node, "to_node")
+        self.records.check(from_node, "from_node")
+        self.records.check(to_node, "to_node")
         wanted = (from_node.ptr, to_node.ptr)
         found = [edge for edge in self.runtime.graph_get_edges(self.ptr) if edge[:2] == wanted]
         if not found:
             raise ValueError(
                 f"from_node: expected an edge from {from_node!r} to {to_node!r}, came none"
             )
-        self.memory_nodes.refuse("graph", "CUDA takes no edge out of it")
-        if self.derived is not None:
-            refuse_removal("graph")
+        check_edge_removal(self)
         self.runtime.graph_remove_dependencies(self.ptr, found)
 
     # --- looking ---------------------------------------------------------------------------------
@@ -920,17 +726,13 @@ class Graph:
 
     def node_of(self, ptr: int) -> Node:
         """Return the node of a cudaGraphNode_t (cudaGraphNodeGetType). For graphkit itself."""
-        node = self._nodes.get(ptr)
-        if node is None:
-            node = Node(self.handle, ptr, self.runtime.graph_node_get_type(ptr))
-            self._nodes[ptr] = node
-        return node
+        return self.records.node_of(ptr)
 
     def _settle(self) -> None:
         """Derive the edges of a conditional node at the end of the graph, if it is complete."""
-        if self.derived is not None and self.derived.complete:
-            with self._turn:
-                self.derived.settle(self)
+        if self.records.derived is not None and self.records.derived.complete:
+            with self.records.turn:
+                self.records.derived.settle(self)
 
     def check_races(self) -> tuple[Race, ...]:
         """Find nodes that touch the same bytes, at least one writing them, and that no edge orders.
@@ -954,7 +756,7 @@ class Graph:
         One getter of CUDA's for the node's kind; for kernel nodes also one call a parameter and
         one an attribute. None for kinds without parameters.
         """
-        self._check(node)
+        self.records.check(node)
         return read_values(node)
 
     @property
@@ -967,25 +769,13 @@ class Graph:
 
         It belongs to the node: it can be looked at, and its nodes changed in an exec.
         """
-        self._check(node)
+        self.records.check(node)
         if node.type is not NodeType.GRAPH:
             raise TypeError(f"node: expected a child graph node, came {node!r}")
-        child = self._children.get(node.ptr)
-        if child is None:
-            value = self.runtime.graph_child_graph_node_get_graph(node.ptr)
-            child = Graph.of_handle(Handle(self.runtime, "graph", value, None, self.handle))
-            child.holder = node
-            child.conditionals.in_body = self.conditionals.in_body
-            copied = self.operands.get(node.ptr)
-            if isinstance(copied, Copied):
-                copied.give(child)
-            if self.derived is not None:
-                child.derived = DerivedEdges(
-                    "graph: expected one that no graph with derived edges holds, came a child of "
-                    "one, whose edges follow from what was in the child when it was added"
-                )
-            self._children[node.ptr] = child
-        return child
+        children = self.records.children
+        if node.ptr not in children:
+            children[node.ptr] = child_of(self, node)
+        return children[node.ptr]
 
     @property
     def clusters(self) -> dict[tuple[int, ...], Dim3]:
@@ -994,37 +784,22 @@ class Graph:
         A place inside of a child graph is a path. Nothing is asked of CUDA where no node that was
         added here has a cluster; else cuGraphKernelNodeGetAttribute for each kernel node, once.
         """
-        if self._clusters is None:
-            found: dict[tuple[int, ...], Dim3] = {}
-            for place, node in enumerate(self.nodes):
-                if node.type is NodeType.GRAPH:
-                    inside = self.child_graph(node).clusters.items()
-                    found.update({(place, *path): extents for path, extents in inside})
-                elif node.type is NodeType.KERNEL and (extents := read_cluster(node)):
-                    found[(place,)] = extents
-            self._clusters = found
-        return self._clusters
+        if self.records.clusters is None:
+            self.records.clusters = read_clusters(self)
+        return self.records.clusters
 
     def cluster_of(self, node: Node) -> Dim3 | None:
         """Return a kernel node's cluster extents; nothing is asked of CUDA where none has any."""
-        return None if self._clusters == {} else read_cluster(node)
+        return None if self.records.clusters == {} else read_cluster(node)
 
     def level_of(self, node: Node) -> Graph | None:
         """Return the graph that a node is a node of: this one, one inside of it, or None."""
-        if not isinstance(node, Node):
-            raise TypeError(f"node: expected a Node, came {type(node).__name__}")
-        if node.graph_handle is self.handle:
-            return self if node.ptr in self._nodes else None
-        for child in (*self._children.values(), *self.conditionals.bodies()):
-            found = child.level_of(node)
-            if found is not None:
-                return found
-        return None
+        return level_of(self, node)
 
     def child_level(self, node: Node) -> Graph | None:
         """Return the child graph of a node where somebody has looked at it, else None."""
         level = self.level_of(node)
-        return None if level is None else level._children.get(node.ptr)
+        return None if level is None else level.records.children.get(node.ptr)
 
     def contains(self, node: Node) -> bool:
         """Return whether a node is in this graph, or in a child graph or body of it."""
@@ -1035,21 +810,19 @@ class Graph:
 
         cudaGraphNodeFindInClone for each node of a group, since the copy has the same groups.
         """
-        self.ptr  # noqa: B018 - refuses a closed graph
-        self.conditionals.refuse_copy("graph", "clones")
-        self.memory_nodes.refuse("graph", "CUDA clones none; build or capture it once more")
+        check_clone(self)
         value = self.runtime.graph_clone(self.ptr)
         graph = Graph.of_handle(Handle(self.runtime, "graph", value, self.runtime.graph_destroy))
         Copied(self).give(graph)
-        if self.derived is not None:
-            graph.derived = self.derived.copy(self.runtime.graph_get_nodes(value))
+        if self.records.derived is not None:
+            graph.records.derived = self.records.derived.copy(self.runtime.graph_get_nodes(value))
         for name, members in self.groups.members.items():
             graph.groups.add(name, [self.in_clone(node, graph) for node in members])
         return graph
 
     def in_clone(self, node: Node, clone: Graph) -> Node:
         """Return the node of ``clone`` that ``node`` became (cudaGraphNodeFindInClone)."""
-        self._check(node)
+        self.records.check(node)
         check_graph(clone, "clone")
         return clone.node_of(self.runtime.graph_node_find_in_clone(node.ptr, clone.ptr))
 
@@ -1094,34 +867,28 @@ class Graph:
         if use_node_priority:
             flags |= InstantiateFlags.USE_NODE_PRIORITY
         self._settle()
-        self.conditionals.refuse_instantiate(self.live_execs())
-        if self.live_execs():
-            self.memory_nodes.refuse(
-                "graph", "it has one exec at a time, and an earlier one is not closed"
-            )
+        check_instantiate(self)
         exe = GraphExec(self, flags, upload_stream)
-        self._execs.add(exe)
+        self.records.execs.add(exe)
         return exe
 
     def live_execs(self) -> list[GraphExec]:
         """Return the execs made from this graph that are not closed."""
-        return [exe for exe in self._execs if not exe.closed]
+        return [exe for exe in self.records.execs if not exe.closed]
 
     def close(self) -> None:
         """Destroy the graph (cudaGraphDestroy); execs made from it still launch.
 
         Their single nodes can no longer be changed: CUDA needs the graph for that.
         """
-        if self._execs and not self.handle.closed:
+        if self.records.execs and not self.handle.closed:
             self.clusters  # noqa: B018 - an update of theirs will want to know
-        for exe in list(self._execs):
+        for exe in list(self.records.execs):
             exe.forget_nodes(self.contains)
-        for child in (*self._children.values(), *self.conditionals.bodies()):
-            child.close()
+        for inner in inner_graphs(self):
+            inner.close()
         self.handle.close()
-        self.operands.clear()
-        self._nodes.clear()
-        self._children.clear()
+        self.records.clear()
 
     def __enter__(self) -> Graph:
         return self

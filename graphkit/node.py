@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from graphkit.arrays import ArrayInfo, describe, device_pointer
 from graphkit.lifetime import Handle
 from graphkit.runtime.protocol import (
+    DependencyType,
     Dim3,
     EdgeData,
     KernelNodePort,
@@ -31,9 +33,11 @@ __all__ = [
     "KernelNodeValues",
     "Node",
     "NodeValues",
+    "edge_data",
     "memcpy_params",
     "memset_params",
     "node_differences",
+    "several_nodes",
 ]
 
 
@@ -150,6 +154,32 @@ class GraphEdge:
     def launch_completion(self) -> bool:
         """Whether ``to_node`` may start once all blocks of ``from_node`` have started."""
         return self.data.from_port == KernelNodePort.LAUNCH_COMPLETION
+
+
+def edge_data(
+    from_node: Node, to_node: Node, programmatic: bool, launch_completion: bool
+) -> EdgeData:
+    """Return the data of an edge; a programmatic one joins kernel nodes only."""
+    if not programmatic and not launch_completion:
+        return EdgeData()
+    for node, argument in ((from_node, "from_node"), (to_node, "to_node")):
+        if node.type is not NodeType.KERNEL:
+            raise TypeError(
+                f"{argument}: expected a kernel node for a programmatic edge, came {node!r}"
+            )
+    port = KernelNodePort.LAUNCH_COMPLETION if launch_completion else KernelNodePort.PROGRAMMATIC
+    return EdgeData(int(port), 0, int(DependencyType.PROGRAMMATIC))
+
+
+def several_nodes(nodes: Node | Iterable[Node], argument: str) -> tuple[Node, ...]:
+    """Return what a call was given as one node or several."""
+    if isinstance(nodes, Node):
+        return (nodes,)
+    try:
+        return tuple(nodes)
+    except TypeError:
+        kind = type(nodes).__name__
+        raise TypeError(f"{argument}: expected a Node or several, came {kind}") from None
 
 
 class Difference(NamedTuple):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from graphkit.kernel import kernel_of
 from graphkit.node import Argument, KernelNodeValues, Node, NodeValues
 from graphkit.params import ArgumentBlock
 from graphkit.runtime.protocol import Dim3, KernelNodeParams, LaunchAttributeID, NodeType
 
-__all__ = ["kernel_values", "read_cluster", "read_kernel", "read_kernel_block", "read_values"]
+if TYPE_CHECKING:
+    from graphkit.graph import Graph
+
+__all__ = [
+    "kernel_values",
+    "read_cluster",
+    "read_clusters",
+    "read_kernel",
+    "read_kernel_block",
+    "read_values",
+]
 
 # The attributes that are read back, and the values that say the same as none.
 _ATTRIBUTES = {
@@ -81,3 +93,15 @@ def read_cluster(node: Node) -> Dim3 | None:
         return None
     x, y, z = value
     return x, y, z
+
+
+def read_clusters(graph: Graph) -> dict[tuple[int, ...], Dim3]:
+    """Return the cluster extents of all kernel nodes that have any, by their path."""
+    found: dict[tuple[int, ...], Dim3] = {}
+    for place, node in enumerate(graph.nodes):
+        if node.type is NodeType.GRAPH:
+            inside = graph.child_graph(node).clusters.items()
+            found.update({(place, *path): extents for path, extents in inside})
+        elif node.type is NodeType.KERNEL and (extents := read_cluster(node)):
+            found[(place,)] = extents
+    return found

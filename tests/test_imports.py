@@ -21,6 +21,7 @@ LAYERS = (
     ("copying", "kernel", "capture_watch", "memory_nodes", "node_groups", "fork"),
     ("adopted", "graph_dot", "kernel_attributes"),
     ("readback", "conditional", "touched", "races", "derived_edges"),
+    ("node_records", "inner_graphs", "conditional_nodes", "graph_limits"),
     ("update_report", "exec_nodes"),
     ("graph_exec",),
     ("graph",),

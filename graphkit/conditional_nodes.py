@@ -1,0 +1,131 @@
+"""Adding a conditional node: by hand or in a capture, with the kernel that sets its condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graphkit.conditional import SET_CONDITIONAL, Conditional, ConditionalHandle, check_condition
+from graphkit.errors import CudaError
+from graphkit.inner_graphs import body_of
+from graphkit.node import Node
+from graphkit.runtime.protocol import (
+    CaptureStatus,
+    ConditionalNodeParams,
+    ConditionalNodeType,
+    KernelNodeParams,
+    NodeType,
+)
+from graphkit.statuses import StatusCode
+
+if TYPE_CHECKING:
+    from graphkit.graph import Graph
+
+__all__ = ["add_conditional", "place_of"]
+
+
+def place_of(graph: Graph) -> tuple[int, Sequence[int] | None]:
+    """Return the cudaGraph_t and, in a capture, what its next node comes behind."""
+    if graph.captured_on is None:
+        return graph.ptr, None
+    info = graph.runtime.stream_get_capture_info(graph.captured_on)
+    if info.status is not CaptureStatus.ACTIVE:
+        code = int(StatusCode.CAPTURE_INVALIDATED)
+        raise CudaError("cudaStreamGetCaptureInfo", code, "the capture has failed")
+    return info.graph, info.dependencies
+
+
+def add_conditional(
+    graph: Graph,
+    type_: ConditionalNodeType,
+    condition: object,
+    argument: str,
+    size: int,
+    deps: Node | Iterable[Node],
+    given: Callable[[tuple[Graph, ...]], Any],
+) -> Conditional[Any]:
+    """Add a conditional node and wrap its bodies (cuGraphAddNode).
+
+    Args:
+        graph: the graph to add it to.
+        type_: whether it is an if, a while or a switch.
+        condition: a handle, or a device integer that a further kernel node looks at.
+        argument: what the caller calls that.
+        size: how many bodies it has.
+        deps: nodes it waits for.
+        given: what its ``with`` block gives, of the bodies.
+    """
+    value, before = _behind(graph, deps)
+    check_condition(condition, argument, graph.handle)
+    setter, flag = None, None
+    if isinstance(condition, ConditionalHandle):
+        handle = condition
+    else:
+        # Compiled first, since nothing destroys a handle that nobody needs after all.
+        SET_CONDITIONAL.function(graph.runtime)
+        handle, flag = graph.conditional_handle(), condition
+        setter = _add_setter(graph, value, before, handle, flag)
+        before = (setter.ptr,)
+    records = graph.records
+    with records.turn:
+        before = records.order(graph, before)
+        params = ConditionalNodeParams(int(handle), type_, size)
+        ptr, made = _add_node(graph, value, before, params, setter)
+        node = handle.node = records.keep(ptr, NodeType.CONDITIONAL, handle)
+        bodies = tuple(body_of(graph, body, node) for body in made)
+        records.owners.extend(body.owners for body in bodies)
+        added = Conditional(type_, node, bodies, handle, flag, given(bodies))
+        records.conditionals.nodes[ptr] = added
+        if records.derived is not None:
+            records.derived.open(added)
+    return added
+
+
+def _behind(graph: Graph, deps: Node | Iterable[Node]) -> tuple[int, Sequence[int]]:
+    """Return the cudaGraph_t, and the nodes that the next one waits for."""
+    before = graph.records.dependencies(deps)
+    if len(set(before)) != len(before):
+        raise ValueError("deps: expected different nodes, came one twice")
+    value, captured = place_of(graph)
+    if captured is None:
+        return value, before
+    if before:
+        raise ValueError("deps: expected none, since a capture knows them, came some")
+    return value, captured
+
+
+def _add_setter(
+    graph: Graph, value: int, before: Sequence[int], handle: ConditionalHandle, flag: object
+) -> Node:
+    """Add the kernel that sets a condition to what a flag holds, also in a capture."""
+    records = graph.records
+    if graph.captured_on is None:
+        ahead = [records.nodes[ptr] for ptr in before]
+        return graph.add_kernel_node(SET_CONDITIONAL, 1, 1, (handle, flag), deps=ahead)
+    kernel_params, owners = SET_CONDITIONAL.pack((handle, flag))
+    one = (1, 1, 1)
+    params = KernelNodeParams(SET_CONDITIONAL.function(graph.runtime), one, one, 0, kernel_params)
+    with records.turn:
+        ptr = graph.runtime.graph_add_kernel_node(value, before, params)
+        records.kernels.add(SET_CONDITIONAL)
+        return records.keep(ptr, NodeType.KERNEL, owners)
+
+
+def _add_node(
+    graph: Graph,
+    value: int,
+    before: Sequence[int],
+    params: ConditionalNodeParams,
+    setter: Node | None,
+) -> tuple[int, Sequence[int]]:
+    """Add the node; when CUDA refuses it, take the setter out again."""
+    try:
+        ptr, made = graph.runtime.graph_add_conditional_node(value, before, params)
+    except BaseException:
+        if setter is not None and graph.records.derived is None:
+            graph.runtime.graph_destroy_node(setter.ptr)
+            del graph.records.nodes[setter.ptr]
+        raise
+    if graph.captured_on is not None:
+        graph.runtime.stream_update_capture_dependencies(graph.captured_on, (ptr,))
+    return ptr, made

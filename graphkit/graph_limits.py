@@ -1,0 +1,83 @@
+"""What cannot be done with a graph: because CUDA does not do it, or because edges are derived."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphkit.conditional import check_body_graph
+from graphkit.derived_edges import refuse_removal
+from graphkit.node import Node
+from graphkit.runtime.protocol import NodeType
+
+if TYPE_CHECKING:
+    from graphkit.graph import Graph
+
+__all__ = [
+    "check_child",
+    "check_clone",
+    "check_edge_removal",
+    "check_groups",
+    "check_instantiate",
+    "check_memory",
+    "check_node_removal",
+]
+
+
+def check_child(graph: Graph, child: Graph) -> None:
+    """Refuse a graph that cannot become a child of another."""
+    child.conditionals.refuse_copy("child", "copies a child graph, and copies")
+    if graph.conditionals.in_body:
+        check_body_graph(child, "child")
+    child.memory_nodes.refuse("child", "CUDA copies a child graph, and copies none of these")
+
+
+def check_memory(graph: Graph, type_: NodeType) -> None:
+    """Refuse an alloc or free node in a graph that is inside of another."""
+    graph.conditionals.refuse_kind(type_)
+    if graph.holder is not None:
+        raise ValueError(
+            f"graph: expected one that is in no other, came that of {graph.holder!r}: CUDA "
+            "allows no alloc or free nodes there"
+        )
+
+
+def check_groups(graph: Graph) -> None:
+    """Refuse groups of a graph that is inside of another."""
+    if graph.holder is not None:
+        raise ValueError(f"graph: expected one that is in no other, came that of {graph.holder!r}")
+
+
+def check_node_removal(graph: Graph, node: Node) -> None:
+    """Refuse to take out a node that must stay."""
+    if node.type is NodeType.CONDITIONAL:
+        raise ValueError(
+            "node: expected any but a conditional node, since CUDA has no call that "
+            f"destroys its handle, came {node!r}"
+        )
+    graph.memory_nodes.refuse("node", "CUDA takes no node out of such a graph")
+    if graph.records.derived is not None:
+        refuse_removal("node")
+
+
+def check_edge_removal(graph: Graph) -> None:
+    """Refuse to take out an edge of a graph whose edges must stay."""
+    graph.memory_nodes.refuse("graph", "CUDA takes no edge out of it")
+    if graph.records.derived is not None:
+        refuse_removal("graph")
+
+
+def check_clone(graph: Graph) -> None:
+    """Refuse a graph that cannot be cloned."""
+    graph.ptr  # noqa: B018 - refuses a closed graph
+    graph.conditionals.refuse_copy("graph", "clones")
+    graph.memory_nodes.refuse("graph", "CUDA clones none; build or capture it once more")
+
+
+def check_instantiate(graph: Graph) -> None:
+    """Refuse a graph that is not complete, or that has one exec at a time and has it."""
+    live = graph.live_execs()
+    graph.conditionals.refuse_instantiate(live)
+    if live:
+        graph.memory_nodes.refuse(
+            "graph", "it has one exec at a time, and an earlier one is not closed"
+        )

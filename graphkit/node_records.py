@@ -1,0 +1,171 @@
+"""What a graph knows of its nodes beyond CUDA: which they are, what they touch, what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from graphkit.accesses import Access, Declared, declared_accesses
+from graphkit.conditional import Conditionals
+from graphkit.derived_edges import DerivedEdges
+from graphkit.kernel import Kernel
+from graphkit.lifetime import Handle
+from graphkit.node import Node, several_nodes
+from graphkit.runtime.protocol import Dim3, NodeType
+from graphkit.turn import Turn
+
+if TYPE_CHECKING:
+    from graphkit.graph import Graph
+    from graphkit.graph_exec import GraphExec
+
+__all__ = ["NodeRecords"]
+
+
+class NodeRecords:
+    """The records of one graph. Whoever adds or removes a node has the turn.
+
+    Args:
+        handle: the graph's.
+        clusters: as below.
+        derived: as below.
+
+    Attributes:
+        turn: for one thread at a time.
+        nodes: the nodes that are known, by cudaGraphNode_t.
+        children: the graphs inside of child graph nodes that somebody looked at, likewise.
+        conditionals: the conditional nodes.
+        derived: the order of the nodes; None where edges are given.
+        kernels: the kernels that nodes launch.
+        owners: what must stay alive, in a list that execs and captures share: closing the graph
+            takes nothing from them.
+        touched: what nodes touch, where it was declared or edges are derived from it, by
+            cudaGraphNode_t.
+        operands: what nodes were given, likewise.
+        clusters: see :attr:`Graph.clusters`; None is not known: what others put into the graph
+            must be asked for.
+        execs: made from the graph; they must forget the nodes that are destroyed here.
+    """
+
+    __slots__ = (
+        "_handle",
+        "children",
+        "clusters",
+        "conditionals",
+        "derived",
+        "execs",
+        "kernels",
+        "nodes",
+        "operands",
+        "owners",
+        "touched",
+        "turn",
+    )
+
+    def __init__(
+        self,
+        handle: Handle,
+        clusters: dict[tuple[int, ...], Dim3] | None,
+        derived: DerivedEdges | None,
+    ) -> None:
+        self._handle = handle
+        self.turn = Turn()
+        self.nodes: dict[int, Node] = {}
+        self.children: dict[int, Graph] = {}
+        self.conditionals = Conditionals()
+        self.derived = derived
+        self.kernels: set[Kernel] = set()
+        self.owners: list[object] = [self.kernels]
+        self.touched: dict[int, Sequence[Access]] = {}
+        self.operands: dict[int, object] = {}
+        self.clusters = clusters
+        self.execs: WeakSet[GraphExec] = WeakSet()
+
+    def node_of(self, ptr: int) -> Node:
+        """Return the node of a cudaGraphNode_t (cudaGraphNodeGetType)."""
+        node = self.nodes.get(ptr)
+        if node is None:
+            node = Node(self._handle, ptr, self._handle.runtime.graph_node_get_type(ptr))
+            self.nodes[ptr] = node
+        return node
+
+    def check(self, node: object, argument: str = "node") -> None:
+        """Refuse what is no node of the graph."""
+        if not isinstance(node, Node):
+            raise TypeError(f"{argument}: expected a Node, came {type(node).__name__}")
+        if node.graph_handle is not self._handle:
+            raise ValueError(f"{argument}: expected a node of this graph, came {node!r} of another")
+        if node.ptr not in self.nodes:
+            raise ValueError(f"{argument}: expected a node of this graph, came a removed one")
+
+    # --- adding a node
+
+    def dependencies(self, deps: Node | Iterable[Node]) -> Sequence[int]:
+        """Return the nodes that one to be added waits for; refuse any but the graph's."""
+        conditionals = self.conditionals
+        if conditionals.ended or conditionals.captured is not None:
+            conditionals.refuse_add()
+        if isinstance(deps, Node):
+            if deps.graph_handle is not self._handle or deps.ptr not in self.nodes:
+                self.check(deps, "deps")
+            return (deps.ptr,)
+        nodes = several_nodes(deps, "deps")
+        for node in nodes:
+            self.check(node, "deps")
+        return [node.ptr for node in nodes]
+
+    def declared(self, reads: Declared, writes: Declared) -> Sequence[Access] | None:
+        """Return what a call declares; None when it declares nothing."""
+        if reads is None and writes is None:
+            return None
+        accesses = declared_accesses(reads, writes)
+        self.owners.append((reads, writes))
+        return accesses
+
+    def order(
+        self, graph: Graph, before: Sequence[int], accesses: Sequence[Access] | None = None
+    ) -> Sequence[int]:
+        """Return what the next node waits for: what was given, or what its accesses ask for too."""
+        if self.derived is None:
+            return before
+        return self.derived.dependencies(graph, before, accesses or ())
+
+    def keep(
+        self,
+        ptr: int,
+        type_: NodeType,
+        owners: object,
+        accesses: Sequence[Access] | None = None,
+    ) -> Node:
+        """Note a node that CUDA has added, and keep alive what it points at."""
+        self.owners.append(owners)
+        self.operands[ptr] = owners
+        if accesses is not None:
+            self.touched[ptr] = accesses
+        if self.derived is not None:
+            self.derived.added(ptr, accesses or ())
+        node = self.nodes[ptr] = Node(self._handle, ptr, type_)
+        return node
+
+    # --- removing
+
+    def drop(self, node: Node) -> None:
+        """Forget a node that CUDA has destroyed, what is inside of it, and let execs forget it."""
+        child = self.children.pop(node.ptr, None)
+        for exe in list(self.execs):
+            exe.forget_nodes(lambda known: known is node)
+            if child is not None:
+                exe.forget_nodes(child.contains)
+        del self.nodes[node.ptr]
+        self.touched.pop(node.ptr, None)
+        self.operands.pop(node.ptr, None)
+        if child is not None:
+            child.close()
+        if self.clusters:
+            self.clusters = None
+
+    def clear(self) -> None:
+        """Forget all nodes. What they point at stays, for execs."""
+        self.operands.clear()
+        self.nodes.clear()
+        self.children.clear()

@@ -772,10 +772,10 @@ class Graph:
         self.records.check(node)
         if node.type is not NodeType.GRAPH:
             raise TypeError(f"node: expected a child graph node, came {node!r}")
-        children = self.records.children
-        if node.ptr not in children:
-            children[node.ptr] = child_of(self, node)
-        return children[node.ptr]
+        child = self.records.children.get(node.ptr)
+        if child is None:
+            child = self.records.children[node.ptr] = child_of(self, node)
+        return child
 
     @property
     def clusters(self) -> dict[tuple[int, ...], Dim3]:

@@ -62,8 +62,8 @@ class Pipeline:
             memory may be passed, and changed at once after ``submit``. Otherwise they must be
             pinned (:func:`graphkit.empty_pinned`) and stay as they are until the request is done;
             the exec is pointed at them, and nothing is copied by the host.
-        copies: who copies, ``"kernel"`` (sooner done, and moved to other arrays by a store into
-            pinned memory) or ``"engine"`` (memcpy nodes, which leave the multiprocessors alone, and
+        copies: who copies, ``"kernel"`` (moved to other arrays by a store into pinned memory, but
+            reads the host's memory load by load) or ``"engine"`` (memcpy nodes, which leave the multiprocessors alone, and
             are moved by cudaGraphExecMemcpyNodeSetParams1D); ``"auto"`` takes the engine.
         warmups: eager runs of ``fn`` before a slot's capture, on zeros.
 

@@ -125,7 +125,6 @@ class Graph:
         self.handle = handle
         self.records = NodeRecords(handle, clusters, derived)
         # The same objects, under the names that other rooms know.
-        self.owners = self.records.owners
         self.touched = self.records.touched
         self.operands = self.records.operands
         self.conditionals = self.records.conditionals
@@ -875,6 +874,16 @@ class Graph:
     def live_execs(self) -> list[GraphExec]:
         """Return the execs made from this graph that are not closed."""
         return [exe for exe in self.records.execs if not exe.closed]
+
+    @property
+    def owners(self) -> list[object]:
+        """What must stay alive; execs and captures share the list."""
+        return self.records.owners
+
+    def disown(self) -> None:
+        """Let go of what the nodes point at; execs still keep it. For graphkit itself."""
+        self.records.owners = []
+        self.operands.clear()
 
     def close(self) -> None:
         """Destroy the graph (cudaGraphDestroy); execs made from it still launch.

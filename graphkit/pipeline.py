@@ -63,8 +63,9 @@ class Pipeline:
             pinned (:func:`graphkit.empty_pinned`) and stay as they are until the request is done;
             the exec is pointed at them, and nothing is copied by the host.
         copies: who copies, ``"kernel"`` (moved to other arrays by a store into pinned memory, but
-            reads the host's memory load by load) or ``"engine"`` (memcpy nodes, which leave the multiprocessors alone, and
-            are moved by cudaGraphExecMemcpyNodeSetParams1D); ``"auto"`` takes the engine.
+            reads the host's memory load by load) or ``"engine"`` (memcpy nodes, which leave the
+            multiprocessors alone, and are moved by cudaGraphExecMemcpyNodeSetParams1D);
+            ``"auto"`` takes the engine.
         warmups: eager runs of ``fn`` before a slot's capture, on zeros.
 
     Raises:

@@ -267,7 +267,7 @@ class BoundGraph:
         self._named.clear()
         self._exe.close()  # it keeps until its launches are done what is let go of here
         self.graph.close()
-        self.graph.owners = []
+        self.graph.disown()
         self._state.owners, self._state.replaced = [], {}
 
     def __enter__(self) -> BoundGraph:

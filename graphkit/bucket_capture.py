@@ -149,7 +149,7 @@ class BucketCapture:
         """
         with self.in_stream_order():
             for number in range(self._warmups):
-                with self._timed(infos, inputs):
+                with self._timed(made, infos, inputs):
                     self.copy_in(made, infos)
                 # What libraries keep for good, made by the first run, belongs to no graph.
                 with self.memory.allocating() if number else nullcontext():
@@ -205,11 +205,17 @@ class BucketCapture:
             why = f"{nodes}: to set them takes longer than to copy"
             self._rebound.copy(key, dear, why)
             raise CopiedError(why)
+        handed = [name for name in inputs if _shares(infos[name], found.returned)]
+        if handed:
+            found.graph.close()
+            why = f"fn returns the memory of {', '.join(handed)}, which is another request's then"
+            self._rebound.copy(key, handed, why)
+            raise CopiedError(why)
         return found
 
     @contextmanager
     def _timed(
-        self, infos: Mapping[str, ArrayInfo], inputs: Mapping[str, object]
+        self, made: PoolGraph, infos: Mapping[str, ArrayInfo], inputs: Mapping[str, object]
     ) -> Iterator[None]:
         """Measure what the copies in of the body take on the device, where that is of interest."""
         if not inputs:
@@ -221,7 +227,7 @@ class BucketCapture:
         end.record(self.stream)
         end.synchronize()
         with suppress(NotSimulated):
-            nbytes = sum(info.nbytes for info in infos.values())
+            nbytes = sum(infos[name].nbytes for name, item in made.staged.items() if item.reads)
             self._rebound.observe_copy(nbytes, start.elapsed_ms(end) * 1e3)
 
     def _learn_axes(
@@ -256,3 +262,10 @@ class BucketCapture:
         self._event.close()
         self.stream.close()
         del self.memory
+
+
+def _shares(info: ArrayInfo, returned: Returned) -> bool:
+    """Return whether an array that came back begins in the memory of an array."""
+    return any(
+        info.ptr <= describe(array).ptr < info.ptr + info.nbytes for array in returned.arrays
+    )

@@ -163,13 +163,23 @@ class Ladder:
     def decide(self, request: Request, *, warm: bool = False) -> Decision:
         """Return what a request would take next, and do nothing."""
         decision = self._refusal(request) or self.policy.decide(
-            request.key, self.execs.idle, self.graphs.growth(request), warm=warm
+            request.key,
+            self.execs.idle,
+            self.graphs.growth(request),
+            warm=warm or self._waited(request),
         )
         if decision.step in (Step.CAPTURE, Step.INSTANTIATE) and thread_captures():
             # cudaMalloc and cudaGraphInstantiate would end that capture.
             why = "this thread captures another stream now, and no graph is ready"
             return Decision(Step.EAGER, reason=Reason.INELIGIBLE, why=why)
         return decision
+
+    def _waited(self, request: Request) -> bool:
+        """Return whether a variant's bucket has waited: no request is answered eagerly any more."""
+        base = request.base
+        return (
+            base is not None and base.key in self.graphs and self.policy.capture_after is not None
+        )
 
     def request(self, seen: Seen, arguments: Mapping[str, object]) -> Request:
         """Return what is known of a shape of request, looking at it the first time."""

@@ -225,7 +225,7 @@ class Counts:
                 timed, nanoseconds = self._samples[step]
                 steps[step] = StepStats(count, count * nanoseconds / max(timed, 1) / 1e6)
         keys = [
-            self._of_key(key, state, exec_bytes.get(key, 0), refusals.get(key, ""))
+            self._of_key(key, state, exec_bytes.get(key, 0), refusals.get(key.staged(), ""))
             for key, state in states.items()
         ]
         return PoolStats(

@@ -50,7 +50,8 @@ class ReboundInputs:
         copied = self._copied.get(request.key, ())
         names = tuple(
             name
-            for name, address in zip(request.names, addresses, strict=True)
+            # Sorted as in the rest of the key: one graph, whatever the arguments' order.
+            for name, address in sorted(zip(request.names, addresses, strict=True))
             if name in request.infos
             and name not in copied
             and not address % ALIGNMENT

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import random
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from sample_functions import BLOCK, blocks
-from sample_kernels import ADD_SCALAR
+from sample_kernels import ADD_SCALAR, AXPY
 
 import graphkit as gk
 from graphkit.buckets import Buckets
@@ -106,3 +107,116 @@ def test_a_random_pool_keeps_its_promises(runtime, seed):
         assert gk.live_handles() == {}
     finally:
         gc.enable()
+
+
+# --- inputs that are rebound ---------------------------------------------------------------------
+
+
+def reading_pool(rng):
+    """Return a pool of a function that reads two inputs, and captures as it likes.
+
+    It launches otherwise now and then, fails, and returns what it was given.
+    """
+    fails, differs = rng.choice([0, 0, 0.05]), rng.choice([0, 0, 0.1])
+    returns = rng.choice(["", "y", "x"])
+
+    def fn(x, w, y, z, a, stream):
+        """y = x + a; z += x, and 2 w at its front."""
+        if rng.random() < fails:
+            raise RuntimeError("flaky")
+        for _ in range(1 + (rng.random() < differs)):
+            ADD_SCALAR(blocks(x.size), BLOCK, (x, y, float(a), x.size), stream=stream)
+        AXPY(1, BLOCK, (w, z, 2.0, min(w.size, z.size)), stream=stream)
+        AXPY(blocks(x.size), BLOCK, (x, z, 1.0, x.size), stream=stream)
+        return {"y": y, "x": x}.get(returns)
+
+    sizes = sorted(rng.sample(range(4, 40), rng.randint(1, 4)))
+    options = {
+        "rebind": rng.choice([True, True, True, False]),
+        "memory_budget": rng.choice([None, None, 6000, 50_000]),
+        "max_execs": rng.choice([None, 1, 2, 3]),
+        "max_graphs": rng.choice([1, 2, 1000]),
+        "capture_after": rng.choice([0, 0, 1, 2, None]),
+        "warmups": rng.choice([0, 1, 2]),
+    }
+    buckets = dict.fromkeys(("x", "y", "z"), Buckets(sizes))
+    return ExecPool(fn, buckets, outputs=["y"], inouts=["z"], **options), sizes, returns, options
+
+
+def reading_request(rng, n, seed):
+    """Return the arguments in any order, at any alignment, and what they must become."""
+    values = np.random.default_rng(seed)
+
+    def array(count):
+        offset = rng.choice([0, 0, 0, 1, 2, 4, 64])
+        held = values.standard_normal(count).astype(np.float32)
+        room = gk.zeros(count + offset)
+        room[offset:].set(held)
+        return held, room[offset:]
+
+    (x, x_there), (w, w_there), (z, z_there) = array(n), array(4), array(n)
+    if n == 4 and rng.random() < 0.3:
+        w, w_there = x, x_there
+    a = rng.randint(1, 3)
+    arguments = {"x": x_there, "w": w_there, "y": gk.empty(n), "z": z_there, "a": a}
+    wanted = {"x": x, "w": w, "y": x + np.float32(a), "z": z + x}
+    wanted["z"][:4] += 2 * w[:n]
+    return dict(rng.sample(list(arguments.items()), len(arguments))), wanted
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_random_pool_answers_alike_whatever_it_rebinds(runtime, seed):
+    rng = random.Random(seed)
+    if runtime.name == "sim":
+        bytes_per_node = rng.choice([0, 10, 500, 2400])
+        gk.use("sim", gk.SimOptions(order_seed=seed, exec_bytes_per_node=bytes_per_node))
+    pool, sizes, returns, options = reading_pool(rng)
+    now = 0.0
+    pool._ladder.policy._clock = lambda: now
+    open_answers = []
+
+    def check():
+        for arguments, wanted in open_answers:
+            for name, right in wanted.items():
+                assert np.allclose(arguments[name].get(), right, atol=1e-5), name
+        open_answers.clear()
+
+    for number in range(60):
+        now += rng.random()
+        if rng.random() < 0.04:
+            pool.enabled = not pool.enabled
+        n = rng.choice(sizes) if rng.random() < 0.6 else rng.randint(4, 41)
+        arguments, wanted = reading_request(rng, n, number)
+        before = pool.stats()
+        with suppress(RuntimeError):
+            if rng.random() < 0.04:
+                example, _ = reading_request(rng, sizes[0], -number % 100)
+                pool.warm(example, validate=rng.random() < 0.5, compare_speed=False)
+        try:
+            returned = pool(**arguments)
+        except RuntimeError:  # eagerly it fails, too
+            answered = False
+        else:
+            answered = True
+            open_answers.append((arguments, wanted))
+            if returned is not None:
+                assert np.array_equal(returned.get(), wanted[returns])
+        stats = pool.stats()
+        assert stats.requests == number + 1 == sum(key.hits + key.eager for key in stats.keys)
+        assert stats.rebound <= sum(key.hits for key in stats.keys)
+        eager = sum(stats.fallbacks.values()) > sum(before.fallbacks.values())
+        assert answered or eager
+        assert stats.elements - before.elements == (0 if eager else 3 * n + 4)
+        assert options["memory_budget"] is None or pool.memory().total <= options["memory_budget"]
+        del arguments  # what nobody waits for is the pool's
+        if rng.random() < 0.2:
+            check()
+        elif rng.random() < 0.2:
+            pool.stream.synchronize()
+        elif rng.random() < 0.1:
+            open_answers.clear()
+    if seed % 2:
+        pool.close()
+    check()
+    if options["rebind"] is False:
+        assert not stats.rebound

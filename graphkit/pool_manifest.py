@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,13 +84,15 @@ class Manifest:
             stats: what it did.
         """
         entries: dict[Signature, ManifestEntry] = {}
+        asked: Counter[Signature] = Counter()
         for key in stats.keys:
+            asked[key.key.staged()] += key.hits + key.eager
             mine = ManifestEntry(
                 key.key.staged(), key.hits, key.nbytes, key.milliseconds, key.failures
             )
             other = entries.get(mine.key)  # the same bucket, rebound
             entries[mine.key] = mine if other is None else other.with_more(mine)
-        return cls(function, tuple(entries.values()))
+        return cls(function, tuple(entries[key] for key, _ in asked.most_common()))
 
     def ordered(self) -> list[ManifestEntry]:
         """Return the entries in the order to warm up in: the most valuable first.

@@ -84,8 +84,8 @@ class WarmUp:
     ) -> None:
         """Ask for the graph that reads inputs where they are, where that is worth it."""
         ladder = self._ladder
-        variant, _ = ladder.climb_somehow(request, addresses, arguments, warm=True)
-        if variant is request:
+        variant, decision = ladder.climb_somehow(request, addresses, arguments, warm=True)
+        if variant is request or decision.step is not Step.LAUNCH:
             return
         binding = ladder.bind(variant, seen, addresses)
         if tolerance is None:

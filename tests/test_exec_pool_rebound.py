@@ -11,6 +11,7 @@ import graphkit as gk
 from graphkit.buckets import Buckets
 from graphkit.cost_model import CostModel
 from graphkit.exec_pool import ExecPool
+from graphkit.pool_manifest import Manifest
 from graphkit.pool_policy import Step
 
 SIZES = Buckets([4, 8, 16])
@@ -273,6 +274,14 @@ def test_a_manifest_has_a_bucket_once(runtime, tmp_path):
         check(pool, 8)
         check(pool, 7)
         assert pool.stats().captures == 0
+
+
+def test_a_manifest_adds_up_what_a_bucket_was_asked_for(runtime):
+    with pool_of(add_three, rebind=True) as pool:
+        for n in (15, 15, 15, 8, 8, 7, 7):
+            check(pool, n)
+        entries = Manifest.of("add_three", pool.stats()).entries
+    assert [(entry.key.shapes["x"], entry.hits) for entry in entries] == [((8,), 4), ((16,), 3)]
 
 
 @pytest.mark.parametrize("after", [0, 2])

@@ -12,6 +12,9 @@ NOTES. Predictions, written before the first measurement on an H200:
   fast; for 2 43 against 25.
 - derived edges, edges by hand and a captured fork make the same graph: the same time.
 - adding a node to a derived graph costs 8 us of Python more than the 4 of a given one.
+
+Measured: 26.5 us for 2, 28.3 for 8, 30.3 for 16 side by side, 45, 157 and 309 one after the other;
+derived, by hand and by fork alike. A derived node costs 11 us more than a given one's 4.2.
 """
 
 from __future__ import annotations

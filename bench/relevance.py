@@ -30,6 +30,12 @@ about 5 from graphkit, 7.5 from CuPy), a graph launch (1 to 2 us) and a node on 
 - other arrays: 4 sets of 0.6 us and looks at three arrays make 5 us where the launch alone is 2;
   with tensors 6. The pool's copies add the time of 4 MB, 2 us of device, and its host time is the
   same 5 us. PyTorch's three copies cost 18 us.
+
+Measured (H200, driver 580): until done, a graph beside eager launches of the same kernels through
+graphkit is 2.9 to 3.1 times as fast for scoring, 1.9 to 2.0 for allocation and 2.7 to 3.0 for the
+whole (2.4 to 2.7, 1.7 and 2.2 to 2.5 in a run before it); beside CuPy's launches 2.1, 1.6 and 1.9
+times; beside PyTorch eager 22 to 24, 18 and 24 to 32. So the seeds' claim holds for scoring, and
+for allocation beside PyTorch only: ours is two kernels.
 """
 
 from __future__ import annotations

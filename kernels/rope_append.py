@@ -9,10 +9,10 @@ from graphkit.kernel import Kernel, Launch, Pointer
 
 from .launch import NULL, KernelLaunch, batch_of, check, source, threads
 
-__all__ = ["ROPE_APPEND", "rope_append"]
+__all__ = ["ROPE_APPEND", "rope_append", "rotated"]
 
 
-def _rotated(
+def rotated(
     rows: NDArray[np.float32], cosines: NDArray[np.float32], sines: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     low, high = np.split(rows, 2, axis=-1)
@@ -46,9 +46,9 @@ def twin(
             continue
         cosines, sines = (table.view(half, offset=at * half) for table in (cos_table, sin_table))
         queries = q.view((heads, head_dim), offset=b * heads * head_dim)
-        queries[...] = _rotated(queries, cosines, sines)
+        queries[...] = rotated(queries, cosines, sines)
         new = (kv_heads, head_dim), b * kv_heads * head_dim
-        keys, values = _rotated(k.view(*new), cosines, sines), v.view(*new)
+        keys, values = rotated(k.view(*new), cosines, sines), v.view(*new)
         for head in range(kv_heads):
             row = ((slot * kv_heads + head) * max_len + at) * head_dim
             k_cache.view(head_dim, offset=row)[...] = keys[head]

@@ -51,8 +51,10 @@ class MemoryType(IntEnum):
 class DeviceAttribute(IntEnum):
     """cudaDeviceAttr, as far as graphkit asks for it."""
 
+    MULTIPROCESSOR_COUNT = 16
     COMPUTE_CAPABILITY_MAJOR = 75
     COMPUTE_CAPABILITY_MINOR = 76
+    MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97
 
 
 class CaptureMode(IntEnum):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +14,15 @@ import graphkit as gk
 
 from ..advance import advance
 from ..argmax import argmax
+from ..launch import KernelLaunch
 from ..sample import check_draw, random_state, sample
 from .checkpoint import Checkpoint
 from .model import DecodeLaunch, Llama
 
 __all__ = ["BUILDS", "Build", "Decode", "Decoder"]
 
-Build = Literal["eager", "capture", "manual"]
-BUILDS: tuple[Build, ...] = get_args(Build)
+Build = Literal["eager", "capture", "manual", "programmatic"]
+BUILDS: tuple[Build, ...] = ("eager", "capture", "manual")
 
 
 class Decoder:
@@ -43,11 +44,14 @@ class Decoder:
         top_p: draw among the most likely tokens that have this share of the probability.
 
     Attributes:
+        builds: what :meth:`build` makes.
         llama: its weights, which another decoder may share, its activations and its caches.
 
     Raises:
         ValueError: an argument out of range, before anything is allocated.
     """
+
+    builds: ClassVar[tuple[Build, ...]] = BUILDS
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class Decoder:
         if batch < 1:
             raise ValueError(f"batch: expected 1 sequence or more, came {batch}")
         check_draw(temperature, top_k, top_p)
-        self.llama = Llama(checkpoint, rows=batch, max_len=max_len)
+        self.llama = self._model(checkpoint, batch, max_len)
         self.config = checkpoint.config
         self.batch = batch
         self.max_len = max_len = self.llama.max_len
@@ -77,22 +81,27 @@ class Decoder:
         self.logits = self.llama.logits
         self.launches: tuple[DecodeLaunch, ...] = self._list_launches()
 
+    def _model(self, checkpoint: Checkpoint, batch: int, max_len: int | None) -> Any:
+        return Llama(checkpoint, rows=batch, max_len=max_len)
+
+    def _choice(self) -> KernelLaunch:
+        """Return the launch that chooses a token of each row by its logits."""
+        if self.temperature == 0.0:
+            return argmax(self.logits, self.next_token)
+        return sample(
+            self.logits,
+            self.random_state,
+            self.next_token,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+
     def _list_launches(self) -> tuple[DecodeLaunch, ...]:
         """List the kernel launches of a decode step, once for all builds."""
         launches = self.llama.launches(self.tokens, self.position)
-        if self.temperature == 0.0:
-            choice = argmax(self.logits, self.next_token)
-        else:
-            choice = sample(
-                self.logits,
-                self.random_state,
-                self.next_token,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-            )
         append = advance(self.tokens, self.next_token, self.prompt_len, self.position)
-        for name, launch in (("choose", choice), ("advance", append)):
+        for name, launch in (("choose", self._choice()), ("advance", append)):
             launches.append(DecodeLaunch(name, launch, (len(launches) - 1,)))
         return tuple(launches)
 
@@ -130,11 +139,12 @@ class Decoder:
         Args:
             build: ``"eager"`` launches every kernel from Python; ``"capture"`` captures those
                 launches into a graph; ``"manual"`` adds a kernel node for each, with its
-                dependencies, so that independent ones lie side by side.
+                dependencies, so that independent ones lie side by side; ``"programmatic"`` likewise,
+                with programmatic edges to every kernel that waits for itself.
             stream: the stream to launch on; a new one by default.
         """
-        if build not in BUILDS:
-            raise ValueError(f"build: expected one of {', '.join(BUILDS)}, came {build!r}")
+        if build not in self.builds:
+            raise ValueError(f"build: expected one of {', '.join(self.builds)}, came {build!r}")
         stream = stream or gk.Stream()
         if build == "eager":
             return Decode(build, self, stream, None, lambda: self._launch_eagerly(stream))
@@ -142,7 +152,8 @@ class Decoder:
             with gk.capture(stream) as graph:
                 self._launch_eagerly(stream)
         else:
-            graph = self._graph_by_hand()
+            graph = gk.Graph()
+            self._add_to(graph, programmatic=build == "programmatic")
         exec_ = graph.instantiate()
         exec_.upload(stream)
         return Decode(build, self, stream, graph, exec_.launcher(stream), exec_)
@@ -151,12 +162,16 @@ class Decoder:
         for entry in self.launches:
             entry.launch.launch(stream)
 
-    def _graph_by_hand(self) -> gk.Graph:
-        graph = gk.Graph()
+    def _add_to(self, graph: gk.Graph, *, programmatic: bool = False) -> None:
         nodes: list[gk.Node] = []
         for entry in self.launches:
-            nodes.append(entry.launch.add_to(graph, [nodes[index] for index in entry.after]))
-        return graph
+            early = programmatic and entry.waits
+            before = [nodes[index] for index in entry.after]
+            node = entry.launch.add_to(graph, () if early else before)
+            if early:
+                for ahead in before:
+                    graph.add_dependency(ahead, node, programmatic=True)
+            nodes.append(node)
 
 
 class Decode:

@@ -25,7 +25,7 @@ from ..rope_append import rope_append
 from ..silu_mul import silu_mul
 from .checkpoint import Checkpoint
 
-__all__ = ["DecodeLaunch", "Llama"]
+__all__ = ["DecodeLaunch", "Llama", "on_device"]
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -38,11 +38,14 @@ class DecodeLaunch:
         name: what it does and where, such as ``"layers.0.attention"``.
         launch: kernel, launch configuration and arguments.
         after: the launches it waits for, by their place in the list that it stands in.
+        waits: whether it executes ``griddepcontrol.wait`` before it touches what those write, so
+            that programmatic edges may lead to it.
     """
 
     name: str
     launch: KernelLaunch
     after: tuple[int, ...]
+    waits: bool = False
 
 
 class Llama:
@@ -74,7 +77,7 @@ class Llama:
         self.config = config
         self.rows = rows
         self.max_len = max_len
-        self.checkpoint = _on_device(checkpoint)
+        self.checkpoint = on_device(checkpoint)
         self._cosines, self._sines = map(gk.asarray, config.rotary_tables(max_len))
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._x = gk.empty((rows, config.hidden_size))
@@ -162,7 +165,7 @@ class Llama:
         return launches
 
 
-def _on_device(checkpoint: Checkpoint) -> Checkpoint:
+def on_device(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose tensors the kernels take; one that is so already costs nothing."""
     tensors = {
         name: _device_matrix(tensor) if len(tensor.shape) == 2 else _device_vector(tensor)

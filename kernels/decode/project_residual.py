@@ -1,0 +1,48 @@
+"""A projection whose result is added to the residual stream."""
+
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from graphkit.device_array import BFLOAT16
+from graphkit.kernel import Kernel, Launch, Pointer
+
+from ..launch import KernelLaunch, check
+from .sources import options, source
+from .weight_stream import WeightStream
+
+__all__ = ["project_residual"]
+
+
+@cache
+def _kernel(stream: WeightStream, m: int) -> Kernel:
+    def twin(launch: Launch, weight: Pointer, input: Pointer, x: Pointer, batch: int) -> None:  # noqa: A002 - the kernel's name for it
+        rows = input.view((batch, stream.k))
+        x.view((batch, m))[...] += rows @ weight.view((m, stream.k)).astype(np.float32).T
+
+    code = source("project_residual")
+    return Kernel(code, "project_residual", twin=twin, options=(*stream.options, *options(M=m)))
+
+
+def project_residual(weight: object, input: object, x: object, *, stages: int = 3) -> KernelLaunch:  # noqa: A002 - as in the kernel
+    """Return the launch of ``x[b, m] += weight[m] . input[b]``.
+
+    Args:
+        weight: bfloat16 [m, k], k a multiple of 8.
+        input: float32 [batch, k], at most 4 rows; further axes count into k.
+        x: float32 [batch, m]. Must not overlap ``input``.
+        stages: units of weights in the ring of a block, at most.
+
+    Raises:
+        ValueError: when shapes or dtypes do not agree.
+    """
+    m, k = check("weight", weight, ("m", "k"), BFLOAT16)
+    batch, _ = check("input", input, ("batch", k), merge=True)
+    check("x", x, (batch, m))
+    stream = WeightStream.of("weight", k, batch, stages)
+    kernel = _kernel(stream, m)
+    return stream.launch(kernel, -(-m // stream.rows), (weight, input, x, batch))

@@ -1,0 +1,96 @@
+"""The last norm, the logits of all tokens, and the largest that each block saw."""
+
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from graphkit.device_array import BFLOAT16
+from graphkit.kernel import Kernel, Launch, Pointer
+
+from ..argmax import first_largest
+from ..launch import KernelLaunch, check
+from .sources import options, source
+from .weight_stream import WeightStream, multiprocessors, normed
+
+__all__ = ["candidates", "project_vocabulary"]
+
+
+@cache
+def _kernel(stream: WeightStream, m: int) -> Kernel:
+    def twin(
+        launch: Launch,
+        weight: Pointer,
+        x: Pointer,
+        gain: Pointer,
+        logits: Pointer,
+        best_value: Pointer,
+        best_index: Pointer,
+        batch: int,
+        eps: np.float32,
+    ) -> None:
+        rows = normed(x, gain, batch, stream.k, eps)
+        out = logits.view((batch, m))
+        out[...] = rows @ weight.view((m, stream.k)).astype(np.float32).T
+        blocks = launch.grid[0]
+        values, indices = best_value.view((blocks, batch)), best_index.view((blocks, batch))
+        owners = np.arange(m) // stream.rows % blocks
+        for block in range(blocks):
+            own = np.flatnonzero(owners == block)
+            indices[block] = own[first_largest(out[:, own])]
+            largest = out[np.arange(batch), indices[block]]
+            values[block] = np.where(np.isnan(largest), -np.inf, largest)
+
+    code = source("project_vocabulary")
+    return Kernel(code, "project_vocabulary", twin=twin, options=(*stream.options, *options(M=m)))
+
+
+def candidates(vocab: int) -> int:
+    """Return how many rows ``best_value`` and ``best_index`` must have, at least."""
+    return min(vocab, multiprocessors())
+
+
+def project_vocabulary(
+    weight: object,
+    x: object,
+    gain: object,
+    logits: object,
+    best_value: object,
+    best_index: object,
+    eps: float,
+    *,
+    stages: int = 3,
+) -> KernelLaunch:
+    """Return the launch of ``logits[b, v] = weight[v] . norm(x[b])``.
+
+    Block i of its grid writes the largest of its own logits to ``best_value[i]`` and where those
+    stand to ``best_index[i]``; a NaN is less than anything, and of equals the first wins.
+
+    Args:
+        weight: bfloat16 [vocab, k], k a multiple of 8.
+        x: float32 [batch, k], at most 4 rows.
+        gain: float32 [k].
+        logits: float32 [batch, vocab].
+        best_value: float32 [blocks, batch], ``blocks`` at least :func:`candidates`.
+        best_index: int32 [blocks, batch].
+        eps: of the norm.
+        stages: units of weights in the ring of a block, at most.
+
+    Raises:
+        ValueError: when shapes or dtypes do not agree.
+    """
+    vocab, k = check("weight", weight, ("vocab", "k"), BFLOAT16)
+    batch, _ = check("x", x, ("batch", k))
+    check("gain", gain, (k,))
+    check("logits", logits, (batch, vocab))
+    blocks, _ = check("best_value", best_value, ("blocks", batch))
+    check("best_index", best_index, (blocks, batch), np.int32)
+    stream = WeightStream.of("weight", k, batch, stages)
+    args = (weight, x, gain, logits, best_value, best_index, batch, float(eps))
+    launch = stream.launch(_kernel(stream, vocab), -(-vocab // stream.rows), args)
+    if blocks < launch.grid[0]:
+        raise ValueError(f"best_value: expected {launch.grid[0]} rows or more, came {blocks}")
+    return launch

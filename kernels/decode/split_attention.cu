@@ -1,0 +1,272 @@
+// split_attention: attention of one new token a row to the cache, split over its positions
+//
+// out[b, h] = softmax(scale * q[b, h] . k[b, g, :n]) . v[b, g, :n], n = position[b] + 1,
+// g = h / GROUP. All heads of a group share one reading of the cache.
+//
+// A few lanes hold a token's row of k and of v, eight elements each; a warp takes a tile of tokens
+// at a time, and every group of lanes keeps a softmax of its own, which are put together at the
+// end: over lanes, warps, and the blocks of a cluster. The rows of the first tile that earlier
+// steps wrote are loaded before griddepcontrol.wait.
+//
+// -D options: GROUP (query heads of a key head), KV_HEADS, HEAD_DIM, PAGE, SPLIT (blocks of a
+// cluster), WARPS.
+
+#include "cache_place.cuh"
+
+constexpr int PARTS = HEAD_DIM / 8;  // of sixteen bytes, in a row
+constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <= 8 ? 8
+                      : PARTS <= 16 ? 16 : 32;  // of a row
+constexpr int SIDE = 32 / LANES;                // rows that a warp loads at once
+constexpr int TIMES = 4;                        // how often, for a tile
+constexpr int TILE = SIDE * TIMES;
+constexpr int PATIENCE = 2;  // tiles that a warp takes before another block of the cluster helps
+constexpr float LOG2_E = 1.4426950408889634f;
+static_assert(HEAD_DIM % 8 == 0 && PARTS <= 32, "a row is held by the lanes of a warp");
+
+struct Shared {
+    float most[WARPS][GROUP], sum[WARPS][GROUP];
+    float rows[WARPS][GROUP][HEAD_DIM];
+    // What the block found, for the first block of the cluster.
+    float block_most[GROUP], block_sum[GROUP], block_rows[GROUP][HEAD_DIM];
+};
+
+__device__ __forceinline__ unsigned int cluster_rank() {
+    unsigned int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile(
+        "barrier.cluster.arrive.release.aligned;\n\t"
+        "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// What stands at the same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ float remote(const float* local, int block) {
+    unsigned int address = (unsigned int)__cvta_generic_to_shared(local);
+    float value;
+    asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(block));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void widen(const uint4& pairs, float (&to)[8]) {
+    const unsigned int words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        to[2 * j] = __uint_as_float(words[j] << 16);
+        to[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+    }
+}
+
+__device__ __forceinline__ void put(float* to, float value) { *to = value; }
+__device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = to_bfloat16(value); }
+
+template <typename Out>
+__device__ __forceinline__ void attend(
+    const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
+    const int* block_table, const int* positions, Out* out, int max_len, float scale) {
+    __shared__ Shared shared;
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    const int rank = SPLIT == 1 ? 0 : cluster_rank();
+    const int kv_head = blockIdx.y, b = blockIdx.z;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int part = lane % LANES, side = lane / LANES;
+    const bool holds = part < PARTS;
+
+    const int newest = positions[b];  // the last step wrote it
+    const int length = newest < 0 ? 0 : min(newest + 1, max_len);
+    const int tiles = (length + TILE - 1) / TILE;
+    const int active = max(1, min(SPLIT, (tiles + WARPS * PATIENCE - 1) / (WARPS * PATIENCE)));
+
+    uint4 k[TIMES], v[TIMES];
+    int first = (rank * WARPS + warp) * TILE;
+    // Loads the rows of a tile from `from` to `until`; what is not there stays as it is.
+    const auto load = [&](int tile_first, int from, int until) {
+#pragma unroll
+        for (int i = 0; i < TIMES; ++i) {
+            const int at = tile_first + i * SIDE + side;
+            if (holds && from <= at && at < until) {
+                const long long place =
+                    cache_place(block_table, b, kv_head, at, max_len) + part * 8;
+                k[i] = *reinterpret_cast<const uint4*>(k_cache + place);
+                v[i] = *reinterpret_cast<const uint4*>(v_cache + place);
+            }
+        }
+    };
+#pragma unroll
+    for (int i = 0; i < TIMES; ++i) k[i] = v[i] = make_uint4(0, 0, 0, 0);
+    if (rank < active) load(first, 0, length - 1);
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    if (rank >= active) return;
+    load(first, length - 1, length);  // the newest row, which the kernel ahead of this wrote
+
+    float query[GROUP][8], most[GROUP], sum[GROUP], row[GROUP][8];
+#pragma unroll
+    for (int h = 0; h < GROUP; ++h) {
+        most[h] = -__builtin_huge_valf();
+        sum[h] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) row[h][j] = query[h][j] = 0.0f;
+        if (holds) {
+            const float* from =
+                q + (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + part * 8;
+            const float4 low = *reinterpret_cast<const float4*>(from);
+            const float4 high = *reinterpret_cast<const float4*>(from + 4);
+            const float eight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int j = 0; j < 8; ++j) query[h][j] = eight[j] * (scale * LOG2_E);
+        }
+    }
+
+    while (first < length) {
+        float score[TIMES][GROUP];
+#pragma unroll
+        for (int i = 0; i < TIMES; ++i) {
+            float key[8];
+            widen(k[i], key);
+#pragma unroll
+            for (int h = 0; h < GROUP; ++h) {
+                float dot = 0.0f;
+#pragma unroll
+                for (int j = 0; j < 8; ++j) dot = fmaf(query[h][j], key[j], dot);
+                score[i][h] = dot;
+            }
+        }
+#pragma unroll
+        for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
+#pragma unroll
+            for (int i = 0; i < TIMES; ++i) {
+#pragma unroll
+                for (int h = 0; h < GROUP; ++h)
+                    score[i][h] += __shfl_xor_sync(~0u, score[i][h], lanes);
+            }
+        }
+        // While those are on their way: the values, and then the next tile takes the registers.
+        uint4 values[TIMES];
+#pragma unroll
+        for (int i = 0; i < TIMES; ++i) values[i] = v[i];
+        const int tile_first = first;
+        first += active * WARPS * TILE;
+        load(first, 0, length);
+
+#pragma unroll
+        for (int h = 0; h < GROUP; ++h) {
+            float now = most[h];
+#pragma unroll
+            for (int i = 0; i < TIMES; ++i) {
+                if (tile_first + i * SIDE + side >= length) score[i][h] = -__builtin_huge_valf();
+                now = fmaxf(now, score[i][h]);
+            }
+            // Nothing seen yet: any finite number keeps the differences from being NaN.
+            const float base = now == -__builtin_huge_valf() ? 0.0f : now;
+            const float shrink = exp2f(most[h] - base);
+            most[h] = now;
+            sum[h] *= shrink;
+#pragma unroll
+            for (int j = 0; j < 8; ++j) row[h][j] *= shrink;
+#pragma unroll
+            for (int i = 0; i < TIMES; ++i) {
+                score[i][h] = exp2f(score[i][h] - base);
+                sum[h] += score[i][h];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < TIMES; ++i) {
+            float value[8];
+            widen(values[i], value);
+#pragma unroll
+            for (int h = 0; h < GROUP; ++h) {
+#pragma unroll
+                for (int j = 0; j < 8; ++j) row[h][j] = fmaf(score[i][h], value[j], row[h][j]);
+            }
+        }
+    }
+
+    // Over the groups of lanes.
+#pragma unroll
+    for (int h = 0; h < GROUP; ++h) {
+        float all = most[h];
+#pragma unroll
+        for (int lanes = LANES; lanes < 32; lanes *= 2)
+            all = fmaxf(all, __shfl_xor_sync(~0u, all, lanes));
+        const float share = all == -__builtin_huge_valf() ? 0.0f : exp2f(most[h] - all);
+        sum[h] *= share;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) row[h][j] *= share;
+#pragma unroll
+        for (int lanes = LANES; lanes < 32; lanes *= 2) {
+            sum[h] += __shfl_xor_sync(~0u, sum[h], lanes);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) row[h][j] += __shfl_xor_sync(~0u, row[h][j], lanes);
+        }
+        if (lane == 0) shared.most[warp][h] = all, shared.sum[warp][h] = sum[h];
+        if (side == 0 && holds) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) shared.rows[warp][h][part * 8 + j] = row[h][j];
+        }
+    }
+    __syncthreads();
+
+    // Over the warps, and where other blocks had a share, over those.
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
+        const int h = i / HEAD_DIM, d = i % HEAD_DIM;
+        float all = -__builtin_huge_valf(), total = 0.0f, value = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) all = fmaxf(all, shared.most[w][h]);
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+            const float share =
+                shared.most[w][h] == -__builtin_huge_valf() ? 0.0f : exp2f(shared.most[w][h] - all);
+            total = fmaf(share, shared.sum[w][h], total);
+            value = fmaf(share, shared.rows[w][h][d], value);
+        }
+        if (active == 1) {
+            const long long place = (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + d;
+            put(out + place, length ? value / total : 0.0f);
+        } else {
+            shared.block_rows[h][d] = value;
+            if (d == 0) shared.block_most[h] = all, shared.block_sum[h] = total;
+        }
+    }
+#if SPLIT > 1
+    if (active == 1) return;
+    cluster_barrier();
+    if (rank == 0) {
+        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
+            const int h = i / HEAD_DIM, d = i % HEAD_DIM;
+            float most_of[SPLIT], all = -__builtin_huge_valf(), total = 0.0f, value = 0.0f;
+#pragma unroll
+            for (int block = 0; block < SPLIT; ++block) {
+                most_of[block] = block < active ? remote(&shared.block_most[h], block)
+                                                : -__builtin_huge_valf();
+                all = fmaxf(all, most_of[block]);
+            }
+#pragma unroll
+            for (int block = 0; block < SPLIT; ++block) {
+                if (block < active) {
+                    const float share = exp2f(most_of[block] - all);
+                    total = fmaf(share, remote(&shared.block_sum[h], block), total);
+                    value = fmaf(share, remote(&shared.block_rows[h][d], block), value);
+                }
+            }
+            const long long place = (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + d;
+            put(out + place, value / total);
+        }
+    }
+    cluster_barrier();  // the others' shared memory is read until here
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention(
+    const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
+    const int* block_table, const int* positions, float* out, int max_len, float scale) {
+    attend(q, k_cache, v_cache, block_table, positions, out, max_len, scale);
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention_bfloat16(
+    const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
+    const int* block_table, const int* positions, __nv_bfloat16* out, int max_len, float scale) {
+    attend(q, k_cache, v_cache, block_table, positions, out, max_len, scale);
+}

@@ -1,0 +1,125 @@
+"""Attention of one token a row to the bfloat16 cache, split over its positions."""
+
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
+from __future__ import annotations
+
+from functools import cache
+from math import isfinite, sqrt
+
+import numpy as np
+
+from graphkit.arrays import device_pointer
+from graphkit.device_array import BFLOAT16
+from graphkit.kernel import Kernel, Launch, Pointer
+
+from ..launch import NULL, WARP, KernelLaunch, check
+from .cache_place import CacheLayout
+from .sources import options, source
+from .weight_stream import multiprocessors
+
+__all__ = ["split_attention"]
+
+WARPS = 8
+MOST_BLOCKS = 8  # of a cluster
+MAX_HEAD_DIM = 256
+MAX_GROUP = 8
+
+
+@cache
+def _kernel(layout: CacheLayout, group: int, split: int, rounded: bool) -> Kernel:
+    def twin(
+        launch: Launch,
+        q: Pointer,
+        k_cache: Pointer,
+        v_cache: Pointer,
+        block_table: Pointer,
+        positions: Pointer,
+        out: Pointer,
+        max_len: int,
+        scale: np.float32,
+    ) -> None:
+        batch = launch.grid[2]
+        for b, at in enumerate(positions.view(batch).tolist()):
+            length = max(0, min(at + 1, int(max_len)))
+            for head in range(layout.kv_heads):
+                first = (b * layout.kv_heads + head) * group * layout.head_dim
+                rows = out.view((group, layout.head_dim), first)
+                if not length:
+                    rows[...] = 0
+                    continue
+                keys = layout.rows(k_cache, block_table, b, head, length)
+                scores = (q.view((group, layout.head_dim), first) * scale) @ keys.T
+                scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+                scores /= scores.sum(axis=1, keepdims=True)
+                rows[...] = scores @ layout.rows(v_cache, block_table, b, head, length)
+
+    flags = options(
+        GROUP=group,
+        KV_HEADS=layout.kv_heads,
+        HEAD_DIM=layout.head_dim,
+        PAGE=layout.page,
+        SPLIT=split,
+        WARPS=WARPS,
+    )
+    name = "split_attention_bfloat16" if rounded else "split_attention"
+    return Kernel(source("split_attention"), name, twin=twin, options=flags)
+
+
+def split_attention(
+    q: object,
+    k_cache: object,
+    v_cache: object,
+    positions: object,
+    out: object,
+    *,
+    scale: float | None = None,
+    block_table: object | None = None,
+) -> KernelLaunch:
+    """Return the launch of attention for one token a row.
+
+    ``out[b, h] = softmax(scale * q[b, h] . k[b, g, :n]) . v[b, g, :n]`` with
+    ``n = positions[b] + 1`` and ``g = h // (heads / kv_heads)``; zeros where n is 0 or less.
+
+    Args:
+        q: float32 [batch, heads * head_dim].
+        k_cache: bfloat16 [batch or more, kv_heads, max_len, head_dim], head_dim a multiple of 8
+            and at most 256; with a block table [pages, kv_heads, page, head_dim].
+        v_cache: bfloat16, as ``k_cache``.
+        positions: int32 [batch], the index of the newest row of the cache.
+        out: float32 or bfloat16 [batch, heads * head_dim].
+        scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
+        block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
+
+    Raises:
+        ValueError: when shapes or dtypes do not agree.
+    """
+    (batch,) = check("positions", positions, ("batch",), np.int32)
+    layout = CacheLayout.of(k_cache, v_cache, block_table, batch)
+    head_dim, kv_heads = layout.head_dim, layout.kv_heads
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"k_cache: expected head_dim of at most {MAX_HEAD_DIM}, came {head_dim}")
+    _, width = check("q", q, (batch, "heads * head_dim"), merge=True)
+    if width % (kv_heads * head_dim) or width > MAX_GROUP * kv_heads * head_dim:
+        raise ValueError(
+            f"q: expected 1 to {MAX_GROUP} times {kv_heads} heads of {head_dim}, "
+            f"came {width} elements a row"
+        )
+    rounded = device_pointer(out, "out").dtype == BFLOAT16
+    check("out", out, (batch, width), BFLOAT16 if rounded else np.float32, merge=True)
+    factor = 1 / sqrt(head_dim) if scale is None else float(scale)
+    if not isfinite(factor):
+        raise ValueError(f"scale: expected a finite number, came {scale}")
+    # As many blocks to a sequence's head as there are multiprocessors for it.
+    split = MOST_BLOCKS
+    while split > 1 and split * kv_heads * batch > multiprocessors():
+        split //= 2
+    kernel = _kernel(layout, width // (kv_heads * head_dim), split, rounded)
+    args = (
+        *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions, out),
+        *(layout.max_len, factor),
+    )
+    cluster = (split, 1, 1) if split > 1 else None
+    return KernelLaunch(
+        kernel, (split, kv_heads, batch), (WARPS * WARP, 1, 1), args, cluster=cluster
+    )

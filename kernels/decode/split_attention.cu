@@ -13,6 +13,8 @@
 
 #include "cache_place.cuh"
 
+#define MINUS_INFINITY __int_as_float(0xff800000)  // no math.h under NVRTC
+
 constexpr int PARTS = HEAD_DIM / 8;  // of sixteen bytes, in a row
 constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <= 8 ? 8
                       : PARTS <= 16 ? 16 : 32;  // of a row
@@ -105,7 +107,7 @@ __device__ __forceinline__ void attend(
     float query[GROUP][8], most[GROUP], sum[GROUP], row[GROUP][8];
 #pragma unroll
     for (int h = 0; h < GROUP; ++h) {
-        most[h] = -__builtin_huge_valf();
+        most[h] = MINUS_INFINITY;
         sum[h] = 0.0f;
 #pragma unroll
         for (int j = 0; j < 8; ++j) row[h][j] = query[h][j] = 0.0f;
@@ -156,11 +158,11 @@ __device__ __forceinline__ void attend(
             float now = most[h];
 #pragma unroll
             for (int i = 0; i < TIMES; ++i) {
-                if (tile_first + i * SIDE + side >= length) score[i][h] = -__builtin_huge_valf();
+                if (tile_first + i * SIDE + side >= length) score[i][h] = MINUS_INFINITY;
                 now = fmaxf(now, score[i][h]);
             }
             // Nothing seen yet: any finite number keeps the differences from being NaN.
-            const float base = now == -__builtin_huge_valf() ? 0.0f : now;
+            const float base = now == MINUS_INFINITY ? 0.0f : now;
             const float shrink = exp2f(most[h] - base);
             most[h] = now;
             sum[h] *= shrink;
@@ -191,7 +193,7 @@ __device__ __forceinline__ void attend(
 #pragma unroll
         for (int lanes = LANES; lanes < 32; lanes *= 2)
             all = fmaxf(all, __shfl_xor_sync(~0u, all, lanes));
-        const float share = all == -__builtin_huge_valf() ? 0.0f : exp2f(most[h] - all);
+        const float share = all == MINUS_INFINITY ? 0.0f : exp2f(most[h] - all);
         sum[h] *= share;
 #pragma unroll
         for (int j = 0; j < 8; ++j) row[h][j] *= share;
@@ -212,13 +214,13 @@ __device__ __forceinline__ void attend(
     // Over the warps, and where other blocks had a share, over those.
     for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
         const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-        float all = -__builtin_huge_valf(), total = 0.0f, value = 0.0f;
+        float all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) all = fmaxf(all, shared.most[w][h]);
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
             const float share =
-                shared.most[w][h] == -__builtin_huge_valf() ? 0.0f : exp2f(shared.most[w][h] - all);
+                shared.most[w][h] == MINUS_INFINITY ? 0.0f : exp2f(shared.most[w][h] - all);
             total = fmaf(share, shared.sum[w][h], total);
             value = fmaf(share, shared.rows[w][h][d], value);
         }
@@ -236,11 +238,11 @@ __device__ __forceinline__ void attend(
     if (rank == 0) {
         for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
             const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-            float most_of[SPLIT], all = -__builtin_huge_valf(), total = 0.0f, value = 0.0f;
+            float most_of[SPLIT], all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
 #pragma unroll
             for (int block = 0; block < SPLIT; ++block) {
                 most_of[block] = block < active ? remote(&shared.block_most[h], block)
-                                                : -__builtin_huge_valf();
+                                                : MINUS_INFINITY;
                 all = fmaxf(all, most_of[block]);
             }
 #pragma unroll

@@ -40,7 +40,7 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
 
 
 def gate_up_silu(
-    gate: object, up: object, x: object, gain: object, out: object, eps: float, *, stages: int = 3
+    gate: object, up: object, x: object, gain: object, out: object, eps: float
 ) -> KernelLaunch:
     """Return the launch of ``out = silu(gate . norm(x)) * (up . norm(x))``, row by row.
 
@@ -53,7 +53,6 @@ def gate_up_silu(
         gain: float32 [k].
         out: float32 [batch, m].
         eps: of the norm.
-        stages: units of weights in the ring of a block, at most.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -63,6 +62,5 @@ def gate_up_silu(
     batch, _ = check("x", x, ("batch", k))
     check("gain", gain, (k,))
     check("out", out, (batch, m))
-    stream = WeightStream.of("gate", k, batch, stages)
-    args = (gate, up, x, gain, out, batch, float(eps))
-    return stream.launch(_kernel(stream, m), -(-m // (stream.rows // 2)), args)
+    stream = WeightStream.of("gate", k, m, batch)
+    return stream.launch(_kernel(stream, m), (gate, up, x, gain, out, batch, float(eps)))

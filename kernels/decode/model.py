@@ -20,7 +20,7 @@ from .gate_up_silu import gate_up_silu
 from .project_residual import project_residual
 from .project_vocabulary import candidates, project_vocabulary
 from .qkv_rope_append import qkv_rope_append
-from .split_attention import split_attention
+from .split_attention import found_shape, split_attention
 
 __all__ = ["FusedLlama"]
 
@@ -81,6 +81,8 @@ class FusedLlama:
             "x": ((rows, config.hidden_size), np.float32),
             "q": ((rows, width), np.float32),
             "attended": ((rows, width), np.float32),
+            "found": (found_shape(rows, heads, kv_heads, config.head_dim), np.float32),
+            "arrived": ((rows * kv_heads,), np.int32),
             "inner": ((rows, config.intermediate_size), np.float32),
             "logits": ((rows, config.vocab_size), np.float32),
             "best_value": ((candidates(config.vocab_size), rows), np.float32),
@@ -95,6 +97,7 @@ class FusedLlama:
         made = {name: gk.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
         self.x, self.logits = made["x"], made["logits"]
         self._q, self._attended, self._inner = made["q"], made["attended"], made["inner"]
+        self._found, self._arrived = made["found"], made["arrived"]
         self.best_value, self.best_index = made["best_value"], made["best_index"]
         self.block_table: DeviceArray | None = None
         if page:
@@ -149,7 +152,8 @@ class FusedLlama:
             add(
                 at + "attention",
                 split_attention(
-                    *(self._q, *caches, positions, self._attended), block_table=self.block_table
+                    *(self._q, *caches, positions, self._found, self._arrived, self._attended),
+                    block_table=self.block_table,
                 ),
             )
             add(at + "o", project_residual(weight("self_attn.o_proj"), self._attended, self.x))

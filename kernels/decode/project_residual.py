@@ -28,14 +28,13 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
     return Kernel(code, "project_residual", twin=twin, options=(*stream.options, *options(M=m)))
 
 
-def project_residual(weight: object, input: object, x: object, *, stages: int = 3) -> KernelLaunch:  # noqa: A002 - as in the kernel
+def project_residual(weight: object, input: object, x: object) -> KernelLaunch:  # noqa: A002 - as in the kernel
     """Return the launch of ``x[b, m] += weight[m] . input[b]``.
 
     Args:
         weight: bfloat16 [m, k], k a multiple of 8.
         input: float32 [batch, k], at most 4 rows; further axes count into k.
         x: float32 [batch, m]. Must not overlap ``input``.
-        stages: units of weights in the ring of a block, at most.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -43,6 +42,5 @@ def project_residual(weight: object, input: object, x: object, *, stages: int = 
     m, k = check("weight", weight, ("m", "k"), BFLOAT16)
     batch, _ = check("input", input, ("batch", k), merge=True)
     check("x", x, (batch, m))
-    stream = WeightStream.of("weight", k, batch, stages)
-    kernel = _kernel(stream, m)
-    return stream.launch(kernel, -(-m // stream.rows), (weight, input, x, batch))
+    stream = WeightStream.of("weight", k, -(-m // 2), batch)
+    return stream.launch(_kernel(stream, m), (weight, input, x, batch))

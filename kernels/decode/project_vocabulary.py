@@ -37,10 +37,9 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
         out[...] = rows @ weight.view((m, stream.k)).astype(np.float32).T
         blocks = launch.grid[0]
         values, indices = best_value.view((blocks, batch)), best_index.view((blocks, batch))
-        owners = np.arange(m) // stream.rows % blocks
         for block in range(blocks):
-            own = np.flatnonzero(owners == block)
-            indices[block] = own[first_largest(out[:, own])]
+            first, last = (2 * (stream.pairs * i // blocks) for i in (block, block + 1))
+            indices[block] = first + first_largest(out[:, first:last])
             largest = out[np.arange(batch), indices[block]]
             values[block] = np.where(np.isnan(largest), -np.inf, largest)
 
@@ -49,8 +48,8 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
 
 
 def candidates(vocab: int) -> int:
-    """Return how many rows ``best_value`` and ``best_index`` must have, at least."""
-    return min(vocab, multiprocessors())
+    """Return how many rows ``best_value`` and ``best_index`` have: one for each block."""
+    return min(-(-vocab // 2), multiprocessors())
 
 
 def project_vocabulary(
@@ -61,8 +60,6 @@ def project_vocabulary(
     best_value: object,
     best_index: object,
     eps: float,
-    *,
-    stages: int = 3,
 ) -> KernelLaunch:
     """Return the launch of ``logits[b, v] = weight[v] . norm(x[b])``.
 
@@ -74,10 +71,9 @@ def project_vocabulary(
         x: float32 [batch, k], at most 4 rows.
         gain: float32 [k].
         logits: float32 [batch, vocab].
-        best_value: float32 [blocks, batch], ``blocks`` at least :func:`candidates`.
+        best_value: float32 [blocks, batch], ``blocks`` as :func:`candidates` says.
         best_index: int32 [blocks, batch].
         eps: of the norm.
-        stages: units of weights in the ring of a block, at most.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -88,9 +84,8 @@ def project_vocabulary(
     check("logits", logits, (batch, vocab))
     blocks, _ = check("best_value", best_value, ("blocks", batch))
     check("best_index", best_index, (blocks, batch), np.int32)
-    stream = WeightStream.of("weight", k, batch, stages)
+    if blocks != candidates(vocab):
+        raise ValueError(f"best_value: expected {candidates(vocab)} rows, came {blocks}")
+    stream = WeightStream.of("weight", k, -(-vocab // 2), batch)
     args = (weight, x, gain, logits, best_value, best_index, batch, float(eps))
-    launch = stream.launch(_kernel(stream, vocab), -(-vocab // stream.rows), args)
-    if blocks < launch.grid[0]:
-        raise ValueError(f"best_value: expected {launch.grid[0]} rows or more, came {blocks}")
-    return launch
+    return stream.launch(_kernel(stream, vocab), args)

@@ -2,18 +2,17 @@
 // embedding, and the append of k and v to the cache.
 //
 // q[b, h] = rotate(weight_q[h] . norm(x[b])), and likewise k and v, which go to the cache as
-// bfloat16. A unit is a few rows of a head and those that they turn with, half a head further on.
+// bfloat16. A pair is two rows of a head that turn together, half a head apart.
 //
 // -D options: K (hidden size), HEADS, KV_HEADS, HEAD_DIM, PAGE (tokens of a page; 0: no pages).
 
 #include "weight_stream.cuh"
 #include "cache_place.cuh"
 
-constexpr int TURNS = HEAD_DIM / 2;      // pairs of a head
-constexpr int HEAD_UNITS = TURNS / HALF;
-static_assert(TURNS % HALF == 0, "a unit is of one head");
+constexpr int TURNS = HEAD_DIM / 2;  // pairs of a head
 
 struct QkvWork {
+    int pairs;
     const __nv_bfloat16 *weight_q, *weight_k, *weight_v;
     const float *cosines, *sines;
     float* q;
@@ -22,34 +21,32 @@ struct QkvWork {
     const int* positions;
     int max_len;
     float eps;
-    int units;
 
     int position;
     float cosine, sine;
 
-    __device__ __forceinline__ int rows(int, int) const { return HALF; }
-
-    __device__ __forceinline__ const __nv_bfloat16* piece(int unit, int half) const {
-        const int head = unit / HEAD_UNITS;
-        const long long row = unit % HEAD_UNITS * HALF + half * TURNS;
-        if (head < HEADS) return weight_q + (head * (long long)HEAD_DIM + row) * K;
-        if (head < HEADS + KV_HEADS)
-            return weight_k + ((head - HEADS) * (long long)HEAD_DIM + row) * K;
-        return weight_v + ((head - HEADS - KV_HEADS) * (long long)HEAD_DIM + row) * K;
+    __device__ __forceinline__ const __nv_bfloat16* row(int pair, int half) const {
+        const int head = pair / TURNS;
+        const __nv_bfloat16* weight = weight_q;
+        int first = 0;
+        if (head >= HEADS) weight = weight_k, first = HEADS;
+        if (head >= HEADS + KV_HEADS) weight = weight_v, first = HEADS + KV_HEADS;
+        const int row = (head - first) * HEAD_DIM + pair % TURNS + half * TURNS;
+        return weight + (long long)row * K;
     }
 
-    __device__ __forceinline__ void early(int unit, int b, int j) {
+    __device__ __forceinline__ void early(int pair, int b) {
         position = positions[b];
         const bool there = 0 <= position && position < max_len;
-        const int turn = (there ? position : 0) * TURNS + unit % HEAD_UNITS * HALF + j;
+        const int turn = (there ? position : 0) * TURNS + pair % TURNS;
         cosine = cosines[turn];
         sine = sines[turn];
         if (!there) position = -1;
     }
 
     __device__ __forceinline__ void finish(
-        const Shared& shared, int unit, int b, int j, float low, float high) {
-        const int head = unit / HEAD_UNITS, i = unit % HEAD_UNITS * HALF + j;
+        const Shared& shared, int pair, int b, float low, float high) {
+        const int head = pair / TURNS, i = pair % TURNS;
         const float factor = norm_factor(shared, b, eps);
         low *= factor;
         high *= factor;
@@ -70,24 +67,20 @@ struct QkvWork {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) qkv_rope_append(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) qkv_rope_append(
     const __nv_bfloat16* weight_q, const __nv_bfloat16* weight_k, const __nv_bfloat16* weight_v,
     const float* x, const float* gain, const float* cosines, const float* sines, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, const int* block_table, const int* positions,
     int batch, int max_len, float eps) {
     extern __shared__ __align__(128) unsigned char memory[];
     launch_dependents();
-    Ring ring(memory);
-    QkvWork work{weight_q, weight_k, weight_v,    cosines,   sines,   q, k_cache,
-                 v_cache,  block_table, positions, max_len, eps,
-                 (HEADS + 2 * KV_HEADS) * HEAD_UNITS, -1, 0.0f, 0.0f};
-    ring.start(work);
-    Gain own_gain;
-    load_gain(gain, own_gain);
+    QkvWork work{(HEADS + 2 * KV_HEADS) * TURNS, weight_q, weight_k, weight_v, cosines, sines, q,
+                 k_cache, v_cache, block_table, positions, max_len, eps, -1, 0.0f, 0.0f};
+    Stream<QkvWork> stream(memory, work);
+    const Gain own_gain(gain);
     wait_for_predecessor();
     Vectors vectors;
-    load_vectors(x, batch, vectors);
-    begin_norm(vectors, own_gain);
-    note_squares(*ring.shared, vectors);
-    stream(ring, work, vectors, batch);
+    vectors.load(x, batch);
+    own_gain.apply(vectors, stream.shared);
+    stream.run(vectors, batch);
 }

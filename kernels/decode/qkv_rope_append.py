@@ -86,7 +86,6 @@ def qkv_rope_append(
     eps: float,
     *,
     block_table: object | None = None,
-    stages: int = 3,
 ) -> KernelLaunch:
     """Return the launch of q, k and v of one token a row, rotated, and of the append to the cache.
 
@@ -110,7 +109,6 @@ def qkv_rope_append(
         positions: int32 [batch].
         eps: of the norm.
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
-        stages: units of weights in the ring of a block, at most.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -132,11 +130,11 @@ def qkv_rope_append(
     check("sines", sines, table)
     if table[0] < layout.max_len:
         raise ValueError(f"cosines: expected {layout.max_len} rows or more, came {table[0]}")
-    stream = WeightStream.of("weight_q", hidden, batch, stages, piece=layout.head_dim // 2)
-    units = (width + 2 * layout.kv_heads * layout.head_dim) // stream.rows
+    pairs = (width + 2 * layout.kv_heads * layout.head_dim) // 2
+    stream = WeightStream.of("weight_q", hidden, pairs, batch)
     args = (
         *(weight_q, weight_k, weight_v, x, gain, cosines, sines, q, k_cache, v_cache),
         *(NULL if block_table is None else block_table, positions),
         *(batch, layout.max_len, float(eps)),
     )
-    return stream.launch(_kernel(stream, width // layout.head_dim, layout), units, args)
+    return stream.launch(_kernel(stream, width // layout.head_dim, layout), args)

@@ -5,13 +5,15 @@
 //
 // A few lanes hold a token's row of k and of v, eight elements each; a warp takes a tile of tokens
 // at a time, and every group of lanes keeps a softmax of its own, which are put together at the
-// end: over lanes, warps, and the blocks of a cluster. The rows of the first tile that earlier
-// steps wrote are loaded before griddepcontrol.wait.
+// end: over lanes, over warps, and where several blocks share a head, by the last of them to end.
+// The rows of the first tile that earlier steps wrote are loaded before griddepcontrol.wait.
 //
-// -D options: GROUP (query heads of a key head), KV_HEADS, HEAD_DIM, PAGE, SPLIT (blocks of a
-// cluster), WARPS.
+// Blocks: SPLIT for each head of keys of each row; those beyond have nothing to do.
+//
+// -D options: GROUP (query heads of a key head), KV_HEADS, HEAD_DIM, PAGE, SPLIT, WARPS.
 
 #include "cache_place.cuh"
+#include "fresh.cuh"
 
 #define MINUS_INFINITY __int_as_float(0xff800000)  // no math.h under NVRTC
 
@@ -21,36 +23,25 @@ constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <
 constexpr int SIDE = 32 / LANES;                // rows that a warp loads at once
 constexpr int TIMES = 4;                        // how often, for a tile
 constexpr int TILE = SIDE * TIMES;
-constexpr int PATIENCE = 2;  // tiles that a warp takes before another block of the cluster helps
+constexpr int PATIENCE = 2;  // tiles that a warp takes before another block helps
 constexpr float LOG2_E = 1.4426950408889634f;
 static_assert(HEAD_DIM % 8 == 0 && PARTS <= 32, "a row is held by the lanes of a warp");
 
 struct Shared {
     float most[WARPS][GROUP], sum[WARPS][GROUP];
     float rows[WARPS][GROUP][HEAD_DIM];
-    // What the block found, for the first block of the cluster.
-    float block_most[GROUP], block_sum[GROUP], block_rows[GROUP][HEAD_DIM];
+    int last;
 };
 
-__device__ __forceinline__ unsigned int cluster_rank() {
-    unsigned int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
+// What one of several blocks found of a head: for each query head its row, the largest score and
+// the sum of the exponentials.
+constexpr int FOUND = HEAD_DIM + 2;
 
-__device__ __forceinline__ void cluster_barrier() {
-    asm volatile(
-        "barrier.cluster.arrive.release.aligned;\n\t"
-        "barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// What stands at the same place in the shared memory of another block of the cluster.
-__device__ __forceinline__ float remote(const float* local, int block) {
-    unsigned int address = (unsigned int)__cvta_generic_to_shared(local);
-    float value;
-    asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(block));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-    return value;
+// 2^x to the last bits but two; 0 for minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 __device__ __forceinline__ void widen(const uint4& pairs, float (&to)[8]) {
@@ -68,11 +59,16 @@ __device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = to_b
 template <typename Out>
 __device__ __forceinline__ void attend(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
-    const int* block_table, const int* positions, Out* out, int max_len, float scale) {
+    const int* block_table, const int* positions, float* found, int* arrived, Out* out,
+    int batch, int max_len, float scale) {
     __shared__ Shared shared;
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    const int rank = SPLIT == 1 ? 0 : cluster_rank();
-    const int kv_head = blockIdx.y, b = blockIdx.z;
+    const int which = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;
+    const int kv_head = which % KV_HEADS, b = which / KV_HEADS;
+    if (b >= batch) {  // like all others it keeps its place until the kernel ahead has ended
+        asm volatile("griddepcontrol.wait;" ::: "memory");
+        return;
+    }
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int part = lane % LANES, side = lane / LANES;
     const bool holds = part < PARTS;
@@ -84,25 +80,27 @@ __device__ __forceinline__ void attend(
 
     uint4 k[TIMES], v[TIMES];
     int first = (rank * WARPS + warp) * TILE;
-    // Loads the rows of a tile from `from` to `until`; what is not there stays as it is.
-    const auto load = [&](int tile_first, int from, int until) {
+    // Loads a tile's rows from `from` to `until`; what is not there stays as it is.
+    const auto load = [&](uint4(&to)[TIMES], const __nv_bfloat16* cache, int from, int until) {
 #pragma unroll
         for (int i = 0; i < TIMES; ++i) {
-            const int at = tile_first + i * SIDE + side;
+            const int at = first + i * SIDE + side;
             if (holds && from <= at && at < until) {
-                const long long place =
-                    cache_place(block_table, b, kv_head, at, max_len) + part * 8;
-                k[i] = *reinterpret_cast<const uint4*>(k_cache + place);
-                v[i] = *reinterpret_cast<const uint4*>(v_cache + place);
+                const long long place = cache_place(block_table, b, kv_head, at, max_len);
+                to[i] = load_fresh(reinterpret_cast<const uint4*>(cache + place + part * 8));
             }
         }
     };
 #pragma unroll
     for (int i = 0; i < TIMES; ++i) k[i] = v[i] = make_uint4(0, 0, 0, 0);
-    if (rank < active) load(first, 0, length - 1);
+    if (rank < active) {
+        load(k, k_cache, 0, length - 1);
+        load(v, v_cache, 0, length - 1);
+    }
     asm volatile("griddepcontrol.wait;" ::: "memory");
     if (rank >= active) return;
-    load(first, length - 1, length);  // the newest row, which the kernel ahead of this wrote
+    load(k, k_cache, length - 1, length);  // the newest row, which the kernel ahead of this wrote
+    load(v, v_cache, length - 1, length);
 
     float query[GROUP][8], most[GROUP], sum[GROUP], row[GROUP][8];
 #pragma unroll
@@ -112,10 +110,9 @@ __device__ __forceinline__ void attend(
 #pragma unroll
         for (int j = 0; j < 8; ++j) row[h][j] = query[h][j] = 0.0f;
         if (holds) {
-            const float* from =
-                q + (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + part * 8;
-            const float4 low = *reinterpret_cast<const float4*>(from);
-            const float4 high = *reinterpret_cast<const float4*>(from + 4);
+            const float4* from = reinterpret_cast<const float4*>(
+                q + (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + part * 8);
+            const float4 low = load_fresh(from), high = load_fresh(from + 1);
             const float eight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
             for (int j = 0; j < 8; ++j) query[h][j] = eight[j] * (scale * LOG2_E);
@@ -145,13 +142,9 @@ __device__ __forceinline__ void attend(
                     score[i][h] += __shfl_xor_sync(~0u, score[i][h], lanes);
             }
         }
-        // While those are on their way: the values, and then the next tile takes the registers.
-        uint4 values[TIMES];
-#pragma unroll
-        for (int i = 0; i < TIMES; ++i) values[i] = v[i];
         const int tile_first = first;
         first += active * WARPS * TILE;
-        load(first, 0, length);
+        load(k, k_cache, 0, length);  // the next tile's, while this one's are looked at
 
 #pragma unroll
         for (int h = 0; h < GROUP; ++h) {
@@ -163,27 +156,28 @@ __device__ __forceinline__ void attend(
             }
             // Nothing seen yet: any finite number keeps the differences from being NaN.
             const float base = now == MINUS_INFINITY ? 0.0f : now;
-            const float shrink = exp2f(most[h] - base);
+            const float shrink = power_of_two(most[h] - base);
             most[h] = now;
             sum[h] *= shrink;
 #pragma unroll
             for (int j = 0; j < 8; ++j) row[h][j] *= shrink;
 #pragma unroll
             for (int i = 0; i < TIMES; ++i) {
-                score[i][h] = exp2f(score[i][h] - base);
+                score[i][h] = power_of_two(score[i][h] - base);
                 sum[h] += score[i][h];
             }
         }
 #pragma unroll
         for (int i = 0; i < TIMES; ++i) {
             float value[8];
-            widen(values[i], value);
+            widen(v[i], value);
 #pragma unroll
             for (int h = 0; h < GROUP; ++h) {
 #pragma unroll
                 for (int j = 0; j < 8; ++j) row[h][j] = fmaf(score[i][h], value[j], row[h][j]);
             }
         }
+        load(v, v_cache, 0, length);
     }
 
     // Over the groups of lanes.
@@ -193,7 +187,7 @@ __device__ __forceinline__ void attend(
 #pragma unroll
         for (int lanes = LANES; lanes < 32; lanes *= 2)
             all = fmaxf(all, __shfl_xor_sync(~0u, all, lanes));
-        const float share = all == MINUS_INFINITY ? 0.0f : exp2f(most[h] - all);
+        const float share = all == MINUS_INFINITY ? 0.0f : power_of_two(most[h] - all);
         sum[h] *= share;
 #pragma unroll
         for (int j = 0; j < 8; ++j) row[h][j] *= share;
@@ -211,7 +205,9 @@ __device__ __forceinline__ void attend(
     }
     __syncthreads();
 
-    // Over the warps, and where other blocks had a share, over those.
+    // Over the warps.
+    Out* const here = out + ((long long)b * KV_HEADS + kv_head) * GROUP * HEAD_DIM;
+    float* const own = found + (long long)which * SPLIT * GROUP * FOUND;
     for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
         const int h = i / HEAD_DIM, d = i % HEAD_DIM;
         float all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
@@ -220,55 +216,60 @@ __device__ __forceinline__ void attend(
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
             const float share =
-                shared.most[w][h] == MINUS_INFINITY ? 0.0f : exp2f(shared.most[w][h] - all);
+                shared.most[w][h] == MINUS_INFINITY ? 0.0f : power_of_two(shared.most[w][h] - all);
             total = fmaf(share, shared.sum[w][h], total);
             value = fmaf(share, shared.rows[w][h][d], value);
         }
         if (active == 1) {
-            const long long place = (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + d;
-            put(out + place, length ? value / total : 0.0f);
+            put(here + i, length ? value / total : 0.0f);
         } else {
-            shared.block_rows[h][d] = value;
-            if (d == 0) shared.block_most[h] = all, shared.block_sum[h] = total;
+            float* to = own + (rank * GROUP + h) * FOUND;
+            to[d] = value;
+            if (d == 0) to[HEAD_DIM] = all, to[HEAD_DIM + 1] = total;
         }
     }
-#if SPLIT > 1
     if (active == 1) return;
-    cluster_barrier();
-    if (rank == 0) {
-        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
-            const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-            float most_of[SPLIT], all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
-#pragma unroll
-            for (int block = 0; block < SPLIT; ++block) {
-                most_of[block] = block < active ? remote(&shared.block_most[h], block)
-                                                : MINUS_INFINITY;
-                all = fmaxf(all, most_of[block]);
-            }
-#pragma unroll
-            for (int block = 0; block < SPLIT; ++block) {
-                if (block < active) {
-                    const float share = exp2f(most_of[block] - all);
-                    total = fmaf(share, remote(&shared.block_sum[h], block), total);
-                    value = fmaf(share, remote(&shared.block_rows[h][d], block), value);
-                }
-            }
-            const long long place = (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + d;
-            put(out + place, value / total);
+
+    // Over the blocks: in the order of their ranks, whoever comes last.
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) shared.last = atomicAdd(arrived + which, 1) == active - 1;
+    __syncthreads();
+    if (!shared.last) return;
+    __threadfence();
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
+        const int h = i / HEAD_DIM, d = i % HEAD_DIM;
+        float all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
+#pragma unroll 4
+        for (int block = 0; block < active; ++block) {
+            const float* from = own + (block * GROUP + h) * FOUND;
+            const float most_there = load_fresh(from + HEAD_DIM);
+            const float sum_there = load_fresh(from + HEAD_DIM + 1);
+            const float value_there = load_fresh(from + d);
+            const float now = fmaxf(all, most_there);
+            const float keep = all == MINUS_INFINITY ? 0.0f : power_of_two(all - now);
+            const float add = most_there == MINUS_INFINITY ? 0.0f : power_of_two(most_there - now);
+            total = total * keep + sum_there * add;
+            value = value * keep + value_there * add;
+            all = now;
         }
+        put(here + i, value / total);
     }
-    cluster_barrier();  // the others' shared memory is read until here
-#endif
+    if (threadIdx.x == 0) arrived[which] = 0;  // for the next launch
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) split_attention(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
-    const int* block_table, const int* positions, float* out, int max_len, float scale) {
-    attend(q, k_cache, v_cache, block_table, positions, out, max_len, scale);
+    const int* block_table, const int* positions, float* found, int* arrived, float* out,
+    int batch, int max_len, float scale) {
+    attend(
+        q, k_cache, v_cache, block_table, positions, found, arrived, out, batch, max_len, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention_bfloat16(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) split_attention_bfloat16(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
-    const int* block_table, const int* positions, __nv_bfloat16* out, int max_len, float scale) {
-    attend(q, k_cache, v_cache, block_table, positions, out, max_len, scale);
+    const int* block_table, const int* positions, float* found, int* arrived,
+    __nv_bfloat16* out, int batch, int max_len, float scale) {
+    attend(
+        q, k_cache, v_cache, block_table, positions, found, arrived, out, batch, max_len, scale);
 }

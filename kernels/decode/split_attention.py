@@ -16,12 +16,11 @@ from graphkit.kernel import Kernel, Launch, Pointer
 from ..launch import NULL, WARP, KernelLaunch, check
 from .cache_place import CacheLayout
 from .sources import options, source
-from .weight_stream import multiprocessors
+from .weight_stream import half_of_shared_memory, multiprocessors
 
-__all__ = ["split_attention"]
+__all__ = ["found_shape", "split_attention"]
 
 WARPS = 8
-MOST_BLOCKS = 8  # of a cluster
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
 
@@ -35,11 +34,13 @@ def _kernel(layout: CacheLayout, group: int, split: int, rounded: bool) -> Kerne
         v_cache: Pointer,
         block_table: Pointer,
         positions: Pointer,
+        found: Pointer,
+        arrived: Pointer,
         out: Pointer,
+        batch: int,
         max_len: int,
         scale: np.float32,
     ) -> None:
-        batch = launch.grid[2]
         for b, at in enumerate(positions.view(batch).tolist()):
             length = max(0, min(at + 1, int(max_len)))
             for head in range(layout.kv_heads):
@@ -71,6 +72,8 @@ def split_attention(
     k_cache: object,
     v_cache: object,
     positions: object,
+    found: object,
+    arrived: object,
     out: object,
     *,
     scale: float | None = None,
@@ -87,6 +90,9 @@ def split_attention(
             and at most 256; with a block table [pages, kv_heads, page, head_dim].
         v_cache: bfloat16, as ``k_cache``.
         positions: int32 [batch], the index of the newest row of the cache.
+        found: float32 of :func:`found_shape`, what blocks that share a head tell each other. How
+            many may share one is its second extent.
+        arrived: int32 [batch * kv_heads], zeros at first; a launch leaves zeros.
         out: float32 or bfloat16 [batch, heads * head_dim].
         scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
@@ -110,16 +116,22 @@ def split_attention(
     factor = 1 / sqrt(head_dim) if scale is None else float(scale)
     if not isfinite(factor):
         raise ValueError(f"scale: expected a finite number, came {scale}")
-    # As many blocks to a sequence's head as there are multiprocessors for it.
-    split = MOST_BLOCKS
-    while split > 1 and split * kv_heads * batch > multiprocessors():
-        split //= 2
-    kernel = _kernel(layout, width // (kv_heads * head_dim), split, rounded)
+    group = width // (kv_heads * head_dim)
+    _, split, _, _ = check("found", found, (batch * kv_heads, "split", group, head_dim + 2))
+    check("arrived", arrived, (batch * kv_heads,), np.int32)
+    kernel = _kernel(layout, group, split, rounded)
+    # Nothing is kept there: a multiprocessor should take one block, as of the other kernels.
+    shared_mem = half_of_shared_memory() - 4 * (WARPS * group * (head_dim + 2) + 1)
+    kernel.max_dynamic_shared_size_bytes = shared_mem
+    blocks = max(batch * kv_heads * split, multiprocessors())
     args = (
-        *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions, out),
-        *(layout.max_len, factor),
+        *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),
+        *(found, arrived, out, batch, layout.max_len, factor),
     )
-    cluster = (split, 1, 1) if split > 1 else None
-    return KernelLaunch(
-        kernel, (split, kv_heads, batch), (WARPS * WARP, 1, 1), args, cluster=cluster
-    )
+    return KernelLaunch(kernel, (blocks, 1, 1), (WARPS * WARP, 1, 1), args, shared_mem)
+
+
+def found_shape(batch: int, heads: int, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
+    """Return the shape of ``found``, with as many blocks to a head as there are multiprocessors."""
+    split = max(1, multiprocessors() // (batch * kv_heads))
+    return batch * kv_heads, split, heads // kv_heads, head_dim + 2

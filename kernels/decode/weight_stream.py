@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,87 +13,109 @@ import graphkit as gk
 from graphkit.kernel import Kernel, Pointer
 from graphkit.runtime.protocol import DeviceAttribute
 
-from ..launch import KernelLaunch
+from ..launch import WARP, KernelLaunch
 from .sources import options
 
-__all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
+__all__ = ["MOST_VECTORS", "WeightStream", "half_of_shared_memory", "multiprocessors", "normed"]
 
-THREADS = 256
-MOST_VECTORS = 4
+WARPS, MOST_VECTORS = 8, 4  # as in weight_stream.cuh
 _VECTORS = (1, 2, 4)  # that a kernel is compiled for
-_UNIT_BYTES = 32 << 10  # of the ring's stages; where two rows are more, those
-_MOST_SUMS = 32  # rows of a unit times vectors: a lane each
+_SEGMENT = 128  # chunks of sixteen bytes that a warp takes of a row, at least
+_STAGES = 8  # of a ring, at most
+_RESERVED = 1 << 10  # of shared memory for each block, by CUDA
+_STATIC = 512  # what a kernel may have beside the ring
 
 
 @dataclass(frozen=True)
 class WeightStream:
-    """How rows of ``k`` bfloat16 go through the ring of a block, for a few vectors at once.
+    """How rows of ``k`` bfloat16 go through the rings of a block, for a few vectors at once.
 
     Attributes:
         k: elements of a row.
-        rows: of a unit, which is two pieces of half as many.
+        pairs: of rows, in all.
+        blocks: that share them: one a multiprocessor.
         vectors: 1, 2 or 4, that the kernel is compiled for.
-        stages: units in the ring.
+        split: segments of a row.
+        stages: pairs in the ring of a warp.
     """
 
     k: int
-    rows: int
+    pairs: int
+    blocks: int
     vectors: int
+    split: int
     stages: int
 
     @classmethod
-    def of(cls, argument: str, k: int, batch: int, stages: int, piece: int = 4) -> WeightStream:
-        """Choose the rows of a unit, and as many stages as fit.
+    def of(cls, argument: str, k: int, pairs: int, batch: int) -> WeightStream:
+        """Choose the segments of a row, and as many stages as half a multiprocessor holds.
 
         Args:
             argument: what holds the rows, for an error message.
             k: elements of a row.
+            pairs: of rows.
             batch: vectors.
-            stages: units in the ring, at most.
-            piece: how many rows lie together, in a head for example: a piece divides them.
 
         Raises:
-            ValueError: rows that are not whole sixteen bytes, or of which two do not fit the
-                shared memory of a block; a batch of more than 4.
+            ValueError: rows that are not whole sixteen bytes, or too long for the rings; a batch of
+                more than 4.
         """
         if k % 8:
             raise ValueError(f"{argument}: expected rows of a multiple of 8 elements, came {k}")
         if batch > MOST_VECTORS:
             raise ValueError(f"batch: expected at most {MOST_VECTORS} vectors, came {batch}")
         vectors = next(size for size in _VECTORS if size >= batch)
-        half = gcd(piece, 4)
-        while half > 1 and (4 * half * k > _UNIT_BYTES or 2 * half * vectors > _MOST_SUMS):
-            half //= 2
-        most = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-        chosen = cls(k, 2 * half, vectors, stages)
-        while chosen.shared_mem > most and chosen.stages > 1:
-            chosen = replace(chosen, stages=chosen.stages - 1)
-        if chosen.shared_mem > most:
-            raise ValueError(
-                f"{argument}: expected rows of which two fit the {most} bytes of shared memory "
-                f"that a block may have, came rows of {2 * k} bytes"
-            )
-        return chosen
+        split = WARPS
+        while split > 1 and k // 8 < split * _SEGMENT:
+            split //= 2
+        blocks = min(pairs, multiprocessors())
+        chosen = cls(k, pairs, blocks, vectors, split, _STAGES)
+        whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        for most in (half_of_shared_memory(), whole):
+            for stages in range(_STAGES, 0, -1):
+                chosen = replace(chosen, stages=stages)
+                if chosen.shared_mem + _STATIC <= most and (stages > 1 or most == whole):
+                    return chosen
+        raise ValueError(
+            f"{argument}: expected at most {whole} bytes of shared memory a block, came rows of "
+            f"{2 * k} bytes, {pairs} pairs of them, which take {chosen.shared_mem}"
+        )
 
     @property
     def shared_mem(self) -> int:
-        """Dynamic shared memory in bytes: the ring, and ``Shared`` of weight_stream.cuh."""
-        warps = THREADS // 32
-        floats = 2 * self.vectors * self.rows * warps + self.vectors * warps
-        return self.stages * (self.rows * self.k * 2 + 8) + 4 * floats
+        """Dynamic shared memory in bytes: the rings, and ``Shared`` of weight_stream.cuh."""
+        segment = 16 * -(-self.k // 8 // self.split)
+        floats = (2 * self.most_pairs + 1) * self.vectors * self.split
+        return WARPS * self.stages * (2 * segment + 8) + 4 * floats
+
+    @property
+    def most_pairs(self) -> int:
+        """Pairs of a block, at most."""
+        return -(-self.pairs // self.blocks)
 
     @property
     def options(self) -> tuple[str, ...]:
         """The -D options of weight_stream.cuh."""
         return options(
-            K=self.k, ROWS=self.rows, BATCH=self.vectors, STAGES=self.stages, THREADS=THREADS
+            K=self.k,
+            VECTORS=self.vectors,
+            SPLIT=self.split,
+            STAGES=self.stages,
+            MOST_PAIRS=self.most_pairs,
         )
 
-    def launch(self, kernel: Kernel, units: int, args: tuple[object, ...]) -> KernelLaunch:
-        """Return the launch with a block a multiprocessor, or a unit where those are fewer."""
+    def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:
+        """Return the launch with its blocks."""
         kernel.max_dynamic_shared_size_bytes = self.shared_mem
-        blocks = min(units, multiprocessors())
-        return KernelLaunch(kernel, (blocks, 1, 1), (THREADS, 1, 1), args, self.shared_mem)
+        return KernelLaunch(
+            kernel, (self.blocks, 1, 1), (WARPS * WARP, 1, 1), args, self.shared_mem
+        )
+
+
+def half_of_shared_memory() -> int:
+    """Return the bytes that two blocks of a multiprocessor may have each."""
+    whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+    return (whole + _RESERVED) // 2 - _RESERVED
 
 
 def multiprocessors() -> int:

@@ -1,0 +1,27 @@
+// fresh: loads of what another kernel of the step wrote. They never come from the L1 cache: a
+// kernel may be there long before the one ahead of it has written, and a neighbour of its words may
+// have been loaded meanwhile.
+
+__device__ __forceinline__ float load_fresh(const float* from) {
+    float value;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(from) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ float4 load_fresh(const float4* from) {
+    float4 value;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "l"(from)
+                 : "memory");
+    return value;
+}
+
+__device__ __forceinline__ uint4 load_fresh(const uint4* from) {
+    uint4 value;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from)
+                 : "memory");
+    return value;
+}

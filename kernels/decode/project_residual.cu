@@ -32,14 +32,21 @@ struct ResidualWork {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project_residual(
+extern "C" __global__ void __launch_bounds__(THREADS) project_residual(
     const __nv_bfloat16* weight, const float* input, float* x, int batch) {
     extern __shared__ __align__(128) unsigned char memory[];
     launch_dependents();
     ResidualWork work{(M + 1) / 2, weight, x, 0.0f, 0.0f};
     Stream<ResidualWork> stream(memory, work);
-    wait_for_predecessor();
-    Vectors vectors;
-    vectors.load(input, batch);
-    stream.run(vectors, batch);
+    if (stream.is_fetcher()) {
+        stream.fetch();
+    } else if (stream.is_finisher()) {
+        wait_for_predecessor();
+        stream.finish(batch);
+    } else {
+        wait_for_predecessor();
+        Vectors vectors;
+        vectors.load(input, batch);
+        stream.sum(vectors);
+    }
 }

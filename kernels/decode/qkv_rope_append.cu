@@ -67,7 +67,7 @@ struct QkvWork {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) qkv_rope_append(
+extern "C" __global__ void __launch_bounds__(THREADS) qkv_rope_append(
     const __nv_bfloat16* weight_q, const __nv_bfloat16* weight_k, const __nv_bfloat16* weight_v,
     const float* x, const float* gain, const float* cosines, const float* sines, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, const int* block_table, const int* positions,
@@ -77,10 +77,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) qkv_rope_append(
     QkvWork work{(HEADS + 2 * KV_HEADS) * TURNS, weight_q, weight_k, weight_v, cosines, sines, q,
                  k_cache, v_cache, block_table, positions, max_len, eps, -1, 0.0f, 0.0f};
     Stream<QkvWork> stream(memory, work);
-    const Gain own_gain(gain);
-    wait_for_predecessor();
-    Vectors vectors;
-    vectors.load(x, batch);
-    own_gain.apply(vectors, stream.shared);
-    stream.run(vectors, batch);
+    if (stream.is_fetcher()) {
+        stream.fetch();
+    } else if (stream.is_finisher()) {
+        wait_for_predecessor();
+        stream.finish(batch);
+    } else {
+        Gain own_gain;
+        own_gain.load(gain);
+        wait_for_predecessor();
+        Vectors vectors;
+        vectors.load(x, batch);
+        own_gain.apply(vectors, stream.shared);
+        stream.sum(vectors);
+    }
 }

@@ -65,10 +65,7 @@ __device__ __forceinline__ void attend(
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const int which = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;
     const int kv_head = which % KV_HEADS, b = which / KV_HEADS;
-    if (b >= batch) {  // like all others it keeps its place until the kernel ahead has ended
-        asm volatile("griddepcontrol.wait;" ::: "memory");
-        return;
-    }
+    if (b >= batch) return;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int part = lane % LANES, side = lane / LANES;
     const bool holds = part < PARTS;
@@ -93,12 +90,10 @@ __device__ __forceinline__ void attend(
     };
 #pragma unroll
     for (int i = 0; i < TIMES; ++i) k[i] = v[i] = make_uint4(0, 0, 0, 0);
-    if (rank < active) {
-        load(k, k_cache, 0, length - 1);
-        load(v, v_cache, 0, length - 1);
-    }
+    if (rank >= active) return;  // at once: the next kernel fetches weights in its place
+    load(k, k_cache, 0, length - 1);
+    load(v, v_cache, 0, length - 1);
     asm volatile("griddepcontrol.wait;" ::: "memory");
-    if (rank >= active) return;
     load(k, k_cache, length - 1, length);  // the newest row, which the kernel ahead of this wrote
     load(v, v_cache, length - 1, length);
 
@@ -258,7 +253,7 @@ __device__ __forceinline__ void attend(
     if (threadIdx.x == 0) arrived[which] = 0;  // for the next launch
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) split_attention(
+extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, float* out,
     int batch, int max_len, float scale) {
@@ -266,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) split_attention(
         q, k_cache, v_cache, block_table, positions, found, arrived, out, batch, max_len, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) split_attention_bfloat16(
+extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention_bfloat16(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived,
     __nv_bfloat16* out, int batch, int max_len, float scale) {

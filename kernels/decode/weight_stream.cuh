@@ -1,34 +1,31 @@
 // weight_stream: the dot products of every row of a matrix with a few vectors, at the speed of
 // device memory.
 //
-// A warp streams its segments of pairs of rows through a ring of its own in shared memory, by bulk
-// copies that complete on mbarriers. The first of them are under way before griddepcontrol.wait:
-// weights depend on nothing, so the copies of this kernel fill the time in which the one ahead of
-// it ends. No warp waits for another before all rows are summed. A lane holds its part of the
-// vectors in registers, in float32; rows are summed over lanes, then over segments, always in the
-// same order.
+// A block has ten warps. One fetches pairs of rows into a ring in shared memory, by bulk copies that
+// complete on an mbarrier each. Eight take their eighth of every row against their part of the
+// vectors, which a lane holds in registers, in float32. One adds up what the eight found and does
+// with it what the kernel is for. They meet at mbarriers only, never all at once.
 //
-// A multiprocessor should hold two blocks, one of this kernel and one of the next: with a block to
-// each multiprocessor, and each taking half of its shared memory, a block can only come in where
-// the kernel before the last has left, so that no multiprocessor gets two.
+// The fetching begins before griddepcontrol.wait: weights depend on nothing, so it fills the time
+// in which the kernel ahead of this one ends. No more than FLIGHT pairs are asked for and not yet
+// there: what is behind them in the queues of the memory, such as the vectors, would wait as long
+// as they take. Sums are over lanes, then over warps, always in the same order.
 //
-// -D options: K, elements of a row, a multiple of 8; VECTORS: 1, 2 or 4; SPLIT, segments of a row, a
-// power of two up to WARPS; STAGES of a ring; MOST_PAIRS of a block.
+// -D options: K, elements of a row, a multiple of 8; VECTORS: 1, 2 or 4; STAGES of the ring, and
+// FLIGHT, in pairs; TAKEN, pairs that are summed at once, a power of two.
 
 #include "bfloat16.cuh"
 #include "fresh.cuh"
 
-constexpr int WARPS = 8;
-constexpr int THREADS = 32 * WARPS;
-constexpr int GROUPS = WARPS / SPLIT;                     // of warps that share a row
+constexpr int SUMMERS = 8;                               // warps that sum
+constexpr int FETCHER = SUMMERS, FINISHER = SUMMERS + 1;  // the other two
+constexpr int THREADS = 32 * (SUMMERS + 2);
 constexpr int CHUNKS = K / 8;                             // of sixteen bytes, in a row
-constexpr int SEGMENT = (CHUNKS + SPLIT - 1) / SPLIT;     // of them, a warp's; the last may be less
-constexpr int OWN = (SEGMENT + 31) / 32;                  // of them, a lane's
-constexpr int SUMS = 2 * VECTORS;                         // of a pair
-constexpr unsigned int SEGMENT_BYTES = SEGMENT * 16;
-// Two blocks to a multiprocessor, where the vectors leave them the registers.
-constexpr int BLOCKS = VECTORS * OWN <= 8 ? 2 : 1;
-static_assert(K % 8 == 0 && WARPS % SPLIT == 0 && SUMS <= 32, "see above");
+constexpr int OWN = (CHUNKS + 32 * SUMMERS - 1) / (32 * SUMMERS);  // of them, a lane's
+constexpr int SUMS = 2 * TAKEN * VECTORS;                 // of the pairs that are taken at once
+constexpr int BENCHES = 4;                                // where sums wait for the finisher
+constexpr unsigned int ROW_BYTES = K * 2;
+static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES && TAKEN <= STAGES, "see above");
 
 // --- CUDA's instructions -------------------------------------------------------------------------
 
@@ -44,8 +41,15 @@ __device__ __forceinline__ unsigned int shared_address(const void* pointer) {
     return (unsigned int)__cvta_generic_to_shared(pointer);
 }
 
-__device__ __forceinline__ void barrier_init(unsigned long long* barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+__device__ __forceinline__ void barrier_init(unsigned long long* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(arrivals)
+                 : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(unsigned long long* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+                 : "memory");
 }
 
 __device__ __forceinline__ void barrier_expect(unsigned long long* barrier, unsigned int bytes) {
@@ -114,28 +118,23 @@ __device__ __forceinline__ float sum_over_lanes(float (&value)[COUNT]) {
 // --- a block's shared memory ---------------------------------------------------------------------
 
 struct Shared {
-    unsigned long long full[WARPS][STAGES];
-    float sums[MOST_PAIRS][2][VECTORS][SPLIT];
-    float squares[VECTORS][SPLIT];
+    unsigned char ring[STAGES][2][ROW_BYTES];
+    unsigned long long full[STAGES], empty[STAGES];
+    unsigned long long summed[BENCHES], finished[BENCHES];
+    float sums[BENCHES][SUMS][SUMMERS];
+    float squares[VECTORS][SUMMERS];
 };
 
-__device__ __forceinline__ float sum_of_segments(const float (&sums)[SPLIT]) {
+__device__ __forceinline__ float sum_of_summers(const float (&sums)[SUMMERS]) {
     float total = 0.0f;
 #pragma unroll
-    for (int segment = 0; segment < SPLIT; ++segment) total += sums[segment];
+    for (int warp = 0; warp < SUMMERS; ++warp) total += sums[warp];
     return total;
 }
 
 // --- the vectors ---------------------------------------------------------------------------------
 
-// A lane's chunk `i` of its warp's segment: -1 where there is none.
-__device__ __forceinline__ int own_chunk(int i) {
-    const int within = threadIdx.x % 32 + 32 * i;
-    const int chunk = threadIdx.x / 32 % SPLIT * SEGMENT + within;
-    return within < SEGMENT && chunk < CHUNKS ? chunk : -1;
-}
-
-// What a lane holds of the vectors.
+// What a lane of a summing warp holds of the vectors.
 struct Vectors {
     float at[VECTORS][OWN][8];
 
@@ -145,9 +144,9 @@ struct Vectors {
         for (int b = 0; b < VECTORS; ++b) {
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
-                const int chunk = own_chunk(i);
+                const int chunk = threadIdx.x + 32 * SUMMERS * i;
                 float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f), high = low;
-                if (b < batch && chunk >= 0) {
+                if (b < batch && chunk < CHUNKS) {
                     const float4* eight =
                         reinterpret_cast<const float4*>(from + (long long)b * K + chunk * 8);
                     low = load_fresh(eight);
@@ -165,13 +164,14 @@ struct Vectors {
 struct Gain {
     float4 at[OWN][2];
 
-    __device__ __forceinline__ explicit Gain(const float* from) {
+    __device__ __forceinline__ void load(const float* from) {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            const int chunk = own_chunk(i);
-            const float4* eight = reinterpret_cast<const float4*>(from + max(chunk, 0) * 8);
-            at[i][0] = eight[0];
-            at[i][1] = eight[1];
+            const int chunk = threadIdx.x + 32 * SUMMERS * i;
+            if (chunk < CHUNKS) {
+                at[i][0] = reinterpret_cast<const float4*>(from + chunk * 8)[0];
+                at[i][1] = reinterpret_cast<const float4*>(from + chunk * 8)[1];
+            }
         }
     }
 
@@ -184,26 +184,25 @@ struct Gain {
             for (int i = 0; i < OWN; ++i) {
                 const float gains[8] = {at[i][0].x, at[i][0].y, at[i][0].z, at[i][0].w,
                                         at[i][1].x, at[i][1].y, at[i][1].z, at[i][1].w};
+                const bool there = threadIdx.x + 32 * SUMMERS * i < CHUNKS;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
                     const float x = vectors.at[b][i][j];
                     square = fmaf(x, x, square);
-                    vectors.at[b][i][j] = x * gains[j];
+                    vectors.at[b][i][j] = there ? x * gains[j] : 0.0f;
                 }
             }
-            if (threadIdx.x / 32 < SPLIT) {
 #pragma unroll
-                for (int lanes = 16; lanes > 0; lanes /= 2)
-                    square += __shfl_xor_sync(~0u, square, lanes);
-                if (threadIdx.x % 32 == 0) shared.squares[b][threadIdx.x / 32] = square;
-            }
+            for (int lanes = 16; lanes > 0; lanes /= 2)
+                square += __shfl_xor_sync(~0u, square, lanes);
+            if (threadIdx.x % 32 == 0) shared.squares[b][threadIdx.x / 32] = square;
         }
     }
 };
 
-// The factor of a root mean square norm, of what Gain::apply noted.
+// The factor of a root mean square norm, of what Gain::apply noted. For the finisher.
 __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float eps) {
-    return rsqrtf(sum_of_segments(shared.squares[b]) / K + eps);
+    return rsqrtf(sum_of_summers(shared.squares[b]) / K + eps);
 }
 
 // --- the stream ----------------------------------------------------------------------------------
@@ -213,109 +212,130 @@ __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float 
 //   row(pair, half)          where a row begins; null where the last pair has no second
 //   early(pair, b)           what can be loaded before the sums are there
 //   finish(shared, pair, b, low, high)  the sums of both rows with vector b
-// A pair and a vector belong to one thread, which calls the last two. A block has neighbouring
-// pairs, its groups of warps take them in turn.
+// The last two are called by a lane of the finisher for each pair and vector. A block has
+// neighbouring pairs.
 template <typename Work>
 struct Stream {
-    unsigned char* ring;
     Shared& shared;
     Work& work;
-    unsigned long long policy;
     int first, count;  // pairs of this block
 
-    // Asks for the first pairs.
+    // Makes the barriers and lets the fetcher ask for its first pairs. All threads.
     __device__ __forceinline__ Stream(unsigned char* memory, Work& work_)
-        : ring(memory + threadIdx.x / 32 * STAGES * 2 * SEGMENT_BYTES),
-          shared(*reinterpret_cast<Shared*>(memory + WARPS * STAGES * 2 * SEGMENT_BYTES)),
-          work(work_), policy(read_once()) {
+        : shared(*reinterpret_cast<Shared*>(memory)), work(work_) {
         first = (int)((long long)work.pairs * blockIdx.x / gridDim.x);
         count = (int)((long long)work.pairs * (blockIdx.x + 1) / gridDim.x) - first;
-        const int warp = threadIdx.x / 32;
-        if (threadIdx.x % 32 == 0) {
-#pragma unroll
-            for (int stage = 0; stage < STAGES; ++stage) barrier_init(&shared.full[warp][stage]);
+        if (threadIdx.x == 32 * FETCHER) {
+            for (int i = 0; i < STAGES; ++i) {
+                barrier_init(&shared.full[i], 1);
+                barrier_init(&shared.empty[i], SUMMERS);
+            }
+            for (int i = 0; i < BENCHES; ++i) {
+                barrier_init(&shared.summed[i], SUMMERS);
+                barrier_init(&shared.finished[i], 1);
+            }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            for (int stage = 0; stage < STAGES; ++stage)
-                fetch(warp / SPLIT + stage * GROUPS, stage);
         }
-        __syncwarp();
+        __syncthreads();
     }
 
-    // Asks for the warp's segments of a pair. One lane.
-    __device__ __forceinline__ void fetch(int at, int stage) {
-        if (at >= count) return;
-        const int warp = threadIdx.x / 32, chunk = warp % SPLIT * SEGMENT;
-        const unsigned int bytes = 16 * max(0, min(SEGMENT, CHUNKS - chunk));
-        const __nv_bfloat16* low = work.row(first + at, 0);
-        const __nv_bfloat16* high = work.row(first + at, 1);
-        unsigned long long* full = &shared.full[warp][stage];
-        unsigned char* to = ring + stage * 2 * SEGMENT_BYTES;
-        barrier_expect(full, high ? 2 * bytes : bytes);
-        if (bytes == 0) return;
-        bulk_copy(to, low + chunk * 8, bytes, full, policy);
-        if (high) bulk_copy(to + SEGMENT_BYTES, high + chunk * 8, bytes, full, policy);
+    __device__ __forceinline__ bool is_fetcher() const { return threadIdx.x / 32 == FETCHER; }
+    __device__ __forceinline__ bool is_finisher() const { return threadIdx.x / 32 == FINISHER; }
+
+    // One lane asks for all pairs, one behind the other.
+    __device__ __forceinline__ void fetch() {
+        if (threadIdx.x % 32) return;
+        const unsigned long long policy = read_once();
+        for (int at = 0; at < count; ++at) {
+            const int stage = at % STAGES;
+            if (at >= STAGES) barrier_wait(&shared.empty[stage], (at / STAGES - 1) % 2);
+            if (at >= FLIGHT) {
+                const int arrives = at - FLIGHT;
+                barrier_wait(&shared.full[arrives % STAGES], arrives / STAGES % 2);
+            }
+            const __nv_bfloat16* low = work.row(first + at, 0);
+            const __nv_bfloat16* high = work.row(first + at, 1);
+            barrier_expect(&shared.full[stage], high ? 2 * ROW_BYTES : ROW_BYTES);
+            bulk_copy(shared.ring[stage][0], low, ROW_BYTES, &shared.full[stage], policy);
+            if (high)
+                bulk_copy(shared.ring[stage][1], high, ROW_BYTES, &shared.full[stage], policy);
+        }
     }
 
-    __device__ __forceinline__ void sum_pair(
-        const unsigned char* rows, const Vectors& vectors, float (&sum)[SUMS]) {
-        float parts[SUMS][2] = {};  // two chains each: one would be long
+    // The sums of pairs at `at` and behind it, as far as there are any, for one lane's chunks.
+    __device__ __forceinline__ void add_up(int at, const Vectors& vectors, float (&sum)[SUMS]) {
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            const int within = threadIdx.x % 32 + 32 * i;
-            if (CHUNKS % (32 * SPLIT) == 0 || own_chunk(i) >= 0) {
+        for (int i = 0; i < SUMS; ++i) sum[i] = 0.0f;
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint4 pairs = *reinterpret_cast<const uint4*>(
-                        rows + half * SEGMENT_BYTES + within * 16);
-                    const unsigned int words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+        for (int taken = 0; taken < TAKEN; ++taken) {
+            const int stage = (at + taken) % STAGES;
+            if (at + taken < count)
+                barrier_wait(&shared.full[stage], (at + taken) / STAGES % 2);
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        // A bfloat16 is the upper half of the float of the same value.
-                        const float even = __uint_as_float(words[j] << 16);
-                        const float odd = __uint_as_float(words[j] & 0xffff0000u);
+            for (int i = 0; i < OWN; ++i) {
+                const int chunk = threadIdx.x + 32 * SUMMERS * i;
+                if (CHUNKS % (32 * SUMMERS) == 0 || chunk < CHUNKS) {
 #pragma unroll
-                        for (int b = 0; b < VECTORS; ++b) {
-                            float(&s)[2] = parts[half * VECTORS + b];
-                            s[0] = fmaf(even, vectors.at[b][i][2 * j], s[0]);
-                            s[1] = fmaf(odd, vectors.at[b][i][2 * j + 1], s[1]);
+                    for (int half = 0; half < 2; ++half) {
+                        const uint4 pairs = *reinterpret_cast<const uint4*>(
+                            shared.ring[stage][half] + chunk * 16);
+                        const unsigned int words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            // A bfloat16 is the upper half of the float of the same value.
+                            const float even = __uint_as_float(words[j] << 16);
+                            const float odd = __uint_as_float(words[j] & 0xffff0000u);
+#pragma unroll
+                            for (int b = 0; b < VECTORS; ++b) {
+                                float& s = sum[(taken * 2 + half) * VECTORS + b];
+                                s = fmaf(even, vectors.at[b][i][2 * j], s);
+                                s = fmaf(odd, vectors.at[b][i][2 * j + 1], s);
+                            }
                         }
                     }
                 }
             }
         }
-#pragma unroll
-        for (int i = 0; i < SUMS; ++i) sum[i] = parts[i][0] + parts[i][1];
     }
 
-    __device__ __forceinline__ void run(const Vectors& vectors, int batch) {
+    // A summing warp's part.
+    __device__ __forceinline__ void sum(const Vectors& vectors) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        int mine = threadIdx.x;
-        if (mine < count * batch) work.early(first + mine / batch, mine % batch);
-
-        int stage = 0, phase = 0;
+        int turn = 0;
 #pragma unroll 1
-        for (int at = warp / SPLIT; at < count; at += GROUPS) {
-            barrier_wait(&shared.full[warp][stage], phase);
+        for (int at = 0; at < count; at += TAKEN, ++turn) {
             float sum[SUMS];
-            sum_pair(ring + stage * 2 * SEGMENT_BYTES, vectors, sum);
+            add_up(at, vectors, sum);
             __syncwarp();
-            if (lane == 0) fetch(at + STAGES * GROUPS, stage);
+            if (lane < TAKEN && at + lane < count)
+                barrier_arrive(&shared.empty[(at + lane) % STAGES]);
             const float total = sum_over_lanes(sum);
-            if (lane % (32 / SUMS) == 0) {
-                const int which = lane / (32 / SUMS);
-                shared.sums[at][which / VECTORS][which % VECTORS][warp % SPLIT] = total;
-            }
-            if (++stage == STAGES) stage = 0, phase ^= 1;
+            const int bench = turn % BENCHES;
+            if (turn >= BENCHES) barrier_wait(&shared.finished[bench], (turn / BENCHES - 1) % 2);
+            if (lane % (32 / SUMS) == 0) shared.sums[bench][lane / (32 / SUMS)][warp] = total;
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&shared.summed[bench]);
         }
-        __syncthreads();
+    }
 
-        while (mine < count * batch) {
-            const int at = mine / batch, b = mine % batch;
-            work.finish(
-                shared, first + at, b, sum_of_segments(shared.sums[at][0][b]),
-                sum_of_segments(shared.sums[at][1][b]));
-            mine += THREADS;
-            if (mine < count * batch) work.early(first + mine / batch, mine % batch);
+    // The finisher's part. Only behind wait_for_predecessor.
+    __device__ __forceinline__ void finish(int batch) {
+        const int lane = threadIdx.x % 32, taken = lane / VECTORS, b = lane % VECTORS;
+        int turn = 0;
+#pragma unroll 1
+        for (int at = 0; at < count; at += TAKEN, ++turn) {
+            const int pair = first + at + taken, bench = turn % BENCHES;
+            const bool mine = taken < TAKEN && at + taken < count && b < batch;
+            if (mine) work.early(pair, b);
+            barrier_wait(&shared.summed[bench], turn / BENCHES % 2);
+            float low = 0.0f, high = 0.0f;
+            if (mine) {
+                low = sum_of_summers(shared.sums[bench][taken * 2 * VECTORS + b]);
+                high = sum_of_summers(shared.sums[bench][(taken * 2 + 1) * VECTORS + b]);
+            }
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&shared.finished[bench]);
+            if (mine) work.finish(shared, pair, b, low, high);
         }
     }
 };

@@ -4,7 +4,7 @@
 # ruff: noqa: TID252
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,32 +18,32 @@ from .sources import options
 
 __all__ = ["MOST_VECTORS", "WeightStream", "half_of_shared_memory", "multiprocessors", "normed"]
 
-WARPS, MOST_VECTORS = 8, 4  # as in weight_stream.cuh
+SUMMERS, BENCHES, MOST_VECTORS = 8, 4, 4  # as in weight_stream.cuh
 _VECTORS = (1, 2, 4)  # that a kernel is compiled for
-_SEGMENT = 128  # chunks of sixteen bytes that a warp takes of a row, at least
-_STAGES = 8  # of a ring, at most
+_MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
+_FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
+_MOST_STAGES = 32
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
-_STATIC = 512  # what a kernel may have beside the ring
 
 
 @dataclass(frozen=True)
 class WeightStream:
-    """How rows of ``k`` bfloat16 go through the rings of a block, for a few vectors at once.
+    """How rows of ``k`` bfloat16 go through the ring of a block, for a few vectors at once.
 
     Attributes:
         k: elements of a row.
         pairs: of rows, in all.
         blocks: that share them: one a multiprocessor.
         vectors: 1, 2 or 4, that the kernel is compiled for.
-        split: segments of a row.
-        stages: pairs in the ring of a warp.
+        taken: pairs that are summed at once.
+        stages: pairs in the ring.
     """
 
     k: int
     pairs: int
     blocks: int
     vectors: int
-    split: int
+    taken: int
     stages: int
 
     @classmethod
@@ -65,51 +65,40 @@ class WeightStream:
         if batch > MOST_VECTORS:
             raise ValueError(f"batch: expected at most {MOST_VECTORS} vectors, came {batch}")
         vectors = next(size for size in _VECTORS if size >= batch)
-        split = WARPS
-        while split > 1 and k // 8 < split * _SEGMENT:
-            split //= 2
         blocks = min(pairs, multiprocessors())
-        chosen = cls(k, pairs, blocks, vectors, split, _STAGES)
+        taken = 4
+        while taken > 1 and (2 * taken * vectors > _MOST_SUMS or 4 * taken * k > _FLIGHT):
+            taken //= 2
         whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         for most in (half_of_shared_memory(), whole):
-            for stages in range(_STAGES, 0, -1):
-                chosen = replace(chosen, stages=stages)
-                if chosen.shared_mem + _STATIC <= most and (stages > 1 or most == whole):
+            for stages in range(_MOST_STAGES, taken, -1):
+                chosen = cls(k, pairs, blocks, vectors, taken, stages)
+                if chosen.shared_mem <= most:
                     return chosen
         raise ValueError(
-            f"{argument}: expected at most {whole} bytes of shared memory a block, came rows of "
-            f"{2 * k} bytes, {pairs} pairs of them, which take {chosen.shared_mem}"
+            f"{argument}: expected rows of which four fit the {whole} bytes of shared memory that "
+            f"a block may have, came rows of {2 * k} bytes"
         )
 
     @property
     def shared_mem(self) -> int:
-        """Dynamic shared memory in bytes: the rings, and ``Shared`` of weight_stream.cuh."""
-        segment = 16 * -(-self.k // 8 // self.split)
-        floats = (2 * self.most_pairs + 1) * self.vectors * self.split
-        return WARPS * self.stages * (2 * segment + 8) + 4 * floats
-
-    @property
-    def most_pairs(self) -> int:
-        """Pairs of a block, at most."""
-        return -(-self.pairs // self.blocks)
+        """Dynamic shared memory in bytes: ``Shared`` of weight_stream.cuh."""
+        floats = (BENCHES * 2 * self.taken + 1) * self.vectors * SUMMERS
+        return self.stages * (4 * self.k + 16) + 16 * BENCHES + 4 * floats
 
     @property
     def options(self) -> tuple[str, ...]:
         """The -D options of weight_stream.cuh."""
+        flight = max(1, min(self.stages, _FLIGHT // (4 * self.k)))
         return options(
-            K=self.k,
-            VECTORS=self.vectors,
-            SPLIT=self.split,
-            STAGES=self.stages,
-            MOST_PAIRS=self.most_pairs,
+            K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken
         )
 
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:
         """Return the launch with its blocks."""
         kernel.max_dynamic_shared_size_bytes = self.shared_mem
-        return KernelLaunch(
-            kernel, (self.blocks, 1, 1), (WARPS * WARP, 1, 1), args, self.shared_mem
-        )
+        block = ((SUMMERS + 2) * WARP, 1, 1)
+        return KernelLaunch(kernel, (self.blocks, 1, 1), block, args, self.shared_mem)
 
 
 def half_of_shared_memory() -> int:

@@ -81,8 +81,11 @@ class FusedLlama:
             "x": ((rows, config.hidden_size), np.float32),
             "q": ((rows, width), np.float32),
             "attended": ((rows, width), np.float32),
-            "found": (found_shape(rows, heads, kv_heads, config.head_dim), np.float32),
-            "arrived": ((rows * kv_heads,), np.int32),
+            "found": (
+                found_shape(rows, heads, kv_heads, config.head_dim, max_len),
+                np.float32,
+            ),
+            "arrived": ((rows * heads,), np.int32),
             "inner": ((rows, config.intermediate_size), np.float32),
             "logits": ((rows, config.vocab_size), np.float32),
             "best_value": ((candidates(config.vocab_size), rows), np.float32),

@@ -1,16 +1,19 @@
 // split_attention: attention of one new token a row to the cache, split over its positions
 //
 // out[b, h] = softmax(scale * q[b, h] . k[b, g, :n]) . v[b, g, :n], n = position[b] + 1,
-// g = h / GROUP. All heads of a group share one reading of the cache.
+// g = h / GROUP. A block takes HEADS query heads of a group with one reading of the cache: all of
+// them where the cache is what costs, one where the time of a single tile is.
 //
 // A few lanes hold a token's row of k and of v, eight elements each; a warp takes a tile of tokens
 // at a time, and every group of lanes keeps a softmax of its own, which are put together at the
 // end: over lanes, over warps, and where several blocks share a head, by the last of them to end.
 // The rows of the first tile that earlier steps wrote are loaded before griddepcontrol.wait.
 //
-// Blocks: SPLIT for each head of keys of each row; those beyond have nothing to do.
+// A block is small enough to be the third beside one of the kernel ahead and one of the next. Blocks
+// that a short sequence does not need end at once.
 //
-// -D options: GROUP (query heads of a key head), KV_HEADS, HEAD_DIM, PAGE, SPLIT, WARPS.
+// -D options: GROUP (query heads of a key head), KV_HEADS, HEAD_DIM, PAGE; HEADS, a divisor of
+// GROUP; SPLIT, blocks that share a head at most; WARPS; TIMES, rows of a tile that a lane holds.
 
 #include "cache_place.cuh"
 #include "fresh.cuh"
@@ -21,15 +24,14 @@ constexpr int PARTS = HEAD_DIM / 8;  // of sixteen bytes, in a row
 constexpr int LANES = PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <= 8 ? 8
                       : PARTS <= 16 ? 16 : 32;  // of a row
 constexpr int SIDE = 32 / LANES;                // rows that a warp loads at once
-constexpr int TIMES = 4;                        // how often, for a tile
 constexpr int TILE = SIDE * TIMES;
 constexpr int PATIENCE = 2;  // tiles that a warp takes before another block helps
 constexpr float LOG2_E = 1.4426950408889634f;
 static_assert(HEAD_DIM % 8 == 0 && PARTS <= 32, "a row is held by the lanes of a warp");
 
 struct Shared {
-    float most[WARPS][GROUP], sum[WARPS][GROUP];
-    float rows[WARPS][GROUP][HEAD_DIM];
+    float most[WARPS][HEADS], sum[WARPS][HEADS];
+    float rows[WARPS][HEADS][HEAD_DIM];
     int last;
 };
 
@@ -60,12 +62,14 @@ template <typename Out>
 __device__ __forceinline__ void attend(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, Out* out,
-    int batch, int max_len, float scale) {
+    int max_len, float scale) {
     __shared__ Shared shared;
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    // The heads of row b from `first_head` on.
     const int which = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;
-    const int kv_head = which % KV_HEADS, b = which / KV_HEADS;
-    if (b >= batch) return;
+    constexpr int PER_ROW = KV_HEADS * GROUP / HEADS;
+    const int b = which / PER_ROW, first_head = which % PER_ROW * HEADS;
+    const int kv_head = first_head / GROUP;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int part = lane % LANES, side = lane / LANES;
     const bool holds = part < PARTS;
@@ -97,16 +101,16 @@ __device__ __forceinline__ void attend(
     load(k, k_cache, length - 1, length);  // the newest row, which the kernel ahead of this wrote
     load(v, v_cache, length - 1, length);
 
-    float query[GROUP][8], most[GROUP], sum[GROUP], row[GROUP][8];
+    float query[HEADS][8], most[HEADS], sum[HEADS], row[HEADS][8];
 #pragma unroll
-    for (int h = 0; h < GROUP; ++h) {
+    for (int h = 0; h < HEADS; ++h) {
         most[h] = MINUS_INFINITY;
         sum[h] = 0.0f;
 #pragma unroll
         for (int j = 0; j < 8; ++j) row[h][j] = query[h][j] = 0.0f;
         if (holds) {
             const float4* from = reinterpret_cast<const float4*>(
-                q + (((long long)b * KV_HEADS + kv_head) * GROUP + h) * HEAD_DIM + part * 8);
+                q + ((long long)b * KV_HEADS * GROUP + first_head + h) * HEAD_DIM + part * 8);
             const float4 low = load_fresh(from), high = load_fresh(from + 1);
             const float eight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -115,13 +119,13 @@ __device__ __forceinline__ void attend(
     }
 
     while (first < length) {
-        float score[TIMES][GROUP];
+        float score[TIMES][HEADS];
 #pragma unroll
         for (int i = 0; i < TIMES; ++i) {
             float key[8];
             widen(k[i], key);
 #pragma unroll
-            for (int h = 0; h < GROUP; ++h) {
+            for (int h = 0; h < HEADS; ++h) {
                 float dot = 0.0f;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) dot = fmaf(query[h][j], key[j], dot);
@@ -133,7 +137,7 @@ __device__ __forceinline__ void attend(
 #pragma unroll
             for (int i = 0; i < TIMES; ++i) {
 #pragma unroll
-                for (int h = 0; h < GROUP; ++h)
+                for (int h = 0; h < HEADS; ++h)
                     score[i][h] += __shfl_xor_sync(~0u, score[i][h], lanes);
             }
         }
@@ -142,7 +146,7 @@ __device__ __forceinline__ void attend(
         load(k, k_cache, 0, length);  // the next tile's, while this one's are looked at
 
 #pragma unroll
-        for (int h = 0; h < GROUP; ++h) {
+        for (int h = 0; h < HEADS; ++h) {
             float now = most[h];
 #pragma unroll
             for (int i = 0; i < TIMES; ++i) {
@@ -167,7 +171,7 @@ __device__ __forceinline__ void attend(
             float value[8];
             widen(v[i], value);
 #pragma unroll
-            for (int h = 0; h < GROUP; ++h) {
+            for (int h = 0; h < HEADS; ++h) {
 #pragma unroll
                 for (int j = 0; j < 8; ++j) row[h][j] = fmaf(score[i][h], value[j], row[h][j]);
             }
@@ -177,7 +181,7 @@ __device__ __forceinline__ void attend(
 
     // Over the groups of lanes.
 #pragma unroll
-    for (int h = 0; h < GROUP; ++h) {
+    for (int h = 0; h < HEADS; ++h) {
         float all = most[h];
 #pragma unroll
         for (int lanes = LANES; lanes < 32; lanes *= 2)
@@ -201,9 +205,9 @@ __device__ __forceinline__ void attend(
     __syncthreads();
 
     // Over the warps.
-    Out* const here = out + ((long long)b * KV_HEADS + kv_head) * GROUP * HEAD_DIM;
-    float* const own = found + (long long)which * SPLIT * GROUP * FOUND;
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
+    Out* const here = out + ((long long)b * KV_HEADS * GROUP + first_head) * HEAD_DIM;
+    float* const own = found + (long long)which * SPLIT * HEADS * FOUND;
+    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += 32 * WARPS) {
         const int h = i / HEAD_DIM, d = i % HEAD_DIM;
         float all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
 #pragma unroll
@@ -218,7 +222,7 @@ __device__ __forceinline__ void attend(
         if (active == 1) {
             put(here + i, length ? value / total : 0.0f);
         } else {
-            float* to = own + (rank * GROUP + h) * FOUND;
+            float* to = own + (rank * HEADS + h) * FOUND;
             to[d] = value;
             if (d == 0) to[HEAD_DIM] = all, to[HEAD_DIM + 1] = total;
         }
@@ -232,12 +236,12 @@ __device__ __forceinline__ void attend(
     __syncthreads();
     if (!shared.last) return;
     __threadfence();
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
+    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += 32 * WARPS) {
         const int h = i / HEAD_DIM, d = i % HEAD_DIM;
         float all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
 #pragma unroll 4
         for (int block = 0; block < active; ++block) {
-            const float* from = own + (block * GROUP + h) * FOUND;
+            const float* from = own + (block * HEADS + h) * FOUND;
             const float most_there = load_fresh(from + HEAD_DIM);
             const float sum_there = load_fresh(from + HEAD_DIM + 1);
             const float value_there = load_fresh(from + d);
@@ -256,9 +260,9 @@ __device__ __forceinline__ void attend(
 extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, float* out,
-    int batch, int max_len, float scale) {
+    int max_len, float scale) {
     attend(
-        q, k_cache, v_cache, block_table, positions, found, arrived, out, batch, max_len, scale);
+        q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention_bfloat16(
@@ -266,5 +270,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention_bfloat1
     const int* block_table, const int* positions, float* found, int* arrived,
     __nv_bfloat16* out, int batch, int max_len, float scale) {
     attend(
-        q, k_cache, v_cache, block_table, positions, found, arrived, out, batch, max_len, scale);
+        q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }

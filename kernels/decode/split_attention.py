@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from functools import cache
 from math import isfinite, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,17 +17,41 @@ from graphkit.kernel import Kernel, Launch, Pointer
 from ..launch import NULL, WARP, KernelLaunch, check
 from .cache_place import CacheLayout
 from .sources import options, source
-from .weight_stream import half_of_shared_memory, multiprocessors
+from .weight_stream import multiprocessors
 
 __all__ = ["found_shape", "split_attention"]
 
-WARPS = 8
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
+_REGISTERS = 24 << 10
+_LONG = 2048  # places of a sequence, from which on reading the cache is what costs
+
+
+class _Tiling(NamedTuple):
+    """How a block takes its part of the cache.
+
+    Attributes:
+        heads: query heads of a group that share its reading.
+        split: blocks that share a head, at most.
+        warps: of a block.
+        times: rows of a tile that a lane holds.
+    """
+
+    heads: int
+    split: int
+    warps: int
+    times: int
+
+    @classmethod
+    def of(cls, batch: int, heads: int, kv_heads: int, max_len: int) -> _Tiling:
+        group = heads // kv_heads
+        if max_len < _LONG and batch == 1:
+            return cls(1, max(1, multiprocessors() // heads), 6, 8)
+        return cls(group, max(1, 2 * multiprocessors() // (batch * kv_heads)), 4, 4)
 
 
 @cache
-def _kernel(layout: CacheLayout, group: int, split: int, rounded: bool) -> Kernel:
+def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> Kernel:
     def twin(
         launch: Launch,
         q: Pointer,
@@ -37,10 +62,10 @@ def _kernel(layout: CacheLayout, group: int, split: int, rounded: bool) -> Kerne
         found: Pointer,
         arrived: Pointer,
         out: Pointer,
-        batch: int,
         max_len: int,
         scale: np.float32,
     ) -> None:
+        batch = launch.grid[0] * tiling.heads // (tiling.split * layout.kv_heads * group)
         for b, at in enumerate(positions.view(batch).tolist()):
             length = max(0, min(at + 1, int(max_len)))
             for head in range(layout.kv_heads):
@@ -60,9 +85,13 @@ def _kernel(layout: CacheLayout, group: int, split: int, rounded: bool) -> Kerne
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
         PAGE=layout.page,
-        SPLIT=split,
-        WARPS=WARPS,
+        HEADS=tiling.heads,
+        SPLIT=tiling.split,
+        WARPS=tiling.warps,
+        TIMES=tiling.times,
     )
+    # What two blocks of the other kernels leave of a multiprocessor's registers.
+    flags = (*flags, f"--maxrregcount={_REGISTERS // (tiling.warps * WARP) // 8 * 8}")
     name = "split_attention_bfloat16" if rounded else "split_attention"
     return Kernel(source("split_attention"), name, twin=twin, options=flags)
 
@@ -90,9 +119,8 @@ def split_attention(
             and at most 256; with a block table [pages, kv_heads, page, head_dim].
         v_cache: bfloat16, as ``k_cache``.
         positions: int32 [batch], the index of the newest row of the cache.
-        found: float32 of :func:`found_shape`, what blocks that share a head tell each other. How
-            many may share one is its second extent.
-        arrived: int32 [batch * kv_heads], zeros at first; a launch leaves zeros.
+        found: float32 of :func:`found_shape`, what blocks that share a head tell each other.
+        arrived: int32 [batch * heads], zeros at first; a launch leaves zeros.
         out: float32 or bfloat16 [batch, heads * head_dim].
         scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
@@ -116,22 +144,21 @@ def split_attention(
     factor = 1 / sqrt(head_dim) if scale is None else float(scale)
     if not isfinite(factor):
         raise ValueError(f"scale: expected a finite number, came {scale}")
-    group = width // (kv_heads * head_dim)
-    _, split, _, _ = check("found", found, (batch * kv_heads, "split", group, head_dim + 2))
-    check("arrived", arrived, (batch * kv_heads,), np.int32)
-    kernel = _kernel(layout, group, split, rounded)
-    # Nothing is kept there: a multiprocessor should take one block, as of the other kernels.
-    shared_mem = half_of_shared_memory() - 4 * (WARPS * group * (head_dim + 2) + 1)
-    kernel.max_dynamic_shared_size_bytes = shared_mem
-    blocks = max(batch * kv_heads * split, multiprocessors())
+    heads = width // head_dim
+    check("found", found, found_shape(batch, heads, kv_heads, head_dim, layout.max_len))
+    check("arrived", arrived, (batch * heads,), np.int32)
+    tiling = _Tiling.of(batch, heads, kv_heads, layout.max_len)
+    kernel = _kernel(layout, heads // kv_heads, tiling, rounded)
+    blocks = batch * heads // tiling.heads * tiling.split
     args = (
         *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),
-        *(found, arrived, out, batch, layout.max_len, factor),
+        *(found, arrived, out, layout.max_len, factor),
     )
-    return KernelLaunch(kernel, (blocks, 1, 1), (WARPS * WARP, 1, 1), args, shared_mem)
+    return KernelLaunch(kernel, (blocks, 1, 1), (tiling.warps * WARP, 1, 1), args)
 
 
-def found_shape(batch: int, heads: int, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
-    """Return the shape of ``found``, with as many blocks to a head as there are multiprocessors."""
-    split = max(1, multiprocessors() // (batch * kv_heads))
-    return batch * kv_heads, split, heads // kv_heads, head_dim + 2
+def found_shape(
+    batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int
+) -> tuple[int, int, int]:
+    """Return the shape of what the blocks of :func:`split_attention` tell each other."""
+    return batch * heads, _Tiling.of(batch, heads, kv_heads, max_len).split, head_dim + 2

@@ -7,9 +7,9 @@
 // with it what the kernel is for. They meet at mbarriers only, never all at once.
 //
 // The fetching begins before griddepcontrol.wait: weights depend on nothing, so it fills the time
-// in which the kernel ahead of this one ends. No more than FLIGHT pairs are asked for and not yet
-// there: what is behind them in the queues of the memory, such as the vectors, would wait as long
-// as they take. Sums are over lanes, then over warps, always in the same order.
+// in which the kernel ahead of this one ends. Until the vectors are there, no more than FLIGHT pairs
+// are asked for and not yet there: what is behind them in the queues of the memory, such as the
+// vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the same order.
 //
 // -D options: K, elements of a row, a multiple of 8; VECTORS: 1, 2 or 4; STAGES of the ring, and
 // FLIGHT, in pairs; TAKEN, pairs that are summed at once, a power of two.
@@ -123,6 +123,7 @@ struct Shared {
     unsigned long long summed[BENCHES], finished[BENCHES];
     float sums[BENCHES][SUMS][SUMMERS];
     float squares[VECTORS][SUMMERS];
+    volatile int hurry;  // the vectors are there
 };
 
 __device__ __forceinline__ float sum_of_summers(const float (&sums)[SUMMERS]) {
@@ -226,6 +227,7 @@ struct Stream {
         first = (int)((long long)work.pairs * blockIdx.x / gridDim.x);
         count = (int)((long long)work.pairs * (blockIdx.x + 1) / gridDim.x) - first;
         if (threadIdx.x == 32 * FETCHER) {
+            shared.hurry = 0;
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(&shared.full[i], 1);
                 barrier_init(&shared.empty[i], SUMMERS);
@@ -249,7 +251,7 @@ struct Stream {
         for (int at = 0; at < count; ++at) {
             const int stage = at % STAGES;
             if (at >= STAGES) barrier_wait(&shared.empty[stage], (at / STAGES - 1) % 2);
-            if (at >= FLIGHT) {
+            if (at >= FLIGHT && !shared.hurry) {
                 const int arrives = at - FLIGHT;
                 barrier_wait(&shared.full[arrives % STAGES], arrives / STAGES % 2);
             }
@@ -301,6 +303,8 @@ struct Stream {
     // A summing warp's part.
     __device__ __forceinline__ void sum(const Vectors& vectors) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        // A use of a value that was loaded, so that this is behind the load.
+        if (threadIdx.x == 0) shared.hurry = __float_as_int(vectors.at[0][0][0]) | 1;
         int turn = 0;
 #pragma unroll 1
         for (int at = 0; at < count; at += TAKEN, ++turn) {

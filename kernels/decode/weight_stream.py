@@ -16,13 +16,14 @@ from graphkit.runtime.protocol import DeviceAttribute
 from ..launch import WARP, KernelLaunch
 from .sources import options
 
-__all__ = ["MOST_VECTORS", "WeightStream", "half_of_shared_memory", "multiprocessors", "normed"]
+__all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
 
 SUMMERS, BENCHES, MOST_VECTORS = 8, 4, 4  # as in weight_stream.cuh
 _VECTORS = (1, 2, 4)  # that a kernel is compiled for
 _MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
 _FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
 _MOST_STAGES = 32
+_ATTENTION = 8 << 10  # of shared memory for a block of split_attention
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
 
 
@@ -70,7 +71,7 @@ class WeightStream:
         while taken > 1 and (2 * taken * vectors > _MOST_SUMS or 4 * taken * k > _FLIGHT):
             taken //= 2
         whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-        for most in (half_of_shared_memory(), whole):
+        for most in (_half_of_shared_memory(), whole):
             for stages in range(_MOST_STAGES, taken, -1):
                 chosen = cls(k, pairs, blocks, vectors, taken, stages)
                 if chosen.shared_mem <= most:
@@ -84,7 +85,7 @@ class WeightStream:
     def shared_mem(self) -> int:
         """Dynamic shared memory in bytes: ``Shared`` of weight_stream.cuh."""
         floats = (BENCHES * 2 * self.taken + 1) * self.vectors * SUMMERS
-        return self.stages * (4 * self.k + 16) + 16 * BENCHES + 4 * floats
+        return self.stages * (4 * self.k + 16) + 16 * BENCHES + 4 * floats + 8
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -101,10 +102,10 @@ class WeightStream:
         return KernelLaunch(kernel, (self.blocks, 1, 1), block, args, self.shared_mem)
 
 
-def half_of_shared_memory() -> int:
-    """Return the bytes that two blocks of a multiprocessor may have each."""
+def _half_of_shared_memory() -> int:
+    """Return the bytes that two blocks of a multiprocessor may have each, beside attention's."""
     whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-    return (whole + _RESERVED) // 2 - _RESERVED
+    return (whole - _ATTENTION) // 2 - _RESERVED
 
 
 def multiprocessors() -> int:

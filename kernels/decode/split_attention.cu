@@ -13,7 +13,8 @@
 // that a short sequence does not need end at once.
 //
 // -D options: GROUP (query heads of a key head), KV_HEADS, HEAD_DIM, PAGE; HEADS, a divisor of
-// GROUP; SPLIT, blocks that share a head at most; WARPS; TIMES, rows of a tile that a lane holds.
+// GROUP; SPLIT, blocks that share a head at most; WARPS; TIMES, rows of a tile that a lane holds;
+// REGISTERS of a thread.
 
 #include "cache_place.cuh"
 #include "fresh.cuh"
@@ -257,7 +258,7 @@ __device__ __forceinline__ void attend(
     if (threadIdx.x == 0) arrived[which] = 0;  // for the next launch
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention(
+extern "C" __global__ void __maxnreg__(REGISTERS) split_attention(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, float* out,
     int max_len, float scale) {
@@ -265,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention(
         q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) split_attention_bfloat16(
+extern "C" __global__ void __maxnreg__(REGISTERS) split_attention_bfloat16(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived,
     __nv_bfloat16* out, int batch, int max_len, float scale) {

@@ -23,7 +23,7 @@ __all__ = ["found_shape", "split_attention"]
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
-_REGISTERS = 24 << 10
+_REGISTERS = 24 << 10  # what two blocks of the other kernels leave of a multiprocessor's
 _LONG = 2048  # places of a sequence, from which on reading the cache is what costs
 
 
@@ -89,9 +89,8 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> 
         SPLIT=tiling.split,
         WARPS=tiling.warps,
         TIMES=tiling.times,
+        REGISTERS=_REGISTERS // (tiling.warps * WARP) // 8 * 8,
     )
-    # What two blocks of the other kernels leave of a multiprocessor's registers.
-    flags = (*flags, f"--maxrregcount={_REGISTERS // (tiling.warps * WARP) // 8 * 8}")
     name = "split_attention_bfloat16" if rounded else "split_attention"
     return Kernel(source("split_attention"), name, twin=twin, options=flags)
 

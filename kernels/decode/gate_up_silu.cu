@@ -27,7 +27,7 @@ struct GateUpWork {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) gate_up_silu(
+extern "C" __global__ void BLOCK_LIMITS gate_up_silu(
     const __nv_bfloat16* gate, const __nv_bfloat16* up, const float* x, const float* gain,
     float* out, int batch, float eps) {
     extern __shared__ __align__(128) unsigned char memory[];

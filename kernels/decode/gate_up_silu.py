@@ -49,7 +49,7 @@ def gate_up_silu(
     Args:
         gate: bfloat16 [m, k], k a multiple of 8.
         up: bfloat16 [m, k].
-        x: float32 [batch, k], at most 4 rows.
+        x: float32 [batch, k], at most 2 rows.
         gain: float32 [k].
         out: float32 [batch, m].
         eps: of the norm.

@@ -32,7 +32,7 @@ struct ResidualWork {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) project_residual(
+extern "C" __global__ void BLOCK_LIMITS project_residual(
     const __nv_bfloat16* weight, const float* input, float* x, int batch) {
     extern __shared__ __align__(128) unsigned char memory[];
     launch_dependents();

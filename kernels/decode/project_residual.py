@@ -33,7 +33,7 @@ def project_residual(weight: object, input: object, x: object) -> KernelLaunch: 
 
     Args:
         weight: bfloat16 [m, k], k a multiple of 8.
-        input: float32 [batch, k], at most 4 rows; further axes count into k.
+        input: float32 [batch, k], at most 2 rows; further axes count into k.
         x: float32 [batch, m]. Must not overlap ``input``.
 
     Raises:

@@ -54,7 +54,7 @@ struct VocabularyWork {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) project_vocabulary(
+extern "C" __global__ void BLOCK_LIMITS project_vocabulary(
     const __nv_bfloat16* weight, const float* x, const float* gain, float* logits,
     float* best_value, int* best_index, int batch, float eps) {
     extern __shared__ __align__(128) unsigned char memory[];

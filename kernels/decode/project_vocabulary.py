@@ -68,7 +68,7 @@ def project_vocabulary(
 
     Args:
         weight: bfloat16 [vocab, k], k a multiple of 8.
-        x: float32 [batch, k], at most 4 rows.
+        x: float32 [batch, k], at most 2 rows.
         gain: float32 [k].
         logits: float32 [batch, vocab].
         best_value: float32 [blocks, batch], ``blocks`` as :func:`candidates` says.

@@ -67,7 +67,7 @@ struct QkvWork {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) qkv_rope_append(
+extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
     const __nv_bfloat16* weight_q, const __nv_bfloat16* weight_k, const __nv_bfloat16* weight_v,
     const float* x, const float* gain, const float* cosines, const float* sines, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, const int* block_table, const int* positions,

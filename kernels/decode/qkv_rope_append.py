@@ -98,7 +98,7 @@ def qkv_rope_append(
         weight_q: bfloat16 [heads * head_dim, hidden], hidden a multiple of 8.
         weight_k: bfloat16 [kv_heads * head_dim, hidden].
         weight_v: bfloat16, as ``weight_k``.
-        x: float32 [batch, hidden], at most 4 rows.
+        x: float32 [batch, hidden], at most 2 rows.
         gain: float32 [hidden].
         cosines: float32 [max_len or more, head_dim / 2].
         sines: float32, as ``cosines``.

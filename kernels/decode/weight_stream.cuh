@@ -11,7 +11,7 @@
 // are asked for and not yet there: what is behind them in the queues of the memory, such as the
 // vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the same order.
 //
-// -D options: K, elements of a row, a multiple of 8; VECTORS: 1, 2 or 4; STAGES of the ring, and
+// -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; STAGES of the ring, and
 // FLIGHT, in pairs; TAKEN, pairs that are summed at once, a power of two.
 
 #include "bfloat16.cuh"
@@ -26,6 +26,8 @@ constexpr int SUMS = 2 * TAKEN * VECTORS;                 // of the pairs that a
 constexpr int BENCHES = 4;                                // where sums wait for the finisher
 constexpr unsigned int ROW_BYTES = K * 2;
 static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES && TAKEN <= STAGES, "see above");
+// So that two blocks leave registers for one of split_attention.
+#define BLOCK_LIMITS __maxnreg__(VECTORS * OWN > 4 ? 96 : 56)
 
 // --- CUDA's instructions -------------------------------------------------------------------------
 
@@ -322,24 +324,32 @@ struct Stream {
         }
     }
 
-    // The finisher's part. Only behind wait_for_predecessor.
+    // The finisher's part. Only behind wait_for_predecessor. A lane has every so many pairs of a
+    // vector, and loads what the next of them needs as soon as it is done with one.
     __device__ __forceinline__ void finish(int batch) {
-        const int lane = threadIdx.x % 32, taken = lane / VECTORS, b = lane % VECTORS;
+        constexpr int APART = 32 / VECTORS;
+        const int lane = threadIdx.x % 32, b = lane % VECTORS;
+        int mine = b < batch ? lane / VECTORS : count;
+        if (mine < count) work.early(first + mine, b);
         int turn = 0;
 #pragma unroll 1
         for (int at = 0; at < count; at += TAKEN, ++turn) {
-            const int pair = first + at + taken, bench = turn % BENCHES;
-            const bool mine = taken < TAKEN && at + taken < count && b < batch;
-            if (mine) work.early(pair, b);
+            const int bench = turn % BENCHES;
             barrier_wait(&shared.summed[bench], turn / BENCHES % 2);
+            const bool now = mine < min(at + TAKEN, count);
             float low = 0.0f, high = 0.0f;
-            if (mine) {
-                low = sum_of_summers(shared.sums[bench][taken * 2 * VECTORS + b]);
-                high = sum_of_summers(shared.sums[bench][(taken * 2 + 1) * VECTORS + b]);
+            if (now) {
+                const int which = (mine - at) * 2 * VECTORS + b;
+                low = sum_of_summers(shared.sums[bench][which]);
+                high = sum_of_summers(shared.sums[bench][which + VECTORS]);
             }
             __syncwarp();
             if (lane == 0) barrier_arrive(&shared.finished[bench]);
-            if (mine) work.finish(shared, pair, b, low, high);
+            if (now) {
+                work.finish(shared, first + mine, b, low, high);
+                mine += APART;
+                if (mine < count) work.early(first + mine, b);
+            }
         }
     }
 };

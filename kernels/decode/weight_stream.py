@@ -18,8 +18,8 @@ from .sources import options
 
 __all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
 
-SUMMERS, BENCHES, MOST_VECTORS = 8, 4, 4  # as in weight_stream.cuh
-_VECTORS = (1, 2, 4)  # that a kernel is compiled for
+SUMMERS, BENCHES = 8, 4  # as in weight_stream.cuh
+MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for batches
 _MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
 _FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
 _MOST_STAGES = 32
@@ -35,7 +35,7 @@ class WeightStream:
         k: elements of a row.
         pairs: of rows, in all.
         blocks: that share them: one a multiprocessor.
-        vectors: 1, 2 or 4, that the kernel is compiled for.
+        vectors: 1 or 2.
         taken: pairs that are summed at once.
         stages: pairs in the ring.
     """
@@ -59,21 +59,20 @@ class WeightStream:
 
         Raises:
             ValueError: rows that are not whole sixteen bytes, or too long for the rings; a batch of
-                more than 4.
+                more than 2.
         """
         if k % 8:
             raise ValueError(f"{argument}: expected rows of a multiple of 8 elements, came {k}")
         if batch > MOST_VECTORS:
             raise ValueError(f"batch: expected at most {MOST_VECTORS} vectors, came {batch}")
-        vectors = next(size for size in _VECTORS if size >= batch)
         blocks = min(pairs, multiprocessors())
         taken = 4
-        while taken > 1 and (2 * taken * vectors > _MOST_SUMS or 4 * taken * k > _FLIGHT):
+        while taken > 1 and (2 * taken * batch > _MOST_SUMS or 4 * taken * k > _FLIGHT):
             taken //= 2
         whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         for most in (_half_of_shared_memory(), whole):
             for stages in range(_MOST_STAGES, taken, -1):
-                chosen = cls(k, pairs, blocks, vectors, taken, stages)
+                chosen = cls(k, pairs, blocks, batch, taken, stages)
                 if chosen.shared_mem <= most:
                     return chosen
         raise ValueError(

@@ -15,7 +15,7 @@ from graphkit.errors import CudaError
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.lifetime import Handle
 from graphkit.node import Node
-from graphkit.runtime.protocol import CaptureStatus, ConditionalNodeType, NodeType
+from graphkit.runtime.protocol import CaptureStatus, ConditionalNodeType, NodeType, Runtime
 from graphkit.statuses import StatusCode
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ class Conditional(Generic[Bodies]):
         if self.bodies[0].conditionals.capture_failed():
             self._missing = "the capture around it failed"  # and says so itself when it ends
             return
-        if self._flag is not None:
+        # What a failed capture left of a body is not touched any more: CUDA may have taken it.
+        if self._flag is not None and not self._body_failed:
             self._append_setter(self.bodies[0])
         self._missing = ""
 
@@ -160,8 +161,14 @@ class Conditional(Generic[Bodies]):
     def _name(self) -> str:
         return self.type.name.lower()
 
+    @property
+    def _body_failed(self) -> bool:
+        return any(body.conditionals.failed for body in self.bodies)
+
     def missing(self) -> str:
         """Say why the node cannot be launched yet; an empty str when it can."""
+        if not self._missing and self._body_failed:
+            return "a capture into its body failed"
         is_while = self.type is ConditionalNodeType.WHILE
         if not self._missing and is_while and not self.bodies[0].nodes:
             return "its body is empty, and it would never end"
@@ -189,7 +196,7 @@ class Conditionals:
         handles: every handle made for the graph.
         in_body: whether the graph is the body of a conditional node, or inside of one.
         ended: whether it is a body that no node may be added to any more.
-        captured: of a body inside of a captured graph, that graph and the stream.
+        captured: of a body inside of what is being captured, the runtime and the stream.
         failed: whether a capture into this body failed, so that nobody knows what is in it.
     """
 
@@ -200,22 +207,31 @@ class Conditionals:
         self.handles: list[ConditionalHandle] = []
         self.in_body = False
         self.ended = False
-        self.captured: tuple[Handle, int] | None = None
+        self.captured: tuple[Runtime, int] | None = None
         self.failed = False
 
     def capture_failed(self) -> bool:
         """Return whether the capture around a body is dead, and CUDA destroys the body with it."""
         if self.captured is None:
             return False
-        graph, stream = self.captured
-        if not graph.closed:  # its capture has ended well
-            return False
-        return graph.runtime.stream_is_capturing(stream) is not CaptureStatus.ACTIVE
+        runtime, stream = self.captured
+        return runtime.stream_is_capturing(stream) is not CaptureStatus.ACTIVE
+
+    def note_capture(self, captured: tuple[Runtime, int] | None) -> None:
+        """Tell all bodies inside that a capture around them has begun, or has ended."""
+        for body in self.all_bodies():
+            body.conditionals.captured = captured
 
     def bodies(self) -> Iterator[Graph]:
         """Yield the bodies of all nodes."""
         for conditional in self.nodes.values():
             yield from conditional.bodies
+
+    def all_bodies(self) -> Iterator[Graph]:
+        """Yield the bodies of all nodes, and those inside of them."""
+        for body in self.bodies():
+            yield body
+            yield from body.conditionals.all_bodies()
 
     def refuse_add(self) -> None:
         """Refuse to add behind the last node of a loop's body, or to a body that is gone."""
@@ -258,22 +274,7 @@ class Conditionals:
                 f"nodes have one at a time, came one with {live[0]!r}; close that first"
             )
 
-    def refuse_capture(self) -> None:
-        """Refuse to capture into what is no body, or is in a capture that may die."""
-        if not self.in_body:
-            raise ValueError(
-                "into: expected the body of a conditional node, came a graph of its own; without "
-                "into, a capture makes one"
-            )
-        if self.captured is not None and self.captured[0].closed:
-            raise ValueError(
-                "into: expected a body that no live capture is around, since CUDA crashes when "
-                "the inner capture dies, came one; add its nodes by hand"
-            )
-
     def _refuse_incomplete(self) -> None:
-        if self.failed:
-            raise ValueError("graph: expected complete bodies, came one whose capture failed")
         for handle in self.handles:
             if handle.node is None:
                 raise ValueError(

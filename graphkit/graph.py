@@ -30,8 +30,10 @@ from graphkit.device_array import DeviceArray
 from graphkit.graph_dot import dot_text
 from graphkit.graph_exec import GraphExec, check_graph, check_kernel
 from graphkit.graph_limits import (
+    check_capture,
     check_child,
     check_clone,
+    check_close,
     check_edge_removal,
     check_groups,
     check_instantiate,
@@ -609,13 +611,18 @@ class Graph:
 
     def begin_capture(self, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
         """Let a stream capture into this body (cudaStreamBeginCaptureToGraph). For a capture."""
-        self.conditionals.refuse_capture()
+        check_capture(self)
         if self.records.derived is not None:
             self.records.derived.refuse_capture()
         before = self.records.dependencies(deps)
         self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
         self.records.derived = None  # the capture gives the edges
         self.records.clusters = None  # what is captured may have some
+
+    def note_capture(self, stream: int | None) -> None:
+        """Note the stream whose capture fills the graph from now on, or that it has ended."""
+        self.captured_on = stream
+        self.conditionals.note_capture(None if stream is None else (self.runtime, stream))
 
     def group(self, name: str, nodes: Node | Iterable[Node] = ()) -> NodeGroup:
         """Name kernel, memcpy and memset nodes that :meth:`GraphExec.set_enabled` switches.
@@ -648,6 +655,7 @@ class Graph:
         """
         with self.records.turn:
             self.records.check(node)
+            self.ptr  # noqa: B018 - refuses one that is still captured: the capture may need it
             check_node_removal(self, node)
             self.runtime.graph_destroy_node(node.ptr)
             self.groups.remove(node)
@@ -889,13 +897,22 @@ class Graph:
         """Destroy the graph (cudaGraphDestroy); execs made from it still launch.
 
         Their single nodes can no longer be changed: CUDA needs the graph for that.
+
+        Raises:
+            ValueError: a child graph or a body, which ends with the graph around it; or a graph
+                that a live capture fills, or a body in it.
         """
+        check_close(self)
+        self.end()
+
+    def end(self) -> None:
+        """Close the graph, whoever it belongs to. For graphkit itself."""
         if self.records.execs and not self.handle.closed:
             self.clusters  # noqa: B018 - an update of theirs will want to know
         for exe in list(self.records.execs):
             exe.forget_nodes(self.contains)
         for inner in inner_graphs(self):
-            inner.close()
+            inner.end()
         self.handle.close()
         self.records.clear()
 

@@ -160,7 +160,7 @@ class NodeRecords:
         self.touched.pop(node.ptr, None)
         self.operands.pop(node.ptr, None)
         if child is not None:
-            child.close()
+            child.end()
         if self.clusters:
             self.clusters = None
 

@@ -519,6 +519,113 @@ def test_a_failed_capture_into_a_body_leaves_a_graph_that_is_not_launched(graph,
     assert read(counter) == 1
 
 
+def test_one_capture_at_a_time_into_a_body_and_what_is_inside(graph, stream, counter):
+    flag, other = integer(1), gk.Stream()
+    body = graph.if_(flag).bodies[0]
+    older = body.if_(flag).bodies[0]
+
+    def refused(into, message):
+        with pytest.raises(ValueError, match=f"into: expected a body {message}"):
+            gk.capture(other, into=into)
+
+    with gk.capture(stream, into=body):
+        newer = body.if_(flag).bodies[0]
+        add(newer, counter)
+        for inside in (older, newer):
+            refused(inside, "that no live capture is around")
+        refused(body, "without a live capture, came one into it")
+    with gk.capture(stream, into=older):
+        INCREMENT(1, 1, (counter, 10), stream=stream)
+        refused(body, "without a live capture, came one into the body of <Node conditional")
+    with gk.capture(other, into=newer, deps=newer.nodes[0]):  # the first one has ended
+        INCREMENT(1, 1, (counter, 1), stream=other)
+    other.close()
+
+
+def test_what_a_failed_capture_leaves_of_a_body_is_not_touched(stream, counter):
+    """CUDA took the body with the capture."""
+    graph = gk.Graph()
+    loop = graph.while_(integer(1))
+    with loop as body:
+        with pytest.raises(gk.CudaError), gk.capture(stream, into=body):
+            stream.synchronize()
+        for refused in (lambda: body.nodes, lambda: add(body, counter), lambda: body.if_(counter)):
+            with pytest.raises(ValueError, match="graph: expected a live graph"):
+                refused()
+    with pytest.raises(ValueError, match="a capture into its body failed"):
+        graph.instantiate()
+    graph.close()
+
+
+def test_a_body_of_a_captured_graph_dies_with_it(counter):
+    stream, flag = gk.Stream(), integer(1)
+    with gk.capture(stream) as graph:
+        choice = graph.if_(flag)
+        with choice as body:
+            add(body, counter)
+    graph.close()
+    stream.close()
+    with pytest.raises(ValueError, match="graph: expected a live graph"):
+        add(body, counter)
+
+
+def test_a_body_of_a_captured_graph_outlives_the_stream(counter):
+    stream, flag = gk.Stream(), integer(1)
+    with gk.capture(stream) as graph:
+        choice = graph.if_(flag)
+    stream.close()
+    with choice as body:
+        add(body, counter)
+    other = gk.Stream()
+    run(graph, other)
+    other.close()
+    assert read(counter) == 1
+
+
+def test_nothing_is_closed_while_a_capture_fills_it(graph, stream, counter):
+    flag = integer(1)
+    with gk.capture(stream) as captured:
+        INCREMENT(1, 1, (counter, 1), stream=stream)
+        with pytest.raises(ValueError, match="graph: expected one without a live capture"):
+            captured.close()
+    with graph.if_(flag) as body, gk.capture(stream, into=body):
+        INCREMENT(1, 1, (counter, 10), stream=stream)
+        message = "expected one without a live capture, came one into the body of <Node cond"
+        with pytest.raises(ValueError, match=message):
+            graph.close()
+    run(captured, stream)
+    run(graph, stream)
+    assert read(counter) == 11
+
+
+def test_a_body_and_a_child_graph_end_with_the_graph_around_them(graph, stream, counter):
+    child, flag = gk.Graph(), integer(1)
+    add(child, counter)
+    with graph.while_(flag) as body:
+        held = body.add_child_graph_node(child)
+        body.add_kernel_node(STEP, 1, 1, (counter, flag, 3), deps=held)
+    for inside in (body, body.child_graph(held)):
+        with pytest.raises(ValueError, match="graph: expected one that is in no other, came that"):
+            inside.close()
+    run(graph, stream)
+    assert read(counter) == 4
+    graph.close()
+    body.close()  # is over already
+
+
+def test_a_captured_node_stays_while_the_capture_is_live(stream, counter):
+    with gk.capture(stream) as graph:
+        INCREMENT(1, 1, (counter, 1), stream=stream)
+        with graph.group("last"):
+            INCREMENT(1, 1, (counter, 10), stream=stream)
+        (node,) = graph.group("last").nodes
+        with pytest.raises(ValueError, match="expected a live graph, came one closed or still cap"):
+            graph.remove_node(node)
+    graph.remove_node(node)
+    run(graph, stream)
+    assert read(counter) == 1
+
+
 # --- looking -------------------------------------------------------------------------------------
 
 

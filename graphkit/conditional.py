@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from graphkit.arrays import device_pointer, is_array
+from graphkit.conditional_handle import ConditionalHandle
 from graphkit.errors import CudaError
 from graphkit.kernel import Kernel, Launch, Pointer
-from graphkit.lifetime import Handle
 from graphkit.node import Node
 from graphkit.runtime.protocol import CaptureStatus, ConditionalNodeType, NodeType, Runtime
 from graphkit.statuses import StatusCode
@@ -24,17 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SET_CONDITIONAL",
     "Conditional",
-    "ConditionalHandle",
     "Conditionals",
     "check_body_graph",
     "check_cases",
-    "check_condition",
-    "check_default",
 ]
 
 Bodies = TypeVar("Bodies", covariant=True)
 
-_FLAG_DTYPES = (np.dtype(np.int32), np.dtype(np.uint32))
 _BODY_TYPES = {
     NodeType.KERNEL,
     NodeType.MEMCPY,
@@ -55,29 +49,6 @@ SET_CONDITIONAL = Kernel(
     "set_conditional",
     twin=_set_conditional,
 )
-
-
-class ConditionalHandle(np.uint64):
-    """A condition (cudaGraphConditionalHandle), made by :meth:`graphkit.Graph.conditional_handle`.
-
-    Pass it to the kernel that sets it with cudaGraphSetConditional, and to
-    :meth:`~graphkit.Graph.while_`, :meth:`~graphkit.Graph.if_` or
-    :meth:`~graphkit.Graph.switch`, once.
-
-    Attributes:
-        node: the conditional node that asks for it; None until that is added.
-    """
-
-    graph_handle: Handle
-    node: Node | None
-
-    @classmethod
-    def of(cls, value: int, graph_handle: Handle) -> ConditionalHandle:
-        """Wrap a handle of CUDA's. For graphkit itself."""
-        handle = cls(value)
-        handle.graph_handle = graph_handle
-        handle.node = None
-        return handle
 
 
 class Conditional(Generic[Bodies]):
@@ -295,43 +266,6 @@ class Conditionals:
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def check_condition(condition: object, argument: str, graph_handle: Handle) -> None:
-    """Refuse what is neither one integer in device memory nor a fresh handle of the graph.
-
-    Raises:
-        TypeError: no array, one on the host, or one of another dtype than int32 and uint32.
-        ValueError: more or fewer elements than one, a freed array, a handle of another graph or
-            one that a node has already.
-    """
-    if isinstance(condition, ConditionalHandle):
-        _check_handle(condition, argument, graph_handle)
-        return
-    if not is_array(condition):
-        raise TypeError(
-            f"{argument}: expected a device array of one int32 or uint32, or what "
-            f"conditional_handle() returned, came {type(condition).__name__}"
-        )
-    info = device_pointer(condition, argument)
-    if info.dtype not in _FLAG_DTYPES:
-        raise TypeError(f"{argument}: expected an array of int32 or uint32, came {info.dtype}")
-    if prod(info.shape) != 1:
-        raise ValueError(f"{argument}: expected an array of one element, came shape {info.shape}")
-
-
-def _check_handle(handle: ConditionalHandle, argument: str, graph_handle: Handle) -> None:
-    if handle.node is not None:
-        raise ValueError(
-            f"{argument}: expected a handle without a node, came that of {handle.node}"
-        )
-    around: object = graph_handle
-    while around is not handle.graph_handle:
-        if not isinstance(around, Handle):
-            raise ValueError(
-                f"{argument}: expected a handle of this graph or one around it, came another's"
-            )
-        around = around.owner
-
-
 def check_cases(n: object) -> int:
     """Return how many bodies a switch has."""
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
@@ -339,15 +273,6 @@ def check_cases(n: object) -> int:
     if not 1 <= n < 2**32:
         raise ValueError(f"n: expected at least 1 body, came {n}")
     return int(n)
-
-
-def check_default(default: object) -> int:
-    """Return the default of a handle."""
-    if not isinstance(default, (int, np.integer)):
-        raise TypeError(f"default: expected an int or None, came {type(default).__name__}")
-    if not 0 <= default < 2**32:
-        raise ValueError(f"default: expected 0 to 2**32 - 1, came {default}")
-    return int(default)
 
 
 def check_body_type(type_: NodeType, argument: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graphkit.conditional import SET_CONDITIONAL, Conditional, ConditionalHandle, check_condition
+from graphkit.accesses import condition_access
+from graphkit.conditional import SET_CONDITIONAL, Conditional
+from graphkit.conditional_handle import ConditionalHandle, check_condition
 from graphkit.errors import CudaError
 from graphkit.inner_graphs import body_of
 from graphkit.node import Node
@@ -67,11 +69,14 @@ def add_conditional(
         setter = _add_setter(graph, value, before, handle, flag)
         before = (setter.ptr,)
     records = graph.records
+    reads = None
+    if records.derived is not None:
+        reads = (condition_access(int(handle), write=False),)
     with records.turn:
-        before = records.order(graph, before)
+        before = records.order(graph, before, reads)
         params = ConditionalNodeParams(int(handle), type_, size)
         ptr, made = _add_node(graph, value, before, params, setter)
-        node = handle.node = records.keep(ptr, NodeType.CONDITIONAL, handle)
+        node = handle.node = records.keep(ptr, NodeType.CONDITIONAL, handle, reads)
         bodies = tuple(body_of(graph, body, node) for body in made)
         records.owners.extend(body.owners for body in bodies)
         added = Conditional(type_, node, bodies, handle, flag, given(bodies))

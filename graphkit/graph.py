@@ -18,12 +18,8 @@ from graphkit.accesses import (
     kernel_accesses,
 )
 from graphkit.adopted import graph_address
-from graphkit.conditional import (
-    Conditional,
-    ConditionalHandle,
-    check_cases,
-    check_default,
-)
+from graphkit.conditional import Conditional, check_cases
+from graphkit.conditional_handle import ConditionalHandle, check_default
 from graphkit.conditional_nodes import add_conditional, place_of
 from graphkit.derived_edges import DerivedEdges, check_edges
 from graphkit.device_array import DeviceArray
@@ -93,8 +89,9 @@ class Graph:
     With ``edges="derived"`` nodes wait for what they must and for nothing else: a node that reads
     bytes waits for the one that wrote them last, a node that writes them also for those that read
     them since, in the order of adding. What is behind a ``const T*`` is read, what is behind any
-    other pointer is read and written, each array from its first to its last byte; ``reads=`` and
-    ``writes=`` say it more precisely, and must say it where it cannot be known. ``deps=`` and
+    other pointer is read and written, each array from its first to its last byte; a condition is
+    written by a kernel that is given its handle, and read by its node. ``reads=`` and ``writes=``
+    say it more precisely, and must say it where it cannot be known. ``deps=`` and
     :meth:`add_dependency` order further nodes. No edge is added that others imply; programmatic
     edges come from :meth:`add_dependency` alone, and take the place of derived ones. Empty nodes
     and event nodes touch nothing. Edges stay what they are when an exec is given other arguments:

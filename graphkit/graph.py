@@ -235,11 +235,11 @@ class Graph:
         with records.turn:
             if records.derived is not None:
                 dependencies = records.order(self, dependencies, accesses)
+            if cluster is not None:
+                records.change_clusters()
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
             if attributes:
                 give_attributes(runtime, ptr, attributes)
-            if cluster is not None:
-                records.clusters = None
             records.kernels.add(kernel)
             return records.keep(ptr, NodeType.KERNEL, owners, accesses)
 
@@ -270,9 +270,9 @@ class Graph:
         self.records.check(node)
         attributes = changed_attributes(node, cluster, cooperative, priority)
         with self.records.turn:
-            set_attributes(node, attributes)
             if cluster is not None:
-                self.records.clusters = None
+                self.records.change_clusters()
+            set_attributes(node, attributes)
 
     def add_memcpy_node(
         self,
@@ -399,9 +399,9 @@ class Graph:
             accesses = accesses_of(child, "child")
         with self.records.turn:
             before = self.records.order(self, before, accesses)
-            ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
             if child.clusters:
-                self.records.clusters = None
+                self.records.change_clusters()
+            ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
             node = self.records.keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
             self.operands[ptr] = Copied(child)
             return node
@@ -654,6 +654,7 @@ class Graph:
             self.records.check(node)
             self.ptr  # noqa: B018 - refuses one that is still captured: the capture may need it
             check_node_removal(self, node)
+            self.records.keep_clusters()
             self.runtime.graph_destroy_node(node.ptr)
             self.groups.remove(node)
             self.records.drop(node)
@@ -904,8 +905,8 @@ class Graph:
 
     def end(self) -> None:
         """Close the graph, whoever it belongs to. For graphkit itself."""
-        if self.records.execs and not self.handle.closed:
-            self.clusters  # noqa: B018 - an update of theirs will want to know
+        if not self.handle.closed:
+            self.records.keep_clusters()  # an update of theirs will want to know
         for exe in list(self.records.execs):
             exe.forget_nodes(self.contains)
         for inner in inner_graphs(self):

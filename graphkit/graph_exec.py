@@ -498,7 +498,7 @@ class GraphExec:
         return None
 
     def _cluster_refusal(self, graph: Graph) -> UpdateReport | None:
-        held, wanted = self._nodes.taken_from.clusters, graph.clusters
+        held, wanted = self._nodes.clusters, graph.clusters
         if held == wanted:
             return None
         nodes = graph.nodes
@@ -564,6 +564,11 @@ class GraphExec:
         with self._turn:
             self._replaced.extend(self._nodes.forget(gone))
             self._enabled.forget(gone)
+
+    def keep_clusters(self) -> None:
+        """Note the clusters of its graph before those change. For :class:`Graph` to call."""
+        with self._turn:
+            self._nodes.clusters  # noqa: B018 - is noted when it is asked for
 
     def release(self, owners: list[object]) -> None:
         """Let go of operands once the launches so far are done. For graphkit itself."""

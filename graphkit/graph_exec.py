@@ -391,10 +391,12 @@ class GraphExec:
         check_graph(child, "child")
         with self._turn:
             self._check(node, NodeType.GRAPH)
+            level = self.graph.level_of(node)
+            assert level is not None  # or the check had refused it
+            inside = level.child_graph(node)
             self.runtime.graph_exec_child_graph_node_set_params(self.ptr, node.ptr, child.ptr)
             self._replace_owner(node, (child, child.owners))
             # The nodes inside were rewritten: what was known of them no longer holds.
-            inside = self.graph.child_graph(node)
             self._replaced.extend(self._nodes.forget(inside.contains))
             self._nodes.take_child(node, child)
 

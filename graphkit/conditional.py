@@ -271,7 +271,7 @@ def check_cases(n: object) -> int:
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
         raise TypeError(f"n: expected an int, came {type(n).__name__}")
     if not 1 <= n < 2**32:
-        raise ValueError(f"n: expected at least 1 body, came {n}")
+        raise ValueError(f"n: expected 1 to 2**32 - 1 bodies, came {n}")
     return int(n)
 
 

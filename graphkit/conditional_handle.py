@@ -26,15 +26,14 @@ class ConditionalHandle(np.uint64):
         node: the conditional node that asks for it; None until that is added.
     """
 
-    graph_handle: Handle
-    node: Node | None
+    graph_handle: Handle | None = None
+    node: Node | None = None
 
     @classmethod
     def of(cls, value: int, graph_handle: Handle) -> ConditionalHandle:
         """Wrap a handle of CUDA's. For graphkit itself."""
         handle = cls(value)
         handle.graph_handle = graph_handle
-        handle.node = None
         return handle
 
 
@@ -43,8 +42,8 @@ def check_condition(condition: object, argument: str, graph_handle: Handle) -> N
 
     Raises:
         TypeError: no array, one on the host, or one of another dtype than int32 and uint32.
-        ValueError: more or fewer elements than one, a freed array, a handle of another graph or
-            one that a node has already.
+        ValueError: more or fewer elements than one, a freed array, an address that no int32 has, a
+            handle of another graph or one that a node has already.
     """
     if isinstance(condition, ConditionalHandle):
         _check_handle(condition, argument, graph_handle)
@@ -59,6 +58,8 @@ def check_condition(condition: object, argument: str, graph_handle: Handle) -> N
         raise TypeError(f"{argument}: expected an array of int32 or uint32, came {info.dtype}")
     if prod(info.shape) != 1:
         raise ValueError(f"{argument}: expected an array of one element, came shape {info.shape}")
+    if not info.ptr or info.ptr % 4:
+        raise ValueError(f"{argument}: expected an address that 4 divides, came {info.ptr:#x}")
 
 
 def _check_handle(handle: ConditionalHandle, argument: str, graph_handle: Handle) -> None:
@@ -67,12 +68,12 @@ def _check_handle(handle: ConditionalHandle, argument: str, graph_handle: Handle
             f"{argument}: expected a handle without a node, came that of {handle.node}"
         )
     around: object = graph_handle
-    while around is not handle.graph_handle:
-        if not isinstance(around, Handle):
-            raise ValueError(
-                f"{argument}: expected a handle of this graph or one around it, came another's"
-            )
+    while isinstance(around, Handle) and around is not handle.graph_handle:
         around = around.owner
+    if not isinstance(around, Handle):
+        raise ValueError(
+            f"{argument}: expected a handle of this graph or one around it, came another's"
+        )
 
 
 def check_default(default: object) -> int:

@@ -693,6 +693,22 @@ ADDERS = [
 ]
 
 
+class At:
+    """What another library says is one int32 at some address."""
+
+    def __init__(self, address):
+        self.address = address
+
+    @property
+    def __cuda_array_interface__(self):
+        data = self.address, False
+        return {"version": 3, "shape": (1,), "typestr": "<i4", "data": data}
+
+
+def off_by_one():
+    return gk.zeros(8, np.uint8)[1:5].view(1, np.int32)
+
+
 @pytest.mark.parametrize("adder", ADDERS)
 @pytest.mark.parametrize(
     ("condition", "error", "message"),
@@ -704,6 +720,9 @@ ADDERS = [
         (lambda: gk.zeros((0, 1), np.int32), ValueError, "expected an array of one element"),
         (lambda: np.ones(1, np.int32), TypeError, "array in device memory, came ndarray on the ho"),
         (lambda: gk.empty_pinned(1, np.int32), TypeError, "expected an array in device memory"),
+        (lambda: off_by_one(), ValueError, "an address that 4 divides, came 0x[0-9a-f]+[159d]"),
+        (lambda: At(0), ValueError, "expected an address that 4 divides, came 0x0"),
+        (lambda: ConditionalHandle(5), ValueError, "expected a handle of this graph or one around"),
         (lambda: 1, TypeError, "expected a device array of one int32 or uint32.* came int"),
         (lambda: True, TypeError, "came bool"),
         (lambda: None, TypeError, "came NoneType"),
@@ -720,8 +739,9 @@ def test_a_bad_flag_is_refused_and_nothing_is_added(graph, adder, condition, err
 @pytest.mark.parametrize(
     ("n", "error", "message"),
     [
-        (0, ValueError, "n: expected at least 1 body, came 0"),
-        (-3, ValueError, "n: expected at least 1 body, came -3"),
+        (0, ValueError, r"n: expected 1 to 2\*\*32 - 1 bodies, came 0"),
+        (-3, ValueError, r"n: expected 1 to 2\*\*32 - 1 bodies, came -3"),
+        (2**32, ValueError, r"n: expected 1 to 2\*\*32 - 1 bodies, came 4294967296"),
         (1.0, TypeError, "n: expected an int, came float"),
         (True, TypeError, "n: expected an int, came bool"),
         (None, TypeError, "n: expected an int, came NoneType"),

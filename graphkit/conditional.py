@@ -165,17 +165,20 @@ class Conditionals:
     Attributes:
         nodes: what was added, by cudaGraphNode_t.
         handles: every handle made for the graph.
+        spare: handles of nodes that CUDA refused, for the next ones, each with the kernel that sets
+            it where that could not be taken out again.
         in_body: whether the graph is the body of a conditional node, or inside of one.
         ended: whether it is a body that no node may be added to any more.
         captured: of a body inside of what is being captured, the runtime and the stream.
         failed: whether a capture into this body failed, so that nobody knows what is in it.
     """
 
-    __slots__ = ("captured", "ended", "failed", "handles", "in_body", "nodes")
+    __slots__ = ("captured", "ended", "failed", "handles", "in_body", "nodes", "spare")
 
     def __init__(self) -> None:
         self.nodes: dict[int, Conditional[object]] = {}
         self.handles: list[ConditionalHandle] = []
+        self.spare: list[tuple[ConditionalHandle, Node | None]] = []
         self.in_body = False
         self.ended = False
         self.captured: tuple[Runtime, int] | None = None
@@ -246,6 +249,11 @@ class Conditionals:
             )
 
     def _refuse_incomplete(self) -> None:
+        if self.spare:
+            raise ValueError(
+                "graph: expected a conditional node for every handle, came a handle whose node CUDA "
+                "refused; add another node over a flag, or build the graph anew"
+            )
         for handle in self.handles:
             if handle.node is None:
                 raise ValueError(

@@ -770,6 +770,42 @@ def test_a_freed_flag_is_refused(graph):
     assert graph.nodes == []
 
 
+@pytest.mark.parametrize("where", ["given", "derived", "memory", "capture"])
+@pytest.mark.parametrize("refusing", ["graph_add_conditional_node", "graph_add_kernel_node"])
+def test_a_node_that_cuda_refuses_does_not_spoil_the_graph(
+    runtime, stream, counter, monkeypatch, where, refusing
+):
+    """As a driver older than 12.8 refuses an else."""
+    wrong, flag = integer(0), integer(1)
+
+    def refuse(*_):
+        raise gk.CudaError("cuGraphAddNode", 801)
+
+    def fill(graph):
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, refusing, refuse)
+            with pytest.raises(gk.CudaError, match="cuGraphAddNode returned 801"):
+                graph.if_(wrong, else_=True)
+        message = "came a handle whose node CUDA refused; add another"
+        if where != "capture":
+            with pytest.raises(ValueError, match=message):
+                graph.instantiate()
+        with graph.if_(flag) as body:
+            add(body, counter)
+
+    if where == "capture":
+        with gk.capture(stream) as graph:
+            fill(graph)
+    else:
+        graph = gk.Graph(edges="derived" if where == "derived" else "given")
+        if where == "memory":
+            alloc, inner = graph.add_mem_alloc_node(1)
+            graph.add_mem_free_node(inner, deps=alloc)
+        fill(graph)
+    run(graph, stream, times=2)
+    assert read(counter) == 2
+
+
 def test_a_handle_has_one_node_and_belongs_to_its_graph(graph, counter):
     handle, theirs = graph.conditional_handle(default=0), gk.Graph().conditional_handle()
     with graph.if_(handle) as body:

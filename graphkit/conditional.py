@@ -251,8 +251,8 @@ class Conditionals:
     def _refuse_incomplete(self) -> None:
         if self.spare:
             raise ValueError(
-                "graph: expected a conditional node for every handle, came a handle whose node CUDA "
-                "refused; add another node over a flag, or build the graph anew"
+                "graph: expected a conditional node for every handle, came a handle whose node "
+                "CUDA refused; add another node over a flag, or build the graph anew"
             )
         for handle in self.handles:
             if handle.node is None:

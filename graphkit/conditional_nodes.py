@@ -28,7 +28,16 @@ __all__ = ["add_conditional", "place_of"]
 
 
 def place_of(graph: Graph) -> tuple[int, Sequence[int] | None]:
-    """Return the cudaGraph_t and, in a capture, what its next node comes behind."""
+    """Return the cudaGraph_t and, in a capture, what its next node comes behind.
+
+    Raises:
+        ValueError: for a child graph.
+    """
+    if graph.holder is not None and graph.holder.type is NodeType.GRAPH:
+        raise ValueError(
+            "graph: expected one that is no child graph, since CUDA allows no conditional nodes "
+            f"there, came that of {graph.holder!r}"
+        )
     if graph.captured_on is None:
         return graph.ptr, None
     info = graph.runtime.stream_get_capture_info(graph.captured_on)
@@ -65,7 +74,7 @@ def add_conditional(
     # Compiled first, since nothing destroys a handle that nobody needs after all.
     SET_CONDITIONAL.function(graph.runtime)
     conditionals = graph.conditionals
-    # What is left from a node that CUDA refused: a graph with a handle too many is good for nothing.
+    # Of a node that CUDA refused, if any: a graph with a handle too many is good for nothing.
     handle, setter = conditionals.spare.pop() if conditionals.spare else (None, None)
     if setter is not None:
         before = [*before, setter.ptr]

@@ -863,6 +863,27 @@ def test_graphs_with_conditional_nodes_are_not_copied(graph, counter):
             refused()
 
 
+def test_child_graphs_hold_no_conditional_nodes(graph, stream, counter):
+    child, flag = gk.Graph(), integer(1)
+    add(child, counter)
+    with graph.if_(flag) as body:
+        held = body.add_child_graph_node(child)
+    for inside in (
+        body.child_graph(held),
+        graph.child_graph(graph.add_child_graph_node(child, deps=graph.nodes[-1])),
+    ):
+        for refused in (lambda g: g.while_(flag), lambda g: g.conditional_handle()):
+            with pytest.raises(ValueError, match="graph: expected one that is no child graph"):
+                refused(inside)
+        with pytest.raises(
+            ValueError, match="into: expected the body of a conditional node, came that"
+        ):
+            gk.capture(stream, into=inside)
+        assert len(inside.nodes) == 1
+    run(graph, stream)
+    assert read(counter) == 2
+
+
 def test_one_exec_at_a_time(graph, counter, stream):
     with graph.if_(integer(1)) as body:
         add(body, counter)

@@ -124,7 +124,8 @@ class Conditional(Generic[Bodies]):
             raise ValueError(f"{self._name}: expected nodes in the body, came none: it never ends")
         followed = {edge.from_node.ptr for edge in body.edges}
         sinks = [node for node in nodes if node.ptr not in followed]
-        body.add_kernel_node(SET_CONDITIONAL, 1, 1, (self.handle, self._flag), deps=sinks)
+        setter = body.add_kernel_node(SET_CONDITIONAL, 1, 1, (self.handle, self._flag), deps=sinks)
+        body.conditionals.setters.add(setter.ptr)
         body.conditionals.ended = True
         self._flag = None
 
@@ -165,6 +166,7 @@ class Conditionals:
     Attributes:
         nodes: what was added, by cudaGraphNode_t.
         handles: every handle made for the graph.
+        setters: the kernel nodes that set conditions to what flags hold, by cudaGraphNode_t.
         spare: handles of nodes that CUDA refused, for the next ones, each with the kernel that sets
             it where that could not be taken out again.
         in_body: whether the graph is the body of a conditional node, or inside of one.
@@ -173,11 +175,12 @@ class Conditionals:
         failed: whether a capture into this body failed, so that nobody knows what is in it.
     """
 
-    __slots__ = ("captured", "ended", "failed", "handles", "in_body", "nodes", "spare")
+    __slots__ = ("captured", "ended", "failed", "handles", "in_body", "nodes", "setters", "spare")
 
     def __init__(self) -> None:
         self.nodes: dict[int, Conditional[object]] = {}
         self.handles: list[ConditionalHandle] = []
+        self.setters: set[int] = set()
         self.spare: list[tuple[ConditionalHandle, Node | None]] = []
         self.in_body = False
         self.ended = False

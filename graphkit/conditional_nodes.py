@@ -81,11 +81,13 @@ def add_conditional(
     handle = handle or graph.conditional_handle()
     try:
         setter = _add_setter(graph, value, before, handle, condition)
-        return _add(graph, value, (setter.ptr,), type_, size, handle, condition, given)
+        added = _add(graph, value, (setter.ptr,), type_, size, handle, condition, given)
     except BaseException:
         if handle.node is None:
             conditionals.spare.append((handle, _take_out(graph, setter)))
         raise
+    conditionals.setters.add(setter.ptr)
+    return added
 
 
 def _behind(graph: Graph, deps: Node | Iterable[Node]) -> tuple[int, Sequence[int]]:

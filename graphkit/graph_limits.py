@@ -90,6 +90,11 @@ def check_node_removal(graph: Graph, node: Node) -> None:
             "node: expected any but a conditional node, since CUDA has no call that "
             f"destroys its handle, came {node!r}"
         )
+    if node.ptr in graph.conditionals.setters:
+        raise ValueError(
+            "node: expected any but the kernel that sets a condition to what its flag holds, since "
+            f"nobody else does, came {node!r}"
+        )
     graph.memory_nodes.refuse("node", "CUDA takes no node out of such a graph")
     if graph.records.derived is not None:
         refuse_removal("node")

@@ -932,6 +932,8 @@ def test_a_loop_must_end_and_be_able_to(graph, counter):
         add(body, counter)
     with pytest.raises(ValueError, match="came one that was entered before"), loop:
         pass
+    with pytest.raises(ValueError, match="node: expected any but the kernel that sets a condition"):
+        body.remove_node(body.nodes[-1])  # the loop would never end
     assert len(body.nodes) == 2
 
 
@@ -993,6 +995,8 @@ def test_a_conditional_node_stays(graph, counter):
         node = add(body, counter)
     with pytest.raises(ValueError, match="node: expected any but a conditional node"):
         graph.remove_node(graph.nodes[1])
+    with pytest.raises(ValueError, match="node: expected any but the kernel that sets a condition"):
+        graph.remove_node(graph.nodes[0])
     body.remove_node(node)
     assert body.nodes == []
 

@@ -25,7 +25,7 @@ from graphkit.node import (
     memset_params,
     node_differences,
 )
-from graphkit.node_groups import SWITCHABLE, EnabledNodes
+from graphkit.node_groups import SWITCHABLE, EnabledNodes, check_state
 from graphkit.params import Args, ArgumentBlock
 from graphkit.races import Race, find_races
 from graphkit.readback import read_values
@@ -406,10 +406,11 @@ class GraphExec:
         A node that is off does nothing, and its dependents still wait for its dependencies. It
         costs about a third of an enabled one.
         """
+        on = check_state(enabled, "enabled")
         with self._turn:
             self._check(node, *SWITCHABLE)
-            self.runtime.graph_node_set_enabled(self.ptr, node.ptr, bool(enabled))
-            self._enabled.note(node, bool(enabled))
+            self.runtime.graph_node_set_enabled(self.ptr, node.ptr, on)
+            self._enabled.note(node, on)
 
     def node_enabled(self, node: Node) -> bool:
         """Return whether a node is on (cudaGraphNodeGetEnabled)."""

@@ -98,7 +98,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             if self._into is None:
                 runtime.stream_begin_capture(self._stream, self._mode)
             else:
-                self._into.begin_capture(self._stream, self._mode, self._deps)
+                _begin_into(self._into, self._stream, self._mode, self._deps)
             capture_id = runtime.stream_get_capture_info(self._stream).id
         except CudaError as error:
             end_capture(self)
@@ -106,7 +106,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         except BaseException:  # what is refused before CUDA is called
             end_capture(self)
             raise
-        self._graph.note_capture(self._stream)
+        _note(self._graph, self._stream)
         begin_capture(self, runtime, capture_id, self._graph.owners)
         self._handled = id(sys.exception())
         if self._debug:
@@ -136,7 +136,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             failure.__cause__ = error.with_traceback(None)
             self.failure = failure
         finally:
-            self._graph.note_capture(None)
+            _note(self._graph, None)
             end_capture(self)
         if self._into is not None:
             self._into.conditionals.failed |= exc is not None or failure is not None
@@ -162,3 +162,21 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         if code == StatusCode.CAPTURE_UNJOINED:
             return None if self._watch is None else self._watch.fork
         return exception_culprit(exc, self._handled)
+
+
+def _begin_into(body: Graph, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
+    """Let a stream capture into a body (cudaStreamBeginCaptureToGraph)."""
+    check_capture(body)
+    records = body.records
+    if records.derived is not None:
+        records.derived.refuse_capture()
+    before = records.dependencies(deps)
+    body.runtime.stream_begin_capture_to_graph(stream, body.ptr, before, mode)
+    records.derived = None  # the capture gives the edges
+    records.clusters = None  # what is captured may have some
+
+
+def _note(graph: Graph, stream: int | None) -> None:
+    """Let a graph and the bodies in it know the stream that fills it from now on; None for none."""
+    graph.captured_on = stream
+    graph.conditionals.note_capture(None if stream is None else (graph.runtime, stream))

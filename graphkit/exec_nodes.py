@@ -131,7 +131,8 @@ class ExecNodes:
 
     def take_child(self, node: Node, child: Graph) -> None:
         """Note that the values inside of a child graph node are ``child``'s now."""
-        inside = self._graph.child_level(node)
+        level = self._graph.level_of(node)
+        inside = None if level is None else level.records.children.get(node.ptr)
         self._children = {
             known: graph
             for known, graph in self._children.items()

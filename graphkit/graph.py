@@ -26,7 +26,6 @@ from graphkit.device_array import DeviceArray
 from graphkit.graph_dot import dot_text
 from graphkit.graph_exec import GraphExec, check_graph, check_kernel
 from graphkit.graph_limits import (
-    check_capture,
     check_child,
     check_clone,
     check_close,
@@ -64,7 +63,6 @@ from graphkit.races import Race, find_races
 from graphkit.readback import read_cluster, read_clusters, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
-    CaptureMode,
     ConditionalHandleFlags,
     ConditionalNodeType,
     Dim3,
@@ -606,21 +604,6 @@ class Graph:
             lambda bodies: bodies,
         )
 
-    def begin_capture(self, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
-        """Let a stream capture into this body (cudaStreamBeginCaptureToGraph). For a capture."""
-        check_capture(self)
-        if self.records.derived is not None:
-            self.records.derived.refuse_capture()
-        before = self.records.dependencies(deps)
-        self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
-        self.records.derived = None  # the capture gives the edges
-        self.records.clusters = None  # what is captured may have some
-
-    def note_capture(self, stream: int | None) -> None:
-        """Note the stream whose capture fills the graph from now on, or that it has ended."""
-        self.captured_on = stream
-        self.conditionals.note_capture(None if stream is None else (self.runtime, stream))
-
     def group(self, name: str, nodes: Node | Iterable[Node] = ()) -> NodeGroup:
         """Name kernel, memcpy and memset nodes that :meth:`GraphExec.set_enabled` switches.
 
@@ -800,11 +783,6 @@ class Graph:
     def level_of(self, node: Node) -> Graph | None:
         """Return the graph that a node is a node of: this one, one inside of it, or None."""
         return level_of(self, node)
-
-    def child_level(self, node: Node) -> Graph | None:
-        """Return the child graph of a node where somebody has looked at it, else None."""
-        level = self.level_of(node)
-        return None if level is None else level.records.children.get(node.ptr)
 
     def contains(self, node: Node) -> bool:
         """Return whether a node is in this graph, or in a child graph or body of it."""

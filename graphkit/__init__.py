@@ -12,7 +12,8 @@ from graphkit.baked import Baked, check_baked
 from graphkit.buckets import Buckets
 from graphkit.c_signature import Parameter
 from graphkit.capture import capture
-from graphkit.conditional import Conditional, ConditionalHandle
+from graphkit.conditional import Conditional
+from graphkit.conditional_handle import ConditionalHandle
 from graphkit.copying import memcpy_async, memset_async
 from graphkit.cost_model import Move
 from graphkit.culprit import Culprit, StackFrame

@@ -9,12 +9,16 @@ import numpy as np
 
 from graphkit.arrays import describe, is_array
 from graphkit.c_signature import Parameter
+from graphkit.conditional_handle import ConditionalHandle
 from graphkit.runtime.protocol import MemcpyNodeParams, MemsetNodeParams
 
 __all__ = [
     "Access",
     "Declared",
     "array_span",
+    "condition_access",
+    "condition_at",
+    "condition_of",
     "copy_accesses",
     "declared_accesses",
     "fill_accesses",
@@ -26,6 +30,8 @@ __all__ = [
 Declared = Sequence[object] | None
 
 _WORD = 8  # bytes of an address
+# Conditions are no memory: each counts as a byte behind all addresses, at its handle.
+_CONDITIONS = 1 << 64
 
 
 class Access(NamedTuple):
@@ -59,6 +65,26 @@ def array_span(array: object, argument: str) -> tuple[int, int]:
         else:
             last += (extent - 1) * step
     return first, last + info.dtype.itemsize
+
+
+def condition_access(handle: int, *, write: bool, what: str = "") -> Access:
+    """Return what it is to set a condition, or to be a node that asks for it."""
+    start = _CONDITIONS + handle
+    return Access(start, start + 1, write, what)
+
+
+def condition_at(start: int) -> int | None:
+    """Return the handle of the condition that an access is of; None where it is of memory."""
+    return start - _CONDITIONS if start >= _CONDITIONS else None
+
+
+def condition_of(parameter: Parameter, value: object) -> int | None:
+    """Return the handle of the condition that a kernel sets by an argument; None for any other."""
+    if isinstance(value, ConditionalHandle):
+        return int(value)
+    if parameter.condition and isinstance(value, (int, np.integer)):
+        return int(value)
+    return None
 
 
 def copy_accesses(params: MemcpyNodeParams) -> tuple[Access, ...]:
@@ -115,7 +141,8 @@ def kernel_accesses(
     An array behind a ``const T*`` is read, one behind any other pointer read and written, all of
     it. What is declared takes the place of that: an argument that is named is touched as declared;
     an array says the same of the argument that it lies inside of, or that points into it. What
-    structs point at, passed by value, is known from declarations only.
+    structs point at, passed by value, is known from declarations only. A condition whose handle is
+    passed is written.
 
     A word of eight bytes whose type is not known (a wrapped function without a signature) needs a
     declaration unless an array was passed for it.
@@ -131,9 +158,12 @@ def kernel_accesses(
         named, arrays = _declarations(parameters, values, reads, writes)
     found = [Access(*span, write) for span, write in arrays]
     for parameter, value in zip(parameters, values, strict=True):
+        name = parameter.name
+        if (handle := condition_of(parameter, value)) is not None:
+            found.append(condition_access(handle, write=True, what=name))
+            continue
         if parameter.pointer is False:
             continue
-        name = parameter.name
         if name in named:
             span = array_span(value, name)
             found += [Access(*span, write, name) for write in named[name]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from graphkit.device_array import BFLOAT16
 from graphkit.runtime.protocol import Runtime
 
 __all__ = ["Parameter", "opaque_parameters", "parse_signature"]
+
+_CONDITION = "cudaGraphConditionalHandle"
 
 _SCALARS: dict[str, Any] = {
     "bool": np.bool_,
@@ -47,7 +49,7 @@ _SCALARS: dict[str, Any] = {
     "nv_bfloat16": BFLOAT16,
     "intptr_t": np.int64,
     "uintptr_t": np.uint64,
-    "cudaGraphConditionalHandle": np.uint64,
+    _CONDITION: np.uint64,
     "cudaSurfaceObject_t": np.uint64,
     "cudaTextureObject_t": np.uint64,
 }
@@ -64,6 +66,7 @@ class Parameter:
         dtype: NumPy dtype of a scalar or of what a pointer points at; None when unknown.
         pointer: True for a pointer, False for a value, None when unknown.
         const: whether a pointer's target is const, that is only read.
+        condition: whether it is a condition that the kernel sets, a cudaGraphConditionalHandle.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Parameter:
     dtype: np.dtype[Any] | None = None
     pointer: bool | None = None
     const: bool = False
+    condition: bool = False
 
     def __str__(self) -> str:
         kind = self.dtype.name if self.dtype is not None else f"{self.size} bytes"
@@ -122,16 +126,7 @@ def parse_signature(
         align = 8 if parameter.dtype is None or parameter.pointer else _alignment(parameter.dtype)
         offset = -(-end // align) * align
         end = offset + parameter.size
-        parameters.append(
-            Parameter(
-                parameter.name,
-                offset,
-                parameter.size,
-                parameter.dtype,
-                parameter.pointer,
-                parameter.const,
-            )
-        )
+        parameters.append(replace(parameter, offset=offset))
     names = [parameter.name for parameter in parameters]
     twice = {item for item in names if names.count(item) > 1}
     if twice:
@@ -188,7 +183,7 @@ def _parse_parameter(
             f'types={{"{type_name}": <NumPy dtype>}}'
         )
     dtype = np.dtype(declared)
-    return Parameter(name, 0, dtype.itemsize, dtype, False)
+    return Parameter(name, 0, dtype.itemsize, dtype, False, condition=type_name == _CONDITION)
 
 
 def _spelling(words: list[str]) -> str:

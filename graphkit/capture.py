@@ -12,6 +12,7 @@ from graphkit.culprit import Culprit, caller_culprit, exception_culprit
 from graphkit.errors import CaptureError, CudaError
 from graphkit.graph import Graph
 from graphkit.graph_exec import check_graph
+from graphkit.graph_limits import check_capture
 from graphkit.lifetime import Handle, begin_capture, end_capture
 from graphkit.node import Node
 from graphkit.runtime.protocol import CaptureMode, Runtime
@@ -67,7 +68,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
     ) -> None:
         if into is not None:
             check_graph(into, "into")
-            into.conditionals.refuse_capture()
+            check_capture(into)
         modes = {item.name.lower(): item for item in CaptureMode}
         if mode not in tuple(modes):  # a dict would want what came to be hashable
             raise ValueError(f"mode: expected one of {sorted(modes)}, came {mode!r}")
@@ -97,7 +98,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             if self._into is None:
                 runtime.stream_begin_capture(self._stream, self._mode)
             else:
-                self._into.begin_capture(self._stream, self._mode, self._deps)
+                _begin_into(self._into, self._stream, self._mode, self._deps)
             capture_id = runtime.stream_get_capture_info(self._stream).id
         except CudaError as error:
             end_capture(self)
@@ -105,7 +106,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         except BaseException:  # what is refused before CUDA is called
             end_capture(self)
             raise
-        self._graph.captured_on = self._stream
+        _note(self._graph, self._stream)
         begin_capture(self, runtime, capture_id, self._graph.owners)
         self._handled = id(sys.exception())
         if self._debug:
@@ -135,7 +136,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
             failure.__cause__ = error.with_traceback(None)
             self.failure = failure
         finally:
-            self._graph.captured_on = None
+            _note(self._graph, None)
             end_capture(self)
         if self._into is not None:
             self._into.conditionals.failed |= exc is not None or failure is not None
@@ -143,6 +144,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
                 # CUDA took the body with the dead capture: to destroy the graph around it ends the
                 # process (driver 580).
                 self._into.handle.abandon()
+                self._into.end()
         elif exc is not None or failure is not None:
             # A body that raised leaves a valid, partial graph. It is closed, not destroyed at
             # once: another capture may be live.
@@ -160,3 +162,21 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         if code == StatusCode.CAPTURE_UNJOINED:
             return None if self._watch is None else self._watch.fork
         return exception_culprit(exc, self._handled)
+
+
+def _begin_into(body: Graph, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
+    """Let a stream capture into a body (cudaStreamBeginCaptureToGraph)."""
+    check_capture(body)
+    records = body.records
+    if records.derived is not None:
+        records.derived.refuse_capture()
+    before = records.dependencies(deps)
+    body.runtime.stream_begin_capture_to_graph(stream, body.ptr, before, mode)
+    records.derived = None  # the capture gives the edges
+    records.clusters = None  # what is captured may have some
+
+
+def _note(graph: Graph, stream: int | None) -> None:
+    """Let a graph and the bodies in it know the stream that fills it from now on; None for none."""
+    graph.captured_on = stream
+    graph.conditionals.note_capture(None if stream is None else (graph.runtime, stream))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from graphkit.arrays import device_pointer, is_array
+from graphkit.conditional_handle import ConditionalHandle
 from graphkit.errors import CudaError
 from graphkit.kernel import Kernel, Launch, Pointer
-from graphkit.lifetime import Handle
 from graphkit.node import Node
-from graphkit.runtime.protocol import CaptureStatus, ConditionalNodeType, NodeType
+from graphkit.runtime.protocol import CaptureStatus, ConditionalNodeType, NodeType, Runtime
 from graphkit.statuses import StatusCode
 
 if TYPE_CHECKING:
@@ -24,17 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SET_CONDITIONAL",
     "Conditional",
-    "ConditionalHandle",
     "Conditionals",
     "check_body_graph",
     "check_cases",
-    "check_condition",
-    "check_default",
 ]
 
 Bodies = TypeVar("Bodies", covariant=True)
 
-_FLAG_DTYPES = (np.dtype(np.int32), np.dtype(np.uint32))
 _BODY_TYPES = {
     NodeType.KERNEL,
     NodeType.MEMCPY,
@@ -55,29 +49,6 @@ SET_CONDITIONAL = Kernel(
     "set_conditional",
     twin=_set_conditional,
 )
-
-
-class ConditionalHandle(np.uint64):
-    """A condition (cudaGraphConditionalHandle), made by :meth:`graphkit.Graph.conditional_handle`.
-
-    Pass it to the kernel that sets it with cudaGraphSetConditional, and to
-    :meth:`~graphkit.Graph.while_`, :meth:`~graphkit.Graph.if_` or
-    :meth:`~graphkit.Graph.switch`, once.
-
-    Attributes:
-        node: the conditional node that asks for it; None until that is added.
-    """
-
-    graph_handle: Handle
-    node: Node | None
-
-    @classmethod
-    def of(cls, value: int, graph_handle: Handle) -> ConditionalHandle:
-        """Wrap a handle of CUDA's. For graphkit itself."""
-        handle = cls(value)
-        handle.graph_handle = graph_handle
-        handle.node = None
-        return handle
 
 
 class Conditional(Generic[Bodies]):
@@ -140,7 +111,8 @@ class Conditional(Generic[Bodies]):
         if self.bodies[0].conditionals.capture_failed():
             self._missing = "the capture around it failed"  # and says so itself when it ends
             return
-        if self._flag is not None:
+        # What a failed capture left of a body is not touched any more: CUDA may have taken it.
+        if self._flag is not None and not self._body_failed:
             self._append_setter(self.bodies[0])
         self._missing = ""
 
@@ -152,7 +124,8 @@ class Conditional(Generic[Bodies]):
             raise ValueError(f"{self._name}: expected nodes in the body, came none: it never ends")
         followed = {edge.from_node.ptr for edge in body.edges}
         sinks = [node for node in nodes if node.ptr not in followed]
-        body.add_kernel_node(SET_CONDITIONAL, 1, 1, (self.handle, self._flag), deps=sinks)
+        setter = body.add_kernel_node(SET_CONDITIONAL, 1, 1, (self.handle, self._flag), deps=sinks)
+        body.conditionals.setters.add(setter.ptr)
         body.conditionals.ended = True
         self._flag = None
 
@@ -160,8 +133,14 @@ class Conditional(Generic[Bodies]):
     def _name(self) -> str:
         return self.type.name.lower()
 
+    @property
+    def _body_failed(self) -> bool:
+        return any(body.conditionals.failed for body in self.bodies)
+
     def missing(self) -> str:
         """Say why the node cannot be launched yet; an empty str when it can."""
+        if not self._missing and self._body_failed:
+            return "a capture into its body failed"
         is_while = self.type is ConditionalNodeType.WHILE
         if not self._missing and is_while and not self.bodies[0].nodes:
             return "its body is empty, and it would never end"
@@ -187,35 +166,49 @@ class Conditionals:
     Attributes:
         nodes: what was added, by cudaGraphNode_t.
         handles: every handle made for the graph.
+        setters: the kernel nodes that set conditions to what flags hold, by cudaGraphNode_t.
+        spare: handles of nodes that CUDA refused, for the next ones, each with the kernel that sets
+            it where that could not be taken out again.
         in_body: whether the graph is the body of a conditional node, or inside of one.
         ended: whether it is a body that no node may be added to any more.
-        captured: of a body inside of a captured graph, that graph and the stream.
+        captured: of a body inside of what is being captured, the runtime and the stream.
         failed: whether a capture into this body failed, so that nobody knows what is in it.
     """
 
-    __slots__ = ("captured", "ended", "failed", "handles", "in_body", "nodes")
+    __slots__ = ("captured", "ended", "failed", "handles", "in_body", "nodes", "setters", "spare")
 
     def __init__(self) -> None:
         self.nodes: dict[int, Conditional[object]] = {}
         self.handles: list[ConditionalHandle] = []
+        self.setters: set[int] = set()
+        self.spare: list[tuple[ConditionalHandle, Node | None]] = []
         self.in_body = False
         self.ended = False
-        self.captured: tuple[Handle, int] | None = None
+        self.captured: tuple[Runtime, int] | None = None
         self.failed = False
 
     def capture_failed(self) -> bool:
         """Return whether the capture around a body is dead, and CUDA destroys the body with it."""
         if self.captured is None:
             return False
-        graph, stream = self.captured
-        if not graph.closed:  # its capture has ended well
-            return False
-        return graph.runtime.stream_is_capturing(stream) is not CaptureStatus.ACTIVE
+        runtime, stream = self.captured
+        return runtime.stream_is_capturing(stream) is not CaptureStatus.ACTIVE
+
+    def note_capture(self, captured: tuple[Runtime, int] | None) -> None:
+        """Tell all bodies inside that a capture around them has begun, or has ended."""
+        for body in self.all_bodies():
+            body.conditionals.captured = captured
 
     def bodies(self) -> Iterator[Graph]:
         """Yield the bodies of all nodes."""
         for conditional in self.nodes.values():
             yield from conditional.bodies
+
+    def all_bodies(self) -> Iterator[Graph]:
+        """Yield the bodies of all nodes, and those inside of them."""
+        for body in self.bodies():
+            yield body
+            yield from body.conditionals.all_bodies()
 
     def refuse_add(self) -> None:
         """Refuse to add behind the last node of a loop's body, or to a body that is gone."""
@@ -258,22 +251,12 @@ class Conditionals:
                 f"nodes have one at a time, came one with {live[0]!r}; close that first"
             )
 
-    def refuse_capture(self) -> None:
-        """Refuse to capture into what is no body, or is in a capture that may die."""
-        if not self.in_body:
-            raise ValueError(
-                "into: expected the body of a conditional node, came a graph of its own; without "
-                "into, a capture makes one"
-            )
-        if self.captured is not None and self.captured[0].closed:
-            raise ValueError(
-                "into: expected a body that no live capture is around, since CUDA crashes when "
-                "the inner capture dies, came one; add its nodes by hand"
-            )
-
     def _refuse_incomplete(self) -> None:
-        if self.failed:
-            raise ValueError("graph: expected complete bodies, came one whose capture failed")
+        if self.spare:
+            raise ValueError(
+                "graph: expected a conditional node for every handle, came a handle whose node "
+                "CUDA refused; add another node over a flag, or build the graph anew"
+            )
         for handle in self.handles:
             if handle.node is None:
                 raise ValueError(
@@ -294,59 +277,13 @@ class Conditionals:
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def check_condition(condition: object, argument: str, graph_handle: Handle) -> None:
-    """Refuse what is neither one integer in device memory nor a fresh handle of the graph.
-
-    Raises:
-        TypeError: no array, one on the host, or one of another dtype than int32 and uint32.
-        ValueError: more or fewer elements than one, a freed array, a handle of another graph or
-            one that a node has already.
-    """
-    if isinstance(condition, ConditionalHandle):
-        _check_handle(condition, argument, graph_handle)
-        return
-    if not is_array(condition):
-        raise TypeError(
-            f"{argument}: expected a device array of one int32 or uint32, or what "
-            f"conditional_handle() returned, came {type(condition).__name__}"
-        )
-    info = device_pointer(condition, argument)
-    if info.dtype not in _FLAG_DTYPES:
-        raise TypeError(f"{argument}: expected an array of int32 or uint32, came {info.dtype}")
-    if prod(info.shape) != 1:
-        raise ValueError(f"{argument}: expected an array of one element, came shape {info.shape}")
-
-
-def _check_handle(handle: ConditionalHandle, argument: str, graph_handle: Handle) -> None:
-    if handle.node is not None:
-        raise ValueError(
-            f"{argument}: expected a handle without a node, came that of {handle.node}"
-        )
-    around: object = graph_handle
-    while around is not handle.graph_handle:
-        if not isinstance(around, Handle):
-            raise ValueError(
-                f"{argument}: expected a handle of this graph or one around it, came another's"
-            )
-        around = around.owner
-
-
 def check_cases(n: object) -> int:
     """Return how many bodies a switch has."""
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
         raise TypeError(f"n: expected an int, came {type(n).__name__}")
     if not 1 <= n < 2**32:
-        raise ValueError(f"n: expected at least 1 body, came {n}")
+        raise ValueError(f"n: expected 1 to 2**32 - 1 bodies, came {n}")
     return int(n)
-
-
-def check_default(default: object) -> int:
-    """Return the default of a handle."""
-    if not isinstance(default, (int, np.integer)):
-        raise TypeError(f"default: expected an int or None, came {type(default).__name__}")
-    if not 0 <= default < 2**32:
-        raise ValueError(f"default: expected 0 to 2**32 - 1, came {default}")
-    return int(default)
 
 
 def check_body_type(type_: NodeType, argument: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from graphkit.conditional import SET_CONDITIONAL, Conditional, ConditionalHandle, check_condition
+from graphkit.accesses import condition_access
+from graphkit.conditional import SET_CONDITIONAL, Conditional
+from graphkit.conditional_handle import ConditionalHandle, check_condition
 from graphkit.errors import CudaError
 from graphkit.inner_graphs import body_of
 from graphkit.node import Node
@@ -25,7 +28,16 @@ __all__ = ["add_conditional", "place_of"]
 
 
 def place_of(graph: Graph) -> tuple[int, Sequence[int] | None]:
-    """Return the cudaGraph_t and, in a capture, what its next node comes behind."""
+    """Return the cudaGraph_t and, in a capture, what its next node comes behind.
+
+    Raises:
+        ValueError: for a child graph.
+    """
+    if graph.holder is not None and graph.holder.type is NodeType.GRAPH:
+        raise ValueError(
+            "graph: expected one that is no child graph, since CUDA allows no conditional nodes "
+            f"there, came that of {graph.holder!r}"
+        )
     if graph.captured_on is None:
         return graph.ptr, None
     info = graph.runtime.stream_get_capture_info(graph.captured_on)
@@ -57,27 +69,24 @@ def add_conditional(
     """
     value, before = _behind(graph, deps)
     check_condition(condition, argument, graph.handle)
-    setter, flag = None, None
     if isinstance(condition, ConditionalHandle):
-        handle = condition
-    else:
-        # Compiled first, since nothing destroys a handle that nobody needs after all.
-        SET_CONDITIONAL.function(graph.runtime)
-        handle, flag = graph.conditional_handle(), condition
-        setter = _add_setter(graph, value, before, handle, flag)
-        before = (setter.ptr,)
-    records = graph.records
-    with records.turn:
-        before = records.order(graph, before)
-        params = ConditionalNodeParams(int(handle), type_, size)
-        ptr, made = _add_node(graph, value, before, params, setter)
-        node = handle.node = records.keep(ptr, NodeType.CONDITIONAL, handle)
-        bodies = tuple(body_of(graph, body, node) for body in made)
-        records.owners.extend(body.owners for body in bodies)
-        added = Conditional(type_, node, bodies, handle, flag, given(bodies))
-        records.conditionals.nodes[ptr] = added
-        if records.derived is not None:
-            records.derived.open(added)
+        return _add(graph, value, before, type_, size, condition, None, given)
+    # Compiled first, since nothing destroys a handle that nobody needs after all.
+    SET_CONDITIONAL.function(graph.runtime)
+    conditionals = graph.conditionals
+    # Of a node that CUDA refused, if any: a graph with a handle too many is good for nothing.
+    handle, setter = conditionals.spare.pop() if conditionals.spare else (None, None)
+    if setter is not None:
+        before = [*before, setter.ptr]
+    handle = handle or graph.conditional_handle()
+    try:
+        setter = _add_setter(graph, value, before, handle, condition)
+        added = _add(graph, value, (setter.ptr,), type_, size, handle, condition, given)
+    except BaseException:
+        if handle.node is None:
+            conditionals.spare.append((handle, _take_out(graph, setter)))
+        raise
+    conditionals.setters.add(setter.ptr)
     return added
 
 
@@ -111,21 +120,42 @@ def _add_setter(
         return records.keep(ptr, NodeType.KERNEL, owners)
 
 
-def _add_node(
+def _take_out(graph: Graph, setter: Node | None) -> Node | None:
+    """Destroy the kernel of a node that CUDA refused; return it where it has to stay."""
+    if setter is not None and graph.records.derived is None:
+        with suppress(CudaError):  # out of a graph with alloc or free nodes none is taken
+            graph.runtime.graph_destroy_node(setter.ptr)
+            graph.records.drop(setter)
+            return None
+    return setter
+
+
+def _add(
     graph: Graph,
     value: int,
     before: Sequence[int],
-    params: ConditionalNodeParams,
-    setter: Node | None,
-) -> tuple[int, Sequence[int]]:
-    """Add the node; when CUDA refuses it, take the setter out again."""
-    try:
+    type_: ConditionalNodeType,
+    size: int,
+    handle: ConditionalHandle,
+    flag: object | None,
+    given: Callable[[tuple[Graph, ...]], Any],
+) -> Conditional[Any]:
+    """Add the node itself, and wrap its bodies."""
+    records = graph.records
+    reads = None
+    if records.derived is not None:
+        reads = (condition_access(int(handle), write=False),)
+    with records.turn:
+        before = records.order(graph, before, reads)
+        params = ConditionalNodeParams(int(handle), type_, size)
         ptr, made = graph.runtime.graph_add_conditional_node(value, before, params)
-    except BaseException:
-        if setter is not None and graph.records.derived is None:
-            graph.runtime.graph_destroy_node(setter.ptr)
-            del graph.records.nodes[setter.ptr]
-        raise
-    if graph.captured_on is not None:
-        graph.runtime.stream_update_capture_dependencies(graph.captured_on, (ptr,))
-    return ptr, made
+        if graph.captured_on is not None:
+            graph.runtime.stream_update_capture_dependencies(graph.captured_on, (ptr,))
+        node = handle.node = records.keep(ptr, NodeType.CONDITIONAL, handle, reads)
+        bodies = tuple(body_of(graph, body, node) for body in made)
+        records.owners.extend(body.owners for body in bodies)
+        added = Conditional(type_, node, bodies, handle, flag, given(bodies))
+        records.conditionals.nodes[ptr] = added
+        if records.derived is not None:
+            records.derived.open(added)
+    return added

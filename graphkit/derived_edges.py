@@ -124,14 +124,14 @@ class DerivedEdges:
                 f"edges are derived from them, came {conditional!r}: {missing}"
             )
         self._open = None
-        found: list[Access] = []
+        ptr = conditional.node.ptr
+        found = [*graph.touched[ptr]]
         for body in conditional.bodies:
             inside = body.records.derived
             if inside is not None:
                 inside.settle(body)
                 inside._sealed = _BODY_SEALED
             found += accesses_of(body, "graph")
-        ptr = conditional.node.ptr
         graph.touched[ptr] = tuple(found)
         self.touch(graph, ptr, found)
 

@@ -67,12 +67,11 @@ class DeviceArray:
         runtime: Runtime | None = None,
     ) -> None:
         self.runtime = runtime or current()
-        self.shape = _extents(shape)
-        self.dtype = _plain_dtype(dtype)
+        self.shape, self.dtype, nbytes = check_elements(shape, dtype)
         self.strides = contiguous_strides(self.shape, self.dtype.itemsize)
         self.offset = 0
         # cudaMalloc(0) gives no address; one byte keeps empty arrays apart from missing ones.
-        address = self.runtime.malloc(max(self.nbytes, 1))
+        address = self.runtime.malloc(max(nbytes, 1))
         self.memory = Handle(self.runtime, "device memory", address, self.runtime.free)
 
     @property
@@ -251,7 +250,10 @@ def check_elements(
 ) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Return shape and dtype of an array to be, checked, and its bytes."""
     extents, kind = _extents(shape), _plain_dtype(dtype)
-    return extents, kind, prod(extents) * kind.itemsize
+    nbytes = prod(extents) * kind.itemsize
+    if nbytes >= 2**63:
+        raise ValueError(f"shape: expected fewer than 2**63 bytes, came {nbytes} for {shape!r}")
+    return extents, kind, nbytes
 
 
 def _extents(shape: object) -> tuple[int, ...]:
@@ -317,9 +319,7 @@ def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> N
     memory lives as long as the array or any view of it.
     """
     runtime = current()
-    extents = _extents(shape)
-    kind = _plain_dtype(dtype)
-    nbytes = prod(extents) * kind.itemsize
+    extents, kind, nbytes = check_elements(shape, dtype)
     address = runtime.host_alloc(max(nbytes, 1))
     buffer = (ctypes.c_ubyte * max(nbytes, 1)).from_address(address)
     # NumPy keeps the buffer as the base of every view, and the buffer keeps the handle.

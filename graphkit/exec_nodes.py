@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from graphkit.node import Node, NodeValues
 from graphkit.params import ArgumentBlock
 from graphkit.readback import kernel_values, read_kernel_block, read_values
-from graphkit.runtime.protocol import KernelNodeParams, MemcpyNodeParams, MemsetNodeParams
+from graphkit.runtime.protocol import Dim3, KernelNodeParams, MemcpyNodeParams, MemsetNodeParams
 
 if TYPE_CHECKING:
     from graphkit.graph import Graph
@@ -58,6 +58,17 @@ class ExecNodes:
         self.slots: dict[Node, KernelSlot] = {}
         self.copies: dict[Node, MemcpyNodeParams] = {}
         self.fills: dict[Node, MemsetNodeParams] = {}
+        self._clusters: dict[tuple[int, ...], Dim3] | None = None
+
+    @property
+    def clusters(self) -> dict[tuple[int, ...], Dim3]:
+        """Cluster extents that the exec was made with, as :attr:`Graph.clusters`: they stay.
+
+        Asked for when they are first needed, or the graph is about to change.
+        """
+        if self._clusters is None:
+            self._clusters = self._graph.clusters
+        return self._clusters
 
     def open(self, node: Node) -> KernelSlot:
         """Read what the exec holds for a kernel node that was not changed yet."""
@@ -120,7 +131,8 @@ class ExecNodes:
 
     def take_child(self, node: Node, child: Graph) -> None:
         """Note that the values inside of a child graph node are ``child``'s now."""
-        inside = self._graph.child_level(node)
+        level = self._graph.level_of(node)
+        inside = None if level is None else level.records.children.get(node.ptr)
         self._children = {
             known: graph
             for known, graph in self._children.items()

@@ -18,12 +18,8 @@ from graphkit.accesses import (
     kernel_accesses,
 )
 from graphkit.adopted import graph_address
-from graphkit.conditional import (
-    Conditional,
-    ConditionalHandle,
-    check_cases,
-    check_default,
-)
+from graphkit.conditional import Conditional, check_cases
+from graphkit.conditional_handle import ConditionalHandle, check_default
 from graphkit.conditional_nodes import add_conditional, place_of
 from graphkit.derived_edges import DerivedEdges, check_edges
 from graphkit.device_array import DeviceArray
@@ -32,6 +28,7 @@ from graphkit.graph_exec import GraphExec, check_graph, check_kernel
 from graphkit.graph_limits import (
     check_child,
     check_clone,
+    check_close,
     check_edge_removal,
     check_groups,
     check_instantiate,
@@ -66,7 +63,6 @@ from graphkit.races import Race, find_races
 from graphkit.readback import read_cluster, read_clusters, read_kernel, read_values
 from graphkit.runtime import current
 from graphkit.runtime.protocol import (
-    CaptureMode,
     ConditionalHandleFlags,
     ConditionalNodeType,
     Dim3,
@@ -91,8 +87,9 @@ class Graph:
     With ``edges="derived"`` nodes wait for what they must and for nothing else: a node that reads
     bytes waits for the one that wrote them last, a node that writes them also for those that read
     them since, in the order of adding. What is behind a ``const T*`` is read, what is behind any
-    other pointer is read and written, each array from its first to its last byte; ``reads=`` and
-    ``writes=`` say it more precisely, and must say it where it cannot be known. ``deps=`` and
+    other pointer is read and written, each array from its first to its last byte; a condition is
+    written by a kernel that is given its handle, and read by its node. ``reads=`` and ``writes=``
+    say it more precisely, and must say it where it cannot be known. ``deps=`` and
     :meth:`add_dependency` order further nodes. No edge is added that others imply; programmatic
     edges come from :meth:`add_dependency` alone, and take the place of derived ones. Empty nodes
     and event nodes touch nothing. Edges stay what they are when an exec is given other arguments:
@@ -236,11 +233,11 @@ class Graph:
         with records.turn:
             if records.derived is not None:
                 dependencies = records.order(self, dependencies, accesses)
+            if cluster is not None:
+                records.change_clusters()
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
             if attributes:
                 give_attributes(runtime, ptr, attributes)
-            if cluster is not None:
-                records.clusters = None
             records.kernels.add(kernel)
             return records.keep(ptr, NodeType.KERNEL, owners, accesses)
 
@@ -271,9 +268,9 @@ class Graph:
         self.records.check(node)
         attributes = changed_attributes(node, cluster, cooperative, priority)
         with self.records.turn:
-            set_attributes(node, attributes)
             if cluster is not None:
-                self.records.clusters = None
+                self.records.change_clusters()
+            set_attributes(node, attributes)
 
     def add_memcpy_node(
         self,
@@ -400,9 +397,9 @@ class Graph:
             accesses = accesses_of(child, "child")
         with self.records.turn:
             before = self.records.order(self, before, accesses)
-            ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
             if child.clusters:
-                self.records.clusters = None
+                self.records.change_clusters()
+            ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
             node = self.records.keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
             self.operands[ptr] = Copied(child)
             return node
@@ -607,16 +604,6 @@ class Graph:
             lambda bodies: bodies,
         )
 
-    def begin_capture(self, stream: int, mode: CaptureMode, deps: Node | Iterable[Node]) -> None:
-        """Let a stream capture into this body (cudaStreamBeginCaptureToGraph). For a capture."""
-        self.conditionals.refuse_capture()
-        if self.records.derived is not None:
-            self.records.derived.refuse_capture()
-        before = self.records.dependencies(deps)
-        self.runtime.stream_begin_capture_to_graph(stream, self.ptr, before, mode)
-        self.records.derived = None  # the capture gives the edges
-        self.records.clusters = None  # what is captured may have some
-
     def group(self, name: str, nodes: Node | Iterable[Node] = ()) -> NodeGroup:
         """Name kernel, memcpy and memset nodes that :meth:`GraphExec.set_enabled` switches.
 
@@ -648,7 +635,9 @@ class Graph:
         """
         with self.records.turn:
             self.records.check(node)
+            self.ptr  # noqa: B018 - refuses one that is still captured: the capture may need it
             check_node_removal(self, node)
+            self.records.keep_clusters()
             self.runtime.graph_destroy_node(node.ptr)
             self.groups.remove(node)
             self.records.drop(node)
@@ -795,11 +784,6 @@ class Graph:
         """Return the graph that a node is a node of: this one, one inside of it, or None."""
         return level_of(self, node)
 
-    def child_level(self, node: Node) -> Graph | None:
-        """Return the child graph of a node where somebody has looked at it, else None."""
-        level = self.level_of(node)
-        return None if level is None else level.records.children.get(node.ptr)
-
     def contains(self, node: Node) -> bool:
         """Return whether a node is in this graph, or in a child graph or body of it."""
         return self.level_of(node) is not None
@@ -889,13 +873,22 @@ class Graph:
         """Destroy the graph (cudaGraphDestroy); execs made from it still launch.
 
         Their single nodes can no longer be changed: CUDA needs the graph for that.
+
+        Raises:
+            ValueError: a child graph or a body, which ends with the graph around it; or a graph
+                that a live capture fills, or a body in it.
         """
-        if self.records.execs and not self.handle.closed:
-            self.clusters  # noqa: B018 - an update of theirs will want to know
+        check_close(self)
+        self.end()
+
+    def end(self) -> None:
+        """Close the graph, whoever it belongs to. For graphkit itself."""
+        if not self.handle.closed:
+            self.records.keep_clusters()  # an update of theirs will want to know
         for exe in list(self.records.execs):
             exe.forget_nodes(self.contains)
         for inner in inner_graphs(self):
-            inner.close()
+            inner.end()
         self.handle.close()
         self.records.clear()
 

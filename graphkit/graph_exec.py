@@ -25,7 +25,7 @@ from graphkit.node import (
     memset_params,
     node_differences,
 )
-from graphkit.node_groups import SWITCHABLE, EnabledNodes
+from graphkit.node_groups import SWITCHABLE, EnabledNodes, check_state
 from graphkit.params import Args, ArgumentBlock
 from graphkit.races import Race, find_races
 from graphkit.readback import read_values
@@ -391,10 +391,12 @@ class GraphExec:
         check_graph(child, "child")
         with self._turn:
             self._check(node, NodeType.GRAPH)
+            level = self.graph.level_of(node)
+            assert level is not None  # or the check had refused it
+            inside = level.child_graph(node)
             self.runtime.graph_exec_child_graph_node_set_params(self.ptr, node.ptr, child.ptr)
             self._replace_owner(node, (child, child.owners))
             # The nodes inside were rewritten: what was known of them no longer holds.
-            inside = self.graph.child_graph(node)
             self._replaced.extend(self._nodes.forget(inside.contains))
             self._nodes.take_child(node, child)
 
@@ -404,10 +406,11 @@ class GraphExec:
         A node that is off does nothing, and its dependents still wait for its dependencies. It
         costs about a third of an enabled one.
         """
+        on = check_state(enabled, "enabled")
         with self._turn:
             self._check(node, *SWITCHABLE)
-            self.runtime.graph_node_set_enabled(self.ptr, node.ptr, bool(enabled))
-            self._enabled.note(node, bool(enabled))
+            self.runtime.graph_node_set_enabled(self.ptr, node.ptr, on)
+            self._enabled.note(node, on)
 
     def node_enabled(self, node: Node) -> bool:
         """Return whether a node is on (cudaGraphNodeGetEnabled)."""
@@ -498,7 +501,7 @@ class GraphExec:
         return None
 
     def _cluster_refusal(self, graph: Graph) -> UpdateReport | None:
-        held, wanted = self._nodes.taken_from.clusters, graph.clusters
+        held, wanted = self._nodes.clusters, graph.clusters
         if held == wanted:
             return None
         nodes = graph.nodes
@@ -564,6 +567,11 @@ class GraphExec:
         with self._turn:
             self._replaced.extend(self._nodes.forget(gone))
             self._enabled.forget(gone)
+
+    def keep_clusters(self) -> None:
+        """Note the clusters of its graph before those change. For :class:`Graph` to call."""
+        with self._turn:
+            self._nodes.clusters  # noqa: B018 - is noted when it is asked for
 
     def release(self, owners: list[object]) -> None:
         """Let go of operands once the launches so far are done. For graphkit itself."""

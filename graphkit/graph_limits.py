@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from graphkit.conditional import check_body_graph
 from graphkit.derived_edges import refuse_removal
+from graphkit.inner_graphs import captured_inside
 from graphkit.node import Node
 from graphkit.runtime.protocol import NodeType
 
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from graphkit.graph import Graph
 
 __all__ = [
+    "check_capture",
     "check_child",
     "check_clone",
+    "check_close",
     "check_edge_removal",
     "check_groups",
     "check_instantiate",
@@ -41,6 +44,39 @@ def check_memory(graph: Graph, type_: NodeType) -> None:
         )
 
 
+def check_capture(graph: Graph) -> None:
+    """Refuse to capture into what is no body, or where another capture is live."""
+    holder = graph.holder
+    if holder is None or holder.type is not NodeType.CONDITIONAL:
+        came = "a graph of its own" if holder is None else f"that of {holder!r}"
+        raise ValueError(
+            f"into: expected the body of a conditional node, came {came}; without into, a capture "
+            "makes a graph of its own"
+        )
+    if graph.conditionals.captured is not None:
+        raise ValueError(
+            "into: expected a body that no live capture is around, since CUDA crashes when "
+            "the inner capture dies, came one; add its nodes by hand"
+        )
+    inside = captured_inside(graph)
+    if inside is not None:
+        came = "one into it" if inside is graph else f"one into the body of {inside.holder!r}"
+        raise ValueError(f"into: expected a body without a live capture, came {came}")
+
+
+def check_close(graph: Graph) -> None:
+    """Refuse to close what belongs to a node, or what a live capture fills."""
+    if graph.holder is not None and not graph.handle.closed:
+        raise ValueError(
+            f"graph: expected one that is in no other, came that of {graph.holder!r}, which ends "
+            "with the graph around it"
+        )
+    inside = captured_inside(graph)
+    if inside is not None:
+        what = "it" if inside is graph else f"the body of {inside.holder!r}"
+        raise ValueError(f"graph: expected one without a live capture, came one into {what}")
+
+
 def check_groups(graph: Graph) -> None:
     """Refuse groups of a graph that is inside of another."""
     if graph.holder is not None:
@@ -53,6 +89,11 @@ def check_node_removal(graph: Graph, node: Node) -> None:
         raise ValueError(
             "node: expected any but a conditional node, since CUDA has no call that "
             f"destroys its handle, came {node!r}"
+        )
+    if node.ptr in graph.conditionals.setters:
+        raise ValueError(
+            "node: expected any but the kernel that sets a condition to what its flag holds, since "
+            f"nobody else does, came {node!r}"
         )
     graph.memory_nodes.refuse("node", "CUDA takes no node out of such a graph")
     if graph.records.derived is not None:

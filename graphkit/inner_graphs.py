@@ -12,7 +12,7 @@ from graphkit.touched import Copied
 if TYPE_CHECKING:
     from graphkit.graph import Graph
 
-__all__ = ["body_of", "child_of", "inner_graphs", "level_of"]
+__all__ = ["body_of", "captured_inside", "child_of", "inner_graphs", "level_of"]
 
 
 def child_of(graph: Graph, node: Node) -> Graph:
@@ -37,10 +37,9 @@ def body_of(graph: Graph, value: int, node: Node) -> Graph:
     body = graph.of_handle(Handle(graph.runtime, "graph", value, None, graph.handle))
     body.holder = node
     body.conditionals.in_body = True
+    body.conditionals.captured = graph.conditionals.captured
     if graph.captured_on is not None:
-        body.conditionals.captured = (graph.handle, graph.captured_on)
-    else:
-        body.conditionals.captured = graph.conditionals.captured
+        body.conditionals.captured = graph.runtime, graph.captured_on
     body.records.clusters = {}
     body.records.execs = graph.records.execs  # an exec of this graph is one of its bodies, too
     if graph.records.derived is not None:
@@ -51,6 +50,14 @@ def body_of(graph: Graph, value: int, node: Node) -> Graph:
 def inner_graphs(graph: Graph) -> tuple[Graph, ...]:
     """Return the bodies, and the child graphs that somebody looked at."""
     return (*graph.records.children.values(), *graph.conditionals.bodies())
+
+
+def captured_inside(graph: Graph) -> Graph | None:
+    """Return what a live capture fills: the graph itself, or a body in it; None without one."""
+    for inside in (graph, *graph.conditionals.all_bodies()):
+        if inside.captured_on is not None:
+            return inside
+    return None
 
 
 def level_of(graph: Graph, node: Node) -> Graph | None:

@@ -81,6 +81,13 @@ def check_name(name: object) -> str:
     return name
 
 
+def check_state(enabled: object, argument: str) -> bool:
+    """Return whether a node is to be on; refuse what is neither True nor False."""
+    if not isinstance(enabled, (bool, np.bool_)):
+        raise TypeError(f"{argument}: expected True or False, came {enabled!r}")
+    return bool(enabled)
+
+
 class NodeGroups:
     """The groups of one graph.
 
@@ -123,8 +130,7 @@ class NodeGroups:
             if name not in self.members:
                 known = ", ".join(sorted(self.members)) or "none"
                 raise ValueError(f"{name}: expected a group of the graph ({known}), came {name!r}")
-            if not isinstance(on, (bool, np.bool_)):
-                raise TypeError(f"{name}: expected True or False, came {on!r}")
+            check_state(on, name)
 
 
 class EnabledNodes:

@@ -147,6 +147,18 @@ class NodeRecords:
         node = self.nodes[ptr] = Node(self._handle, ptr, type_)
         return node
 
+    # --- clusters
+
+    def keep_clusters(self) -> None:
+        """Let execs note which clusters they have, before the graph changes."""
+        for exe in list(self.execs):
+            exe.keep_clusters()
+
+    def change_clusters(self) -> None:
+        """Note that CUDA must be asked for the clusters; execs keep those that they have."""
+        self.keep_clusters()
+        self.clusters = None
+
     # --- removing
 
     def drop(self, node: Node) -> None:
@@ -160,7 +172,7 @@ class NodeRecords:
         self.touched.pop(node.ptr, None)
         self.operands.pop(node.ptr, None)
         if child is not None:
-            child.close()
+            child.end()
         if self.clusters:
             self.clusters = None
 

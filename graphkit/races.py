@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from graphkit.accesses import Access
+from graphkit.accesses import Access, condition_at
 from graphkit.node import Node
 from graphkit.touched import Touched
 
@@ -32,7 +32,8 @@ class Race:
         second_argument: the same of the other.
         kind: what the order would protect, were the first ahead: ``"RAW"``, a read after a write,
             ``"WAR"``, a write after a read, or ``"WAW"``, a write after a write.
-        start: address of the first byte that both touch.
+        start: address of the first byte that both touch. A condition counts as one byte at 2**64
+            plus its handle, where no memory is.
         end: address behind the last.
     """
 
@@ -56,9 +57,13 @@ class Race:
         first, second = does[self.kind[2]], does[self.kind[0]]
         of_first = f" {self.first_argument}" if self.first_argument else ""
         of_second = f" {self.second_argument}" if self.second_argument else ""
+        condition = condition_at(self.start)
+        same = f"{self.nbytes} bytes [{self.start:#x}, {self.end:#x})"
+        if condition is not None:
+            same = f"condition {condition:#x}"
         return (
             f"{self.kind} race: {self.first_name} {first}{of_first} and {self.second_name} "
-            f"{second}{of_second}, the same {self.nbytes} bytes [{self.start:#x}, {self.end:#x}), "
+            f"{second}{of_second}, the same {same}, "
             "and nothing orders the two; call graph.add_dependency(race.first, race.second), or "
             'build the graph with edges="derived"'
         )

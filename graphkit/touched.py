@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphkit.accesses import Access, array_span, copy_accesses, fill_accesses
+from graphkit.accesses import (
+    Access,
+    array_span,
+    condition_access,
+    condition_of,
+    copy_accesses,
+    fill_accesses,
+)
 from graphkit.arrays import is_array
 from graphkit.c_signature import Parameter
 from graphkit.kernel import Kernel, kernel_of
@@ -93,7 +100,11 @@ class Touched:
             return name, declared
         if inside:
             self.unknown += [item for touched in inside for item in touched.unknown]
-            return name, [item for touched in inside for item in touched.all()]
+            found = [item for touched in inside for item in touched.all()]
+            if node.type is NodeType.CONDITIONAL:
+                handle = self.graph.conditionals.nodes[node.ptr].handle
+                found.append(condition_access(int(handle), write=False))
+            return name, found
         if node.type is NodeType.HOST:
             self.unknown.append("a host node")
         values = values or read_values(at)
@@ -161,9 +172,13 @@ class Touched:
         """
         found: list[Access] = []
         for index, parameter in enumerate(block.parameters):
+            value = given[index] if given else None
+            passed = block.value(index) if parameter.condition else value
+            if (handle := condition_of(parameter, passed)) is not None:
+                found.append(condition_access(handle, write=True, what=parameter.name))
+                continue
             if parameter.pointer is False:
                 continue
-            value = given[index] if given else None
             if parameter.pointer is None and not is_array(value):
                 self.unknown.append(f"kernel {name}, whose signature is not known")
                 continue

@@ -69,6 +69,13 @@ def test_set_converts_to_the_dtype_but_not_to_the_shape(runtime):
     assert array.get().tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+@pytest.mark.parametrize("make", [gk.empty, gk.empty_pinned])
+@pytest.mark.parametrize("shape", [2**61, 2**70, (2**40, 2**40)])
+def test_more_than_any_address_space_holds_is_refused(runtime, make, shape):
+    with pytest.raises(ValueError, match=r"shape: expected fewer than 2\*\*63 bytes, came"):
+        make(shape)
+
+
 @pytest.mark.parametrize("shape", [-1, (2, -3)])
 def test_negative_extents_are_refused(runtime, shape):
     with pytest.raises(ValueError, match="shape: expected extents of 0 or more"):

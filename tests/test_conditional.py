@@ -519,6 +519,113 @@ def test_a_failed_capture_into_a_body_leaves_a_graph_that_is_not_launched(graph,
     assert read(counter) == 1
 
 
+def test_one_capture_at_a_time_into_a_body_and_what_is_inside(graph, stream, counter):
+    flag, other = integer(1), gk.Stream()
+    body = graph.if_(flag).bodies[0]
+    older = body.if_(flag).bodies[0]
+
+    def refused(into, message):
+        with pytest.raises(ValueError, match=f"into: expected a body {message}"):
+            gk.capture(other, into=into)
+
+    with gk.capture(stream, into=body):
+        newer = body.if_(flag).bodies[0]
+        add(newer, counter)
+        for inside in (older, newer):
+            refused(inside, "that no live capture is around")
+        refused(body, "without a live capture, came one into it")
+    with gk.capture(stream, into=older):
+        INCREMENT(1, 1, (counter, 10), stream=stream)
+        refused(body, "without a live capture, came one into the body of <Node conditional")
+    with gk.capture(other, into=newer, deps=newer.nodes[0]):  # the first one has ended
+        INCREMENT(1, 1, (counter, 1), stream=other)
+    other.close()
+
+
+def test_what_a_failed_capture_leaves_of_a_body_is_not_touched(stream, counter):
+    """CUDA took the body with the capture."""
+    graph = gk.Graph()
+    loop = graph.while_(integer(1))
+    with loop as body:
+        with pytest.raises(gk.CudaError), gk.capture(stream, into=body):
+            stream.synchronize()
+        for refused in (lambda: body.nodes, lambda: add(body, counter), lambda: body.if_(counter)):
+            with pytest.raises(ValueError, match="graph: expected a live graph"):
+                refused()
+    with pytest.raises(ValueError, match="a capture into its body failed"):
+        graph.instantiate()
+    graph.close()
+
+
+def test_a_body_of_a_captured_graph_dies_with_it(counter):
+    stream, flag = gk.Stream(), integer(1)
+    with gk.capture(stream) as graph:
+        choice = graph.if_(flag)
+        with choice as body:
+            add(body, counter)
+    graph.close()
+    stream.close()
+    with pytest.raises(ValueError, match="graph: expected a live graph"):
+        add(body, counter)
+
+
+def test_a_body_of_a_captured_graph_outlives_the_stream(counter):
+    stream, flag = gk.Stream(), integer(1)
+    with gk.capture(stream) as graph:
+        choice = graph.if_(flag)
+    stream.close()
+    with choice as body:
+        add(body, counter)
+    other = gk.Stream()
+    run(graph, other)
+    other.close()
+    assert read(counter) == 1
+
+
+def test_nothing_is_closed_while_a_capture_fills_it(graph, stream, counter):
+    flag = integer(1)
+    with gk.capture(stream) as captured:
+        INCREMENT(1, 1, (counter, 1), stream=stream)
+        with pytest.raises(ValueError, match="graph: expected one without a live capture"):
+            captured.close()
+    with graph.if_(flag) as body, gk.capture(stream, into=body):
+        INCREMENT(1, 1, (counter, 10), stream=stream)
+        message = "expected one without a live capture, came one into the body of <Node cond"
+        with pytest.raises(ValueError, match=message):
+            graph.close()
+    run(captured, stream)
+    run(graph, stream)
+    assert read(counter) == 11
+
+
+def test_a_body_and_a_child_graph_end_with_the_graph_around_them(graph, stream, counter):
+    child, flag = gk.Graph(), integer(1)
+    add(child, counter)
+    with graph.while_(flag) as body:
+        held = body.add_child_graph_node(child)
+        body.add_kernel_node(STEP, 1, 1, (counter, flag, 3), deps=held)
+    for inside in (body, body.child_graph(held)):
+        with pytest.raises(ValueError, match="graph: expected one that is in no other, came that"):
+            inside.close()
+    run(graph, stream)
+    assert read(counter) == 4
+    graph.close()
+    body.close()  # is over already
+
+
+def test_a_captured_node_stays_while_the_capture_is_live(stream, counter):
+    with gk.capture(stream) as graph:
+        INCREMENT(1, 1, (counter, 1), stream=stream)
+        with graph.group("last"):
+            INCREMENT(1, 1, (counter, 10), stream=stream)
+        (node,) = graph.group("last").nodes
+        with pytest.raises(ValueError, match="expected a live graph, came one closed or still cap"):
+            graph.remove_node(node)
+    graph.remove_node(node)
+    run(graph, stream)
+    assert read(counter) == 1
+
+
 # --- looking -------------------------------------------------------------------------------------
 
 
@@ -586,6 +693,22 @@ ADDERS = [
 ]
 
 
+class At:
+    """What another library says is one int32 at some address."""
+
+    def __init__(self, address):
+        self.address = address
+
+    @property
+    def __cuda_array_interface__(self):
+        data = self.address, False
+        return {"version": 3, "shape": (1,), "typestr": "<i4", "data": data}
+
+
+def off_by_one():
+    return gk.zeros(8, np.uint8)[1:5].view(1, np.int32)
+
+
 @pytest.mark.parametrize("adder", ADDERS)
 @pytest.mark.parametrize(
     ("condition", "error", "message"),
@@ -597,6 +720,9 @@ ADDERS = [
         (lambda: gk.zeros((0, 1), np.int32), ValueError, "expected an array of one element"),
         (lambda: np.ones(1, np.int32), TypeError, "array in device memory, came ndarray on the ho"),
         (lambda: gk.empty_pinned(1, np.int32), TypeError, "expected an array in device memory"),
+        (lambda: off_by_one(), ValueError, "an address that 4 divides, came 0x[0-9a-f]+[159d]"),
+        (lambda: At(0), ValueError, "expected an address that 4 divides, came 0x0"),
+        (lambda: ConditionalHandle(5), ValueError, "expected a handle of this graph or one around"),
         (lambda: 1, TypeError, "expected a device array of one int32 or uint32.* came int"),
         (lambda: True, TypeError, "came bool"),
         (lambda: None, TypeError, "came NoneType"),
@@ -613,8 +739,9 @@ def test_a_bad_flag_is_refused_and_nothing_is_added(graph, adder, condition, err
 @pytest.mark.parametrize(
     ("n", "error", "message"),
     [
-        (0, ValueError, "n: expected at least 1 body, came 0"),
-        (-3, ValueError, "n: expected at least 1 body, came -3"),
+        (0, ValueError, r"n: expected 1 to 2\*\*32 - 1 bodies, came 0"),
+        (-3, ValueError, r"n: expected 1 to 2\*\*32 - 1 bodies, came -3"),
+        (2**32, ValueError, r"n: expected 1 to 2\*\*32 - 1 bodies, came 4294967296"),
         (1.0, TypeError, "n: expected an int, came float"),
         (True, TypeError, "n: expected an int, came bool"),
         (None, TypeError, "n: expected an int, came NoneType"),
@@ -641,6 +768,42 @@ def test_a_freed_flag_is_refused(graph):
     with pytest.raises(ValueError, match="freed"):
         graph.while_(flag)
     assert graph.nodes == []
+
+
+@pytest.mark.parametrize("where", ["given", "derived", "memory", "capture"])
+@pytest.mark.parametrize("refusing", ["graph_add_conditional_node", "graph_add_kernel_node"])
+def test_a_node_that_cuda_refuses_does_not_spoil_the_graph(
+    runtime, stream, counter, monkeypatch, where, refusing
+):
+    """As a driver older than 12.8 refuses an else."""
+    wrong, flag = integer(0), integer(1)
+
+    def refuse(*_):
+        raise gk.CudaError("cuGraphAddNode", 801)
+
+    def fill(graph):
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, refusing, refuse)
+            with pytest.raises(gk.CudaError, match="cuGraphAddNode returned 801"):
+                graph.if_(wrong, else_=True)
+        message = "came a handle whose node CUDA refused; add another"
+        if where != "capture":
+            with pytest.raises(ValueError, match=message):
+                graph.instantiate()
+        with graph.if_(flag) as body:
+            add(body, counter)
+
+    if where == "capture":
+        with gk.capture(stream) as graph:
+            fill(graph)
+    else:
+        graph = gk.Graph(edges="derived" if where == "derived" else "given")
+        if where == "memory":
+            alloc, inner = graph.add_mem_alloc_node(1)
+            graph.add_mem_free_node(inner, deps=alloc)
+        fill(graph)
+    run(graph, stream, times=2)
+    assert read(counter) == 2
 
 
 def test_a_handle_has_one_node_and_belongs_to_its_graph(graph, counter):
@@ -700,6 +863,27 @@ def test_graphs_with_conditional_nodes_are_not_copied(graph, counter):
             refused()
 
 
+def test_child_graphs_hold_no_conditional_nodes(graph, stream, counter):
+    child, flag = gk.Graph(), integer(1)
+    add(child, counter)
+    with graph.if_(flag) as body:
+        held = body.add_child_graph_node(child)
+    for inside in (
+        body.child_graph(held),
+        graph.child_graph(graph.add_child_graph_node(child, deps=graph.nodes[-1])),
+    ):
+        for refused in (lambda g: g.while_(flag), lambda g: g.conditional_handle()):
+            with pytest.raises(ValueError, match="graph: expected one that is no child graph"):
+                refused(inside)
+        with pytest.raises(
+            ValueError, match="into: expected the body of a conditional node, came that"
+        ):
+            gk.capture(stream, into=inside)
+        assert len(inside.nodes) == 1
+    run(graph, stream)
+    assert read(counter) == 2
+
+
 def test_one_exec_at_a_time(graph, counter, stream):
     with graph.if_(integer(1)) as body:
         add(body, counter)
@@ -748,6 +932,8 @@ def test_a_loop_must_end_and_be_able_to(graph, counter):
         add(body, counter)
     with pytest.raises(ValueError, match="came one that was entered before"), loop:
         pass
+    with pytest.raises(ValueError, match="node: expected any but the kernel that sets a condition"):
+        body.remove_node(body.nodes[-1])  # the loop would never end
     assert len(body.nodes) == 2
 
 
@@ -809,6 +995,8 @@ def test_a_conditional_node_stays(graph, counter):
         node = add(body, counter)
     with pytest.raises(ValueError, match="node: expected any but a conditional node"):
         graph.remove_node(graph.nodes[1])
+    with pytest.raises(ValueError, match="node: expected any but the kernel that sets a condition"):
+        graph.remove_node(graph.nodes[0])
     body.remove_node(node)
     assert body.nodes == []
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conditional_kernels import SET_HANDLE, STEP_HANDLE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_kernels import ADD_SCALAR, AXPY, INCREMENT
@@ -187,6 +188,33 @@ def test_a_loop_at_the_end_is_ordered_too(graph, arrays, stream):
     run(graph, stream)
     assert pairs(graph) == {(0, 2), (1, 2)}
     assert y.get()[0] == 2.0
+
+
+def test_who_sets_a_condition_goes_ahead_of_the_node_that_asks_for_it(graph, stream):
+    counter, more = gk.zeros(1, np.int32), gk.asarray([1], np.int32)
+    first, second = graph.conditional_handle(), graph.conditional_handle(default=0)
+    for handle, value in ((first, 0), (second, 1), (first, 1)):
+        graph.add_kernel_node(SET_HANDLE, 1, 1, (handle, value))
+    with graph.if_(first) as body, body.if_(more) as inner, inner.if_(second) as innermost:
+        innermost.add_kernel_node(INCREMENT, 1, 1, (counter, 1))
+    assert pairs(graph) == {(0, 2), (1, 3), (2, 3)}
+    assert graph.check_races() == ()
+    run(graph, stream)
+    assert counter.get()[0] == 1
+
+
+def test_in_a_body_too(graph, stream):
+    counter, total, more = (gk.asarray([n], np.int32) for n in (0, 0, 2))
+    with graph.while_(more) as body:
+        handle = body.conditional_handle()
+        body.add_kernel_node(INCREMENT, 1, 1, (more, -1))
+        body.add_kernel_node(SET_HANDLE, 1, 1, (handle, 1))
+        with body.while_(handle) as inner:
+            inner.add_kernel_node(STEP_HANDLE, 1, 1, (counter, 3, handle))
+            inner.add_kernel_node(INCREMENT, 1, 1, (total, 1))
+    assert (1, 2) in pairs(body)
+    run(graph, stream)
+    assert (counter.get()[0], total.get()[0]) == (4, 4)
 
 
 def test_bodies_must_be_full_before_the_next_node(graph, arrays):

@@ -652,6 +652,25 @@ def test_arguments_inside_of_a_child_graph_stay_those_that_were_set(x, y, stream
     assert not y.get().any()
 
 
+def test_a_child_graph_inside_of_a_child_graph_changes(x, y, stream):
+    graph, middle, child, other = (gk.Graph() for _ in range(4))
+    child.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 1.0, N))
+    other.add_kernel_node(ADD_SCALAR, 1, 32, (x, y, 8.0, N))
+    middle.add_child_graph_node(child)
+    inside = graph.child_graph(graph.add_child_graph_node(middle))
+    (holder,) = inside.nodes
+    (kernel,) = inside.child_graph(holder).nodes
+    exe = graph.instantiate()
+    exe.set_kernel_node_params(kernel, args={"a": 3.0})
+    exe.set_child_graph_node_params(holder, other)
+    run(exe, stream)
+    assert np.array_equal(y.get(), x.get() + 8)
+    target = gk.zeros(N)
+    exe.set_kernel_node_params(kernel, args={"y": target})  # the rest stays as other had it
+    run(exe, stream)
+    assert np.array_equal(target.get(), x.get() + 8)
+
+
 def test_a_launcher_is_no_cycle(graph, stream):
     exe = graph.instantiate()
     go = exe.launcher(stream)

@@ -17,6 +17,7 @@ LAYERS = (
     ("runtime", "lifetime", "turn", "device_array", "arrays"),
     ("culprit", "call_hooks"),
     ("stream", "c_signature", "launch_config", "params", "node", "host_port"),
+    ("conditional_handle",),
     ("accesses", "hazards"),
     ("copying", "kernel", "capture_watch", "memory_nodes", "node_groups", "fork"),
     ("adopted", "graph_dot", "kernel_attributes"),

@@ -116,6 +116,33 @@ def test_an_exec_keeps_the_attributes_it_was_made_with(graph, seen, stream):
     assert seen.get()[0] == 4032
 
 
+def test_an_exec_keeps_its_clusters_whatever_becomes_of_its_graph(graph, seen, stream):
+    """CUDA reports success for some such updates, and keeps the old ones."""
+
+    def fill(graph):
+        first = graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=2)
+        graph.add_kernel_node(INCREMENT, 4, 32, (seen, 1), deps=first)
+        return first
+
+    first, twin, plain = fill(graph), gk.Graph(), gk.Graph()
+    fill(twin)
+    node = plain.add_kernel_node(BLOCKS, 4, 32, (seen,))
+    changed = gk.ExecUpdateStatus.ATTRIBUTES_CHANGED
+    with graph.instantiate() as exe, plain.instantiate() as without:
+        graph.set_kernel_node_attributes(first, cluster=4)
+        assert exe.update(graph).result is changed
+        plain.set_kernel_node_attributes(node, cluster=4)
+        assert without.update(plain).result is changed
+        assert exe.update(twin)
+        graph.remove_node(first)
+        assert exe.update(twin)
+        graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=4, deps=graph.nodes)
+        assert exe.update(twin)
+        launch(exe, stream)
+        launch(without, stream)
+    assert seen.get()[0] == 4032
+
+
 def test_priorities_that_an_exec_uses_are_fixed(graph, seen, stream):
     node = graph.add_kernel_node(BLOCKS, 4, 32, (seen,), priority=-1)
     with graph.instantiate(use_node_priority=True) as using, graph.instantiate() as other:

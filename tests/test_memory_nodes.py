@@ -331,6 +331,7 @@ def test_an_update_from_a_graph_of_another_exec_is_refused(graph, x, out, stream
         ({"shape": 0}, ValueError, "shape: expected at least one element"),
         ({"shape": -1}, ValueError, "shape: expected extents"),
         ({"shape": "12"}, TypeError, "shape: expected an int"),
+        ({"shape": (2**40, 2**40)}, ValueError, r"shape: expected fewer than 2\*\*63 bytes"),
         ({"shape": 1.5}, TypeError, "shape: expected an int"),
         ({"dtype": object}, TypeError, "dtype: expected"),
         ({"dtype": "no such"}, TypeError, "dtype: expected"),

@@ -301,6 +301,9 @@ def test_a_state_is_true_or_false(graph, counter, state):
         with pytest.raises(TypeError, match="b: expected True or False, came"):
             exe.set_enabled(a=False, b=state)
         assert exe.enabled == {"a": True, "b": True}
+        with pytest.raises(TypeError, match="enabled: expected True or False, came"):
+            exe.set_node_enabled(graph.nodes[0], state)
+        assert exe.node_enabled(graph.nodes[0])
         exe.set_enabled(a=np.bool_(False))
         assert exe.enabled == {"a": False, "b": True}
 

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from conditional_kernels import SET_HANDLE
 from sample_kernels import ADD_SCALAR, AXPY, INCREMENT
 
 import graphkit as gk
@@ -174,6 +175,33 @@ def test_races_inside_of_a_body(graph, arrays):
     assert [race.kind for race in races] == ["WAW", "RAW"]
     assert races[0].first.type is gk.NodeType.CONDITIONAL
     assert [races[1].first, races[1].second] == body.nodes[:2]
+
+
+def test_a_condition_that_is_set_beside_the_node_that_asks_for_it(graph, stream):
+    handle = graph.conditional_handle(default=0)
+    first = graph.add_kernel_node(SET_HANDLE, 1, 1, (handle, 1))
+    second = graph.add_kernel_node(SET_HANDLE, 1, 1, (int(handle), 0))
+    asks = graph.if_(handle, deps=first).node
+    assert found(graph) == [("WAW", 0, 1), ("RAW", 1, 2)]
+    assert f"handle and conditional (node 2) reads, the same condition {int(handle):#x}, and" in (
+        str(graph.check_races()[1])
+    )
+    graph.add_dependency(first, second)
+    graph.add_dependency(second, asks)
+    assert found(graph) == []
+
+
+def test_a_condition_that_a_captured_kernel_sets(stream):
+    with gk.capture(stream) as graph:
+        first, second = graph.conditional_handle(), graph.conditional_handle()
+        for handle in (first, second):
+            SET_HANDLE(1, 1, (handle, 1), stream=stream)
+        with graph.if_(first) as body:
+            body.if_(second)
+    assert found(graph) == []
+    *_, setter, node = graph.nodes
+    graph.remove_dependency(setter, node)
+    assert found(graph) == [("RAW", 0, 2), ("RAW", 1, 2)]
 
 
 def test_a_clone_races_as_its_original(graph, arrays):

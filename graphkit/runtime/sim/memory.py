@@ -78,7 +78,7 @@ class MemoryTable:
             self._check_room(nbytes)
         try:
             allocation = Allocation(nbytes, kind)
-        except MemoryError:
+        except (MemoryError, ValueError):  # the latter for what no address space holds
             raise Refused(
                 Code.MEMORY_ALLOCATION, f"the host has no {nbytes} bytes to simulate with"
             ) from None
@@ -99,7 +99,7 @@ class MemoryTable:
         """Return an address range with no memory behind it yet."""
         try:
             allocation = Allocation(nbytes, MemoryType.DEVICE)
-        except MemoryError:
+        except (MemoryError, ValueError):  # the latter for what no address space holds
             raise Refused(
                 Code.MEMORY_ALLOCATION, f"the host has no {nbytes} bytes to simulate with"
             ) from None

@@ -48,7 +48,7 @@ class SimOptions:
         ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int, got {value!r}")
+                raise TypeError(f"{name}: expected an int, came {value!r}")
         if self.uninitialized not in _UNINITIALIZED:
             raise ValueError(
                 f"uninitialized: expected one of {_UNINITIALIZED}, came {self.uninitialized!r}"

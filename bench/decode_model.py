@@ -104,9 +104,7 @@ class Model:
         tokens: int64 [batch], the token that each sequence's verified step takes.
     """
 
-    def __init__(
-        self, source: Mapping[str, Any], draw: Draw, *, batch: int, places: int
-    ) -> None:
+    def __init__(self, source: Mapping[str, Any], draw: Draw, *, batch: int, places: int) -> None:
         self.source = dict(source)
         self.config = config = LlamaConfig.from_dict(source)
         self.places = places
@@ -153,7 +151,8 @@ class Model:
     def position_bytes(self) -> int:
         """Bytes of keys and values of one position of one sequence, in all layers."""
         config = self.config
-        return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        values = config.num_key_value_heads * config.head_dim
+        return int(2 * 2 * config.num_hidden_layers * values)
 
     def step_bytes(self, size: Size) -> int:
         """Bytes that a step must read: each weight once, and all keys and values attended to."""
@@ -231,9 +230,7 @@ def reference(model: Model, size: Size, xp: Any, wide: Callable[[Any], Any]) -> 
 
     def turned(x: Any) -> Any:
         low, high = x[..., : width // 2], x[..., width // 2 :]
-        return xp.concatenate(
-            (low * cosines - high * sines, high * cosines + low * sines), -1
-        )
+        return xp.concatenate((low * cosines - high * sines, high * cosines + low * sines), -1)
 
     table = model.tensors["model.embed_tokens.weight"]
     x = wide(table[_index(xp, model, model.tokens[:batch])])
@@ -255,9 +252,11 @@ def reference(model: Model, size: Size, xp: Any, wide: Callable[[Any], Any]) -> 
         shares = scores / scores.sum(-1)[..., None]
         mixed = xp.einsum("bgrl,bgld->bgrd", shares[..., :context], values)
         mixed = mixed + shares[..., context:] * v[:, :, None]
-        x = x + mixed.reshape(batch, heads * width) @ wide(
-            model.tensors[at + "self_attn.o_proj.weight"]
-        ).T
+        x = (
+            x
+            + mixed.reshape(batch, heads * width)
+            @ wide(model.tensors[at + "self_attn.o_proj.weight"]).T
+        )
         both = normed(x, at + "post_attention_layernorm.weight") @ wide(model.gate_up[layer]).T
         gate, up = both[:, : config.intermediate_size], both[:, config.intermediate_size :]
         inner = gate / (1 + xp.exp(-gate)) * up

@@ -15,6 +15,7 @@ Needs PyTorch, so bench/decode.py imports it only where PyTorch is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -32,6 +33,9 @@ LAYERS = "compiled layers in one CUDA graph"
 REDUCE_OVERHEAD, MAX_AUTOTUNE = "compile reduce-overhead", "compile max-autotune"
 MODES = {REDUCE_OVERHEAD: "reduce-overhead", MAX_AUTOTUNE: "max-autotune"}
 
+# Batches whose compiled layers are tuned by coordinate descent; the others' would take too long.
+TUNED = (1, 8, 64)
+
 Maker = tuple[str, Callable[[], Stepper]]
 
 
@@ -43,17 +47,6 @@ def prepare() -> None:
     # One function is compiled for every batch, and nothing is to be given up for that.
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
-
-
-def tune(coordinate_descent: bool) -> None:
-    """Choose whether Inductor tries the neighbours of each kernel's configuration, which is slow.
-
-    With it, Inductor also turns the matrix products of a single row into reductions, which are the
-    faster ones there.
-    """
-    import torch._inductor.config as inductor
-
-    inductor.coordinate_descent_tuning = coordinate_descent
 
 
 # --- by hand -------------------------------------------------------------------------------------
@@ -157,14 +150,15 @@ class Llama(torch.nn.Module):  # type: ignore[misc]
         )
         for buffer in self.buffers():
             # Else Inductor's graphs copy it every time, or refuse to change it in place.
-            torch._dynamo.mark_static_address(buffer)
+            torch._dynamo.mark_static_address(buffer, guard=False)
 
     def step(self, attended: int, regions: Regions = (begin, between, end)) -> Any:
         """Decode one token of each sequence; return the logits."""
         first, middle, last = regions
         layers = list(self.layers)
         x, queries, cosines, sines = first(self, layers[0])
-        for layer, following in zip(layers, layers[1:], strict=False):
+        for index in range(1, len(layers)):  # itertools would be one more thing to trace
+            layer, following = layers[index - 1], layers[index]
             mixed = layer.attend(queries, attended)
             x, queries = middle(layer, following, x, mixed, cosines, sines, self.position)
         return last(self, layers[-1], x, layers[-1].attend(queries, attended))
@@ -250,7 +244,7 @@ class HandWritten:
 
     def compiled_layers(self, size: Size) -> Stepper:
         """What lies between two attentions compiled once for all layers, in one CUDAGraph."""
-        regions = compiled_regions()
+        regions = compiled_regions(size.batch in TUNED)
         return self._captured(LAYERS, size, lambda: self.llama.step(size.attended, regions))
 
     def _captured(self, how: str, size: Size, step: Callable[[], Any]) -> Stepper:
@@ -273,16 +267,21 @@ class HandWritten:
         del self.llama
 
 
-_REGIONS: list[Regions] = []
+@functools.cache
+def compiled_regions(tuned: bool) -> Regions:
+    """Return the regions of a step compiled without CUDA graphs, once for all batches.
 
-
-def compiled_regions() -> Regions:
-    """Return the regions of a step compiled without CUDA graphs, once for all batches."""
-    if not _REGIONS:
-        options = {"mode": "max-autotune-no-cudagraphs", "fullgraph": True, "dynamic": False}
-        first, middle, last = (torch.compile(region, **options) for region in (begin, between, end))
-        _REGIONS.append((first, middle, last))
-    return _REGIONS[0]
+    ``tuned`` tries the neighbours of each kernel's configuration (coordinate descent), which is
+    slow, and for a single row turns the matrix products into reductions, which are faster there.
+    """
+    how: dict[str, Any] = {"options": {"max_autotune": True}}
+    if tuned:
+        how = {"mode": "max-autotune-no-cudagraphs"}  # coordinate descent included
+    first, middle, last = (
+        torch.compile(region, fullgraph=True, dynamic=False, **how)
+        for region in (begin, between, end)
+    )
+    return first, middle, last
 
 
 # --- Hugging Face --------------------------------------------------------------------------------
@@ -318,7 +317,7 @@ class HuggingFace:
         self.model, self.batch, self.graphs, self.made = model, batch, graphs, made
         device = model.tensors["model.norm.weight"].device
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
-        torch._dynamo.mark_static_address(self.token)
+        torch._dynamo.mark_static_address(self.token, guard=False)
         self._cache: tuple[Size, Any] | None = None
 
     def cache(self, size: Size) -> Any:

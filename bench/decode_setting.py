@@ -1,4 +1,4 @@
-"""What bench/decode.py's contenders share beside the model: what a contender is, and how it is timed.
+"""What bench/decode.py's contenders have in common: what one is, how it is timed, and a bandwidth.
 
 A contender decodes one token of every sequence a step. It is put at a position, untimed, and moves
 on by itself from there: timed windows begin at the same one.
@@ -6,9 +6,8 @@ on by itself from there: timed windows begin at the same one.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -226,8 +225,3 @@ def read_bandwidth(
                 rates.append(rate)
     best = max(found, key=lambda grid: sorted(found[grid])[len(found[grid]) // 2])
     return found[best], best
-
-
-def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Return what is a finite number of named values."""
-    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -107,7 +107,7 @@ class DeviceWindow:
         names = {
             "step": self.stepper.step,
             "place": self.stepper.place,
-            "first": self.first,
+            "at": self.first,
             "record": self.setting.record,
             "elapsed_us": self.setting.elapsed_us,
             "drain": self.setting.drain,
@@ -116,7 +116,7 @@ class DeviceWindow:
         self._loop = timed_loop(
             f"for _ in range({WINDOW // self.stepper.tokens}): step()",
             names,
-            before="place(first); drain(); record(0)",
+            before="place(at); drain(); record(0)",
             after="record(1); device.append(elapsed_us())",
         )
 
@@ -152,10 +152,10 @@ def window_until_done(stepper: Stepper, setting: DecodeSetting, size: Size) -> P
         {
             "step": stepper.step,
             "place": stepper.place,
-            "first": size.first,
+            "at": size.first,
             "drain": setting.drain,
         },
-        before="place(first); drain()",
+        before="place(at); drain()",
         divide=WINDOW,
     )
 

@@ -241,7 +241,7 @@ class Bench:
         self.setting, self.model, self.plan, self.console = setting, model, plan, console
         self.deadline = _began + seconds
         self.bandwidth: list[float] = []
-        self.rows: dict[str, list[Row]] = {}
+        self.rows: dict[Size, list[Row]] = {}
         self.failures: list[str] = []
         self.absent: dict[str, str] = {}
         self.families: list[Callable[[int], Family]] = []
@@ -377,7 +377,7 @@ class Bench:
         rows += make_rows(
             f"time until it can be called at context {context}: batch {batch}", compiled, unit="s"
         )
-        self.rows[size.name] = rows
+        self.rows[size] = rows
         shown = ", ".join(
             f"{name} {found.value:.0f} ({shares[name].value:.0f}%)"
             for name, found in sorted(device.items(), key=lambda pair: pair[1].value)
@@ -586,7 +586,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder = chosen.out or (RESULTS if entire else None)
 
     def rows() -> list[Row]:
-        return [bandwidth, *(row for found in bench.rows.values() for row in found)]
+        sizes = sorted(bench.rows, key=lambda size: (size.context, size.batch))
+        return [bandwidth, *(row for size in sizes for row in bench.rows[size])]
 
     def save() -> None:
         if folder is not None:
@@ -595,7 +596,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     bench.run(todo, save)
     save()
-    print_tables(console, rows())
+    if console.is_terminal:  # else whoever keeps the last lines only would see nothing else
+        print_tables(console, rows())
     where = f"in {folder}" if folder else "not written: only a whole run is, or one with --out"
     console.print(f"{len(rows())} rows, {where}", markup=False)
     for name, why in bench.absent.items():

@@ -148,6 +148,11 @@ class Model:
         return 2 * sum(int(np.prod(shape)) for shape in self.config.tensor_shapes().values())
 
     @property
+    def layer_count(self) -> int:
+        """Number of decoder layers."""
+        return int(self.config.num_hidden_layers)
+
+    @property
     def position_bytes(self) -> int:
         """Bytes of keys and values of one position of one sequence, in all layers."""
         config = self.config

@@ -16,6 +16,7 @@ from decode_setting import OWN_BOUND, DecodeSetting, Stepper
 from exec_pool_setting import OWN, UnavailableError, WrongResultError
 from graphkit.kernels.llama.checkpoint import Checkpoint
 
+import graphkit as gk
 from graphkit.arrays import describe
 from graphkit.runtime.protocol import MemcpyKind
 
@@ -39,7 +40,8 @@ class Own:
         except ImportError as error:
             raise UnavailableError(str(error)) from error
         self.setting, self.model, self.batch = setting, model, batch
-        checkpoint = Checkpoint(model.config, model.tensors)
+        self.tensors = self._uploaded() if setting.simulated else model.tensors
+        checkpoint = Checkpoint(model.config, self.tensors)
         self.decoder = FusedDecoder(checkpoint, batch=batch, max_len=model.places)
         self._builds: dict[str, Any] = {}
 
@@ -100,6 +102,24 @@ class Own:
             lambda _: self.answer(size),
             OWN_BOUND,
         )
+
+    def _uploaded(self) -> dict[str, Any]:
+        """Return the simulator's copies of the tensors, which lie as a device's would."""
+        model, uploaded = self.model, {}
+        for name, tensor in model.tensors.items():
+            uploaded[name] = gk.asarray(tensor)
+        for layer in range(model.layer_count):
+            at = f"model.layers.{layer}."
+            for whole, names in (
+                (model.qkv[layer], ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                (model.gate_up[layer], ("mlp.gate_proj", "mlp.up_proj")),
+            ):
+                array, row = gk.asarray(whole), 0
+                for name in names:
+                    rows = model.tensors[f"{at}{name}.weight"].shape[0]
+                    uploaded[f"{at}{name}.weight"] = array[row : row + rows]
+                    row += rows
+        return uploaded
 
     # --- state -----------------------------------------------------------------------------------
 

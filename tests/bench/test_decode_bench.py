@@ -6,6 +6,9 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import decode
+import decode_kernels
+import decode_own
+import decode_picture
 import numpy as np
 import pytest
 from decode import BEST, FLOOR, LOOKING, LOOP, MANUAL, PROGRAMMATIC, Bench, Case, Plan, on_device
@@ -74,6 +77,7 @@ def own(sim, monkeypatch, model):
     module = ModuleType("graphkit.kernels.decode")
     module.FusedDecoder = StandIn
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(decode_own, "WINDOW", 4)  # tokens of a loop: enough to tell
     setting = DecodeSetting("sim")
     made = Own(setting, model, SIZE.batch)
     yield made
@@ -280,7 +284,7 @@ def test_a_run_keeps_rows_and_tells_who_was_absent_and_why(bench):
     ]
     assert bench.absent["peer that cannot, batch 2, context 20"] == "RuntimeError: out of memory"
     assert bench.absent["peer that is not there, batch 1, context 20"] == "no such module"
-    rows = {(row.case, row.metric): row for row in bench.rows[Size(1, 20).name]}
+    rows = {(row.case, row.metric): row for row in bench.rows[Size(1, 20)]}
     floor = rows[on_device(Size(1, 20)), FLOOR]
     assert (floor.n, floor.unit) == (0, DEVICE_US)
     assert floor.value == pytest.approx(bench.model.step_bytes(Size(1, 20)) / 1e12 * 1e6, rel=1e-3)
@@ -350,3 +354,77 @@ def test_without_graphkit_or_without_peers_nothing_is_judged():
     case = on_device(Size(1, 128))
     assert decode.verdicts([row(case, FLOOR, 560.0, n=0), row(case, "PyTorch eager", 1.0)]) == {}
     assert set(decode.verdicts([row(case, PROGRAMMATIC, 1.0)])) == set()
+
+
+# --- kernel by kernel ----------------------------------------------------------------------------
+
+
+def test_every_kind_of_kernel_has_graphs_of_its_own(own):
+    size = Size(2, 20)
+    own.start(size)
+    made = decode_kernels.Kernels(own.setting, own, size)
+    counts = {kind.name: len(kind.launches) for kind in made.kinds}
+    assert counts["q"] == counts["attention"] == own.model.layer_count
+    assert counts["lm_head"] == counts["advance"] == 1
+    # A kernel of every kind, all of them together: every byte that a step must read.
+    total = sum(kind.nbytes * len(kind.launches) for kind in made.kinds)
+    rows = 2 * own.model.config.hidden_size * size.batch  # of the embedding
+    norms = (2 * own.model.layer_count + 1) * 2 * own.model.config.hidden_size
+    assert total == own.model.step_bytes(size) + rows - norms
+    contenders = made.contenders()
+    assert len({contender.name for contender in contenders}) == 2 * (len(made.kinds) + 1)
+    own.setting.cleanup.close()
+
+
+def test_kernels_stand_behind_each_other_with_either_kind_of_edge(own):
+    own.start(SIZE)
+    launches = [entry.launch for entry in own.decoder.launches if entry.name.endswith(".q")]
+    for edges in (decode_kernels.PLAIN, decode_kernels.PROGRAMMATIC):
+        graph = decode_kernels.line_of(launches, edges)
+        assert len(graph.edges) == len(launches) - 1
+        kept = {edge.programmatic for edge in graph.edges}
+        assert kept == {edges == decode_kernels.PROGRAMMATIC}
+        graph.close()
+
+
+def kernel_rows(size):
+    us = DEVICE_US
+    rows = [
+        row(f"launches in a step: {size}", "qkv", 16, "launches", 0),
+        row(f"launches in a step: {size}", "next", 1, "launches", 0),
+        row(f"launches in a step: {size}", decode_picture.STEP, 1, "launches", 0),
+        row(f"floor of a kernel: {size}", "qkv", 3.0, us),
+        row(f"floor of a kernel: {size}", decode_picture.STEP, 560.0, us),
+    ]
+    for edges, qkv, step in (("plain edges", 5.0, 90.0), ("programmatic edges", 4.0, 60.0)):
+        case = f"a kernel, {edges}: {size}"
+        rows += [
+            row(case, "qkv", qkv),
+            row(case, "next", 2.0),
+            row(case, decode_picture.STEP, step),
+        ]
+    return rows
+
+
+def test_the_picture_shows_a_step_by_kernel():
+    rows = [*kernel_rows("batch 1, context 128"), *kernel_rows("batch 8, context 128")]
+    floor, plain, programmatic = decode_picture.kernel_bars(rows, "batch 1, context 128")
+    assert floor.parts == {"qkv": 48.0}
+    assert plain.parts == {"qkv": 80.0, "next": 2.0, decode_picture.OTHERS: 8.0}
+    assert programmatic.parts == {"qkv": 64.0, "next": 2.0}  # overlapped: less than the sum
+    assert "60 us" in programmatic.label
+    with pytest.raises(ValueError, match="batch 2"):
+        decode_picture.kernel_bars(rows, "batch 2, context 128")
+
+
+def test_the_picture_shows_peers_of_the_same_size():
+    case = on_device(Size(1, 128))
+    slow, fast = decode_picture.PEERS[-1], decode_picture.PEERS[0]
+    rows = [
+        row(case, slow, 2700.0),
+        row(case, fast, 1100.0),
+        row(case, "Hugging Face eager", 13000.0),
+        row(on_device(Size(1, 1024)), fast, 1200.0),
+    ]
+    bars = decode_picture.peer_bars(rows, 1, 128)
+    assert [(bar.label, bar.total) for bar in bars] == [(fast, 1100.0), (slow, 2700.0)]

@@ -37,10 +37,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decode import BATCHES, numbers
+from decode import BATCHES, bandwidth_row, numbers
 from decode_model import LLAMA_1B, TINY, WINDOW, Draw, Model, Size
 from decode_own import Own
-from decode_setting import DecodeSetting, read_bandwidth
+from decode_setting import DecodeSetting
 from exec_pool_setting import UnavailableError
 from measure import (
     DEVICE_US,
@@ -281,16 +281,10 @@ def main(arguments: list[str] | None = None) -> int:
     source = provenance()
     batches = (1,) if chosen.quick else tuple(b for b in sorted(BATCHES) if b in chosen.batches)
     contexts = (128,) if chosen.quick else chosen.contexts
-    data = torch.zeros(8 << 28, dtype=torch.int32, device="cuda")
-    setting.drain()
-    rates, _ = read_bandwidth(setting, data, 8 << 30)
-    del data
-    torch.cuda.empty_cache()
+    rates, bandwidth = bandwidth_row(setting)
     model = Model(LLAMA_1B, Draw(torch, "cuda"), batch=max(batches), places=max(contexts) + ROOM)
     setting.drain()
-    rows = make_rows(
-        "read bandwidth: 8 GB", {"the best grid": summarize([r / 1e12 for r in rates])}, unit="TB/s"
-    )
+    rows = [bandwidth]
     for batch in batches:
         own = Own(setting, model, batch)
         for context in contexts:

@@ -16,6 +16,7 @@ Needs PyTorch, so bench/decode.py imports it only where PyTorch is.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -47,6 +48,9 @@ def prepare() -> None:
     # One function is compiled for every batch, and nothing is to be given up for that.
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 1024
+    with suppress(Exception):  # else it prints a table for each product that it tunes
+        select: Any = importlib.import_module("torch._inductor.select_algorithm")
+        select.PRINT_AUTOTUNE = False
 
 
 # --- by hand -------------------------------------------------------------------------------------
@@ -258,8 +262,7 @@ class HandWritten:
         step = torch.compile(self.llama.step, mode=MODES[how], fullgraph=True, dynamic=False)
         attended = size.attended
         self.llama.start(size)
-        for _ in range(4):  # it compiles, warms up and captures
-            step(attended)
+        warm_up(lambda: step(attended))
         return self._stepper(how, size, lambda: step(attended))
 
     def close(self) -> None:
@@ -419,8 +422,7 @@ class HuggingFace:
         self.graphs.needs_device()
         step = torch.compile(self._step(size), mode=MODES[how], fullgraph=True, dynamic=False)
         self._start(size)
-        for _ in range(4):
-            step()
+        warm_up(step)
         return self._stepper(how, size, step)
 
     def close(self) -> None:
@@ -429,6 +431,20 @@ class HuggingFace:
 
 
 # --- graphs --------------------------------------------------------------------------------------
+
+
+def warm_up(step: Callable[[], Any]) -> None:
+    """Let Inductor compile a step, warm up, and capture its CUDA graph.
+
+    Raises:
+        RuntimeError: when it decided against a graph, which it only counts.
+    """
+    counters = torch._dynamo.utils.counters["inductor"]
+    before = counters["cudagraph_skips"]
+    for _ in range(4):
+        step()
+    if counters["cudagraph_skips"] != before:
+        raise RuntimeError("Inductor made no CUDA graph of it")
 
 
 class Graphs:

@@ -26,7 +26,6 @@ PEERS = (
     "PyTorch compile max-autotune",
     "PyTorch CUDA graph",
     "Hugging Face compile max-autotune",
-    "Hugging Face CUDA graph",
 )
 
 

@@ -39,7 +39,7 @@ bandwidth 4.40 TB/s, so a floor of 0.562 ms; Hugging Face eager 14.8 ms until do
 the device; a bare chain of matrix-vector products 0.745.
 
 - batch 1, context 128: graphkit with programmatic edges 0.65 ms, 86% of the bandwidth; plain edges
-  0.75, since 81 kernels each lose 1.2 us of streaming at their head and tail; eager 0.76 on the
+  0.75, since 82 kernels each lose 1.2 us of streaming at their head and tail; eager 0.76 on the
   device, as the host launches a kernel in 5 us and the device needs 8. The captured graph is the
   graph with plain edges.
 - PyTorch by hand: eager 2.9 ms (330 operators, 8 us of host each), as one graph 1.45, compiled

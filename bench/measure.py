@@ -447,9 +447,11 @@ def judge(rows: Iterable[Row], budgets: Iterable[Budget], *, floor: str, own: st
     return verdicts
 
 
-def print_verdicts(console: Console, verdicts: Iterable[Verdict], *, floor: str, own: str) -> None:
+def print_verdicts(
+    console: Console, verdicts: Iterable[Verdict], *, floor: str, own: str, unit: str = HOST_US
+) -> None:
     """Print the table of budgets: floor, best peer, ours, ratio, met or not."""
-    table = Table(title=f"Budgets ({HOST_US})", title_justify="left")
+    table = Table(title=f"Budgets ({unit})", title_justify="left")
     for column in ("what", floor, "best peer", own, "ratio", "budget", "met"):
         table.add_column(column, justify="left" if column in ("what", "best peer") else "right")
     words = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not judged"}

@@ -21,6 +21,7 @@ from graphkit import errors, statuses
 
 # The benchmarks are scripts: their folder is theirs to import from.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import decode
 import exec_pool
 import launch_overhead
 import launch_setting
@@ -289,6 +290,8 @@ def _verdicts(path: Path) -> Iterator[tuple[str, list[measure.Verdict]]]:
         yield floor, measure.judge(rows, launch_overhead.BUDGETS, floor=floor, own=own)
     elif path.stem == "exec_pool":
         yield from exec_pool.verdicts(rows).items()
+    elif path.stem == "decode":
+        yield from decode.verdicts(rows).items()
 
 
 def _budgets(floor: str, verdicts: list[measure.Verdict]) -> Iterator[str]:

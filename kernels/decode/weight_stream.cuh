@@ -12,7 +12,7 @@
 // vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the same order.
 //
 // -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; STAGES of the ring, and
-// FLIGHT, in pairs; TAKEN, pairs that are summed at once, a power of two.
+// FLIGHT, in pairs; AHEAD, pairs that the L2 cache takes, and PACE, nanoseconds for one; TAKEN, pairs that are summed at once, a power of two.
 
 #include "bfloat16.cuh"
 #include "fresh.cuh"
@@ -88,6 +88,10 @@ __device__ __forceinline__ void bulk_copy(
         "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
         "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
         : "memory");
+}
+
+__device__ __forceinline__ void prefetch(const void* from, unsigned int bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
 // --- sums over lanes -----------------------------------------------------------------------------
@@ -246,12 +250,23 @@ struct Stream {
     __device__ __forceinline__ bool is_fetcher() const { return threadIdx.x / 32 == FETCHER; }
     __device__ __forceinline__ bool is_finisher() const { return threadIdx.x / 32 == FINISHER; }
 
+    // While the ring is full and the vectors are not there, the L2 cache takes what comes next, a
+    // pair at a time, no faster than the memory gives it: it says nothing when it has it.
+    __device__ __forceinline__ void fetch_ahead() {
+        for (int at = STAGES; at < min(count, STAGES + AHEAD) && !shared.hurry; ++at) {
+            prefetch(work.row(first + at, 0), ROW_BYTES);
+            prefetch(work.row(first + at, 1), ROW_BYTES);
+            __nanosleep(PACE);
+        }
+    }
+
     // One lane asks for all pairs, one behind the other.
     __device__ __forceinline__ void fetch() {
         if (threadIdx.x % 32) return;
         const unsigned long long policy = read_once();
         for (int at = 0; at < count; ++at) {
             const int stage = at % STAGES;
+            if (at == STAGES) fetch_ahead();
             if (at >= STAGES) barrier_wait(&shared.empty[stage], (at / STAGES - 1) % 2);
             if (at >= FLIGHT && !shared.hurry) {
                 const int arrives = at - FLIGHT;

@@ -22,6 +22,7 @@ SUMMERS, BENCHES = 8, 4  # as in weight_stream.cuh
 MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for batches
 _MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
 _FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
+AHEAD, PACE = 24, 200
 _MOST_STAGES = 32
 _ATTENTION = 8 << 10  # of shared memory for a block of split_attention
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
@@ -91,7 +92,8 @@ class WeightStream:
         """The -D options of weight_stream.cuh."""
         flight = max(1, min(self.stages, _FLIGHT // (4 * self.k)))
         return options(
-            K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken
+            K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken,
+            AHEAD=AHEAD if self.pairs<=8192 and self.pairs>2000 else 0, PACE=PACE,
         )
 
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:

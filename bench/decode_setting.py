@@ -18,7 +18,7 @@ from measure import Contender, PythonCall, timed_loop
 
 import graphkit as gk
 
-OWN_BOUND, PEER_BOUND = 1e-2, 3e-2  # of the relative error of the logits
+OWN_BOUND, PEER_BOUND = 1e-2, 6e-2  # of the relative error of the logits; theirs round more often
 
 
 @dataclass

@@ -7,6 +7,8 @@
 #include "weight_stream.cuh"
 
 struct GateUpWork {
+    static constexpr bool TOGETHER = false;
+    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *gate, *up;
     float* out;

@@ -8,6 +8,8 @@
 #include "weight_stream.cuh"
 
 struct ResidualWork {
+    static constexpr bool TOGETHER = true;
+    static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
     float* x;

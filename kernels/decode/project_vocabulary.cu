@@ -9,6 +9,8 @@
 #include "larger.cuh"
 
 struct VocabularyWork {
+    static constexpr bool TOGETHER = true;
+    static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
     float* logits;

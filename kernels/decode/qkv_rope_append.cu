@@ -12,6 +12,8 @@
 constexpr int TURNS = HEAD_DIM / 2;  // pairs of a head
 
 struct QkvWork {
+    static constexpr bool TOGETHER = false;
+    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *weight_q, *weight_k, *weight_v;
     const float *cosines, *sines;

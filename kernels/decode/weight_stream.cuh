@@ -1,8 +1,8 @@
 // weight_stream: the dot products of every row of a matrix with a few vectors, at the speed of
 // device memory.
 //
-// A block has ten warps. One fetches pairs of rows into a ring in shared memory, by bulk copies that
-// complete on an mbarrier each. Eight take their eighth of every row against their part of the
+// A block has eleven warps. Two fetch pairs of rows into a ring in shared memory, by bulk copies that
+// complete on an mbarrier each: one thread cannot ask as fast as the memory gives. Eight take their eighth of every row against their part of the
 // vectors, which a lane holds in registers, in float32. One adds up what the eight found and does
 // with it what the kernel is for. They meet at mbarriers only, never all at once.
 //
@@ -18,8 +18,9 @@
 #include "fresh.cuh"
 
 constexpr int SUMMERS = 8;                               // warps that sum
-constexpr int FETCHER = SUMMERS, FINISHER = SUMMERS + 1;  // the other two
-constexpr int THREADS = 32 * (SUMMERS + 2);
+constexpr int FETCHERS = 2;                               // warps that fetch
+constexpr int FINISHER = SUMMERS + FETCHERS;              // the last warp
+constexpr int THREADS = 32 * (FINISHER + 1);
 constexpr int CHUNKS = K / 8;                             // of sixteen bytes, in a row
 constexpr int OWN = (CHUNKS + 32 * SUMMERS - 1) / (32 * SUMMERS);  // of them, a lane's
 constexpr int SUMS = 2 * TAKEN * VECTORS;                 // of the pairs that are taken at once
@@ -217,6 +218,7 @@ __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float 
 // `Work` says where the rows are and what becomes of their sums:
 //   pairs                    how many pairs of rows there are
 //   row(pair, half)          where a row begins; null where the last pair has no second
+//   TOGETHER, LAST           whether the rows of a pair lie one behind the other, of so many in all
 //   early(pair, b)           what can be loaded before the sums are there
 //   finish(shared, pair, b, low, high)  the sums of both rows with vector b
 // The last two are called by a lane of the finisher for each pair and vector. A block has
@@ -232,7 +234,7 @@ struct Stream {
         : shared(*reinterpret_cast<Shared*>(memory)), work(work_) {
         first = (int)((long long)work.pairs * blockIdx.x / gridDim.x);
         count = (int)((long long)work.pairs * (blockIdx.x + 1) / gridDim.x) - first;
-        if (threadIdx.x == 32 * FETCHER) {
+        if (threadIdx.x == 32 * SUMMERS) {
             shared.hurry = 0;
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(&shared.full[i], 1);
@@ -247,37 +249,49 @@ struct Stream {
         __syncthreads();
     }
 
-    __device__ __forceinline__ bool is_fetcher() const { return threadIdx.x / 32 == FETCHER; }
+    __device__ __forceinline__ bool is_fetcher() const { return threadIdx.x / 32 - SUMMERS < FETCHERS && threadIdx.x / 32 >= SUMMERS; }
     __device__ __forceinline__ bool is_finisher() const { return threadIdx.x / 32 == FINISHER; }
 
     // While the ring is full and the vectors are not there, the L2 cache takes what comes next, a
     // pair at a time, no faster than the memory gives it: it says nothing when it has it.
-    __device__ __forceinline__ void fetch_ahead() {
-        for (int at = STAGES; at < min(count, STAGES + AHEAD) && !shared.hurry; ++at) {
+    __device__ __forceinline__ void fetch_ahead(int at) {
+        const int end = min(count, at + AHEAD);
+        for (; at < end && !shared.hurry; at += FETCHERS) {
             prefetch(work.row(first + at, 0), ROW_BYTES);
             prefetch(work.row(first + at, 1), ROW_BYTES);
             __nanosleep(PACE);
         }
     }
 
-    // One lane asks for all pairs, one behind the other.
+    // A lane of each fetcher asks for every other pair, one behind the other.
     __device__ __forceinline__ void fetch() {
         if (threadIdx.x % 32) return;
         const unsigned long long policy = read_once();
-        for (int at = 0; at < count; ++at) {
-            const int stage = at % STAGES;
-            if (at == STAGES) fetch_ahead();
-            if (at >= STAGES) barrier_wait(&shared.empty[stage], (at / STAGES - 1) % 2);
-            if (at >= FLIGHT && !shared.hurry) {
-                const int arrives = at - FLIGHT;
-                barrier_wait(&shared.full[arrives % STAGES], arrives / STAGES % 2);
+        int at = threadIdx.x / 32 - SUMMERS;
+        int stage = at, round = 0, landing = at;  // the stage that is looked at for what arrived
+        for (; at < count; at += FETCHERS) {
+            unsigned long long* full = &shared.full[stage];
+            if (round) {
+                if (AHEAD && at < STAGES + FETCHERS) fetch_ahead(at);
+                barrier_wait(&shared.empty[stage], (round - 1) % 2);
             }
-            const __nv_bfloat16* low = work.row(first + at, 0);
-            const __nv_bfloat16* high = work.row(first + at, 1);
-            barrier_expect(&shared.full[stage], high ? 2 * ROW_BYTES : ROW_BYTES);
-            bulk_copy(shared.ring[stage][0], low, ROW_BYTES, &shared.full[stage], policy);
-            if (high)
-                bulk_copy(shared.ring[stage][1], high, ROW_BYTES, &shared.full[stage], policy);
+            if (at >= FLIGHT && !shared.hurry) {
+                barrier_wait(&shared.full[landing % STAGES], landing / STAGES % 2);
+                landing += FETCHERS;
+            }
+            if (Work::TOGETHER && 2 * (first + at) + 1 < Work::LAST) {
+                barrier_expect(full, 2 * ROW_BYTES);
+                bulk_copy(
+                    shared.ring[stage][0], work.row(first + at, 0), 2 * ROW_BYTES, full, policy);
+            } else {
+                const __nv_bfloat16* low = work.row(first + at, 0);
+                const __nv_bfloat16* high = work.row(first + at, 1);
+                barrier_expect(full, high ? 2 * ROW_BYTES : ROW_BYTES);
+                bulk_copy(shared.ring[stage][0], low, ROW_BYTES, full, policy);
+                if (high) bulk_copy(shared.ring[stage][1], high, ROW_BYTES, full, policy);
+            }
+            stage += FETCHERS;
+            if (stage >= STAGES) stage -= STAGES, ++round;
         }
     }
 

@@ -18,11 +18,11 @@ from .sources import options
 
 __all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
 
-SUMMERS, BENCHES = 8, 4  # as in weight_stream.cuh
+SUMMERS, FETCHERS, BENCHES = 8, 2, 4  # as in weight_stream.cuh
 MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for batches
 _MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
 _FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
-AHEAD, PACE = 24, 200
+AHEAD, PACE = 24, 400
 _MOST_STAGES = 32
 _ATTENTION = 8 << 10  # of shared memory for a block of split_attention
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
@@ -90,7 +90,7 @@ class WeightStream:
     @property
     def options(self) -> tuple[str, ...]:
         """The -D options of weight_stream.cuh."""
-        flight = max(1, min(self.stages, _FLIGHT // (4 * self.k)))
+        flight = max(FETCHERS, min(self.stages, _FLIGHT // (4 * self.k)))
         return options(
             K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken,
             AHEAD=AHEAD if self.pairs<=8192 and self.pairs>2000 else 0, PACE=PACE,
@@ -99,7 +99,7 @@ class WeightStream:
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:
         """Return the launch with its blocks."""
         kernel.max_dynamic_shared_size_bytes = self.shared_mem
-        block = ((SUMMERS + 2) * WARP, 1, 1)
+        block = ((SUMMERS + FETCHERS + 1) * WARP, 1, 1)
         return KernelLaunch(kernel, (self.blocks, 1, 1), block, args, self.shared_mem)
 
 

@@ -12,7 +12,7 @@
 // vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the same order.
 //
 // -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; STAGES of the ring, and
-// FLIGHT, in pairs; AHEAD, pairs that the L2 cache takes, and PACE, nanoseconds for one; TAKEN, pairs that are summed at once, a power of two.
+// FLIGHT, in pairs; AHEAD, pairs that the L2 cache takes, and PACE, cycles for two; TAKEN, pairs that are summed at once, a power of two.
 
 #include "bfloat16.cuh"
 #include "fresh.cuh"
@@ -252,14 +252,17 @@ struct Stream {
     __device__ __forceinline__ bool is_fetcher() const { return threadIdx.x / 32 - SUMMERS < FETCHERS && threadIdx.x / 32 >= SUMMERS; }
     __device__ __forceinline__ bool is_finisher() const { return threadIdx.x / 32 == FINISHER; }
 
-    // While the ring is full and the vectors are not there, the L2 cache takes what comes next, a
-    // pair at a time, no faster than the memory gives it: it says nothing when it has it.
-    __device__ __forceinline__ void fetch_ahead(int at) {
-        const int end = min(count, at + AHEAD);
-        for (; at < end && !shared.hurry; at += FETCHERS) {
-            prefetch(work.row(first + at, 0), ROW_BYTES);
-            prefetch(work.row(first + at, 1), ROW_BYTES);
-            __nanosleep(PACE);
+    // Lets the L2 cache take pairs from `at` to `end`, each fetcher every other one, no faster than
+    // the memory gives them: it says nothing when it has one.
+    template <typename Rows, typename Until>
+    __device__ __forceinline__ void fetch_ahead(
+        const Rows& rows, int at, int end, const Until& until) {
+        long long next = clock64();
+        for (; at < end && !until(); at += FETCHERS) {
+            prefetch(rows.row(at, 0), ROW_BYTES);
+            prefetch(rows.row(at, 1), ROW_BYTES);
+            next += PACE;
+            while (clock64() < next) {}
         }
     }
 
@@ -272,7 +275,10 @@ struct Stream {
         for (; at < count; at += FETCHERS) {
             unsigned long long* full = &shared.full[stage];
             if (round) {
-                if (AHEAD && at < STAGES + FETCHERS) fetch_ahead(at);
+                // The ring is full: until the vectors are there, nothing leaves it.
+                if (AHEAD && at < STAGES + FETCHERS)
+                    fetch_ahead(work, first + at, first + min(count, at + AHEAD),
+                                [&] { return shared.hurry; });
                 barrier_wait(&shared.empty[stage], (round - 1) % 2);
             }
             if (at >= FLIGHT && !shared.hurry) {

@@ -27,7 +27,7 @@ class HostPort:
         is_input: whether requests read it; an output is written.
         example: an array of the library whose arrays the function is given, or None.
         known: by id the arrays that were looked at: a weak reference and the address. What is
-            found here needs no further look: an array cannot leave its memory.
+            found here needs no further look: an ndarray cannot leave memory that is not its own.
     """
 
     def __init__(
@@ -78,12 +78,19 @@ class HostPort:
                 f"(`with pipeline.slot() as slot: slot[{self.name!r}][...] = ...`)"
                 + (", or let Pipeline(stage=True) copy it there" if self.is_input else "")
             )
-        if len(self.known) >= _MOST_KNOWN:
-            self.known = {key: entry for key, entry in self.known.items() if entry[0]()}
+        # Others' arrays may be given other memory, and so may one that owns what it has.
+        if type(array) is np.ndarray and not array.flags.owndata:
             if len(self.known) >= _MOST_KNOWN:
-                self.known = {}
-        self.known[id(array)] = ref(array), info.ptr
+                self._forget()
+            self.known[id(array)] = ref(array), info.ptr
         return info.ptr
+
+    def _forget(self) -> None:
+        """Forget the arrays that are gone; all of them where too many are not."""
+        # A list at once: other threads add to it meanwhile.
+        entries = list(self.known.items())
+        left = {key: entry for key, entry in entries if entry[0]() is not None}
+        self.known = left if len(left) < _MOST_KNOWN else {}
 
     def stage(self, array: object, buffer: np.ndarray[Any, Any]) -> None:
         """Copy values into a buffer of this port, by the host.

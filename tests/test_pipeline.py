@@ -95,6 +95,56 @@ def test_an_array_may_lie_where_another_one_was(runtime):
                 kept.append(view)
 
 
+def test_any_number_of_arrays_may_be_alive(runtime):
+    room = gk.empty_pinned((1100, 2))
+    room[...] = np.arange(1100, dtype=np.float32)[:, None]
+    spec = (2, np.float32)
+    with Pipeline(add_three, {"x": spec}, {"y": spec}) as pipeline:
+        for i, (x, y) in enumerate(zip(room, pipeline.map(list(room)), strict=True)):
+            assert y.tolist() == [i + 3, i + 3], x
+
+
+def test_threads_may_bring_arrays_that_nobody_saw_before(runtime):
+    (port,) = Pipeline(lambda x: x, {"x": FLOATS}, slots=1)._inputs
+    (x,) = numbered(1)
+
+    class Died:
+        """A weak reference; while it is asked, another thread brings an array."""
+
+        def __call__(self):
+            port.known[len(port.known)] = (Died, 0)
+
+    for key in range(1024):
+        port.known[-1 - key] = Died(), 0
+    assert port.address(x) == x.ctypes.data
+    assert port.address(x) == x.ctypes.data
+
+
+class Movable:
+    """An array of a library whose arrays can be given other memory."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
+def test_an_array_may_move_to_other_memory_between_requests(runtime):
+    first, second = numbered(2)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}) as pipeline:
+        x = Movable(first)
+        np.testing.assert_array_equal(pipeline.submit(x=x).result(), first + 3)
+        x.array = second
+        np.testing.assert_array_equal(pipeline.submit(x=x).result(), second + 3)
+        x.array = np.zeros(SHAPE, np.float32)
+        with pytest.raises(ValueError, match=r"^x: expected pinned host memory"):
+            pipeline.submit(x=x)
+
+
 @COPIES
 def test_a_request_writes_to_the_array_it_was_given(runtime, copies):
     xs, ys = numbered(7), [gk.empty_pinned(SHAPE) for _ in range(7)]

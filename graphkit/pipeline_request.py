@@ -16,12 +16,13 @@ class Request:
     slot is used again, ``slots`` submits later, unless the request was given an array for it.
     """
 
-    __slots__ = ("_given", "_number", "_slot")
+    __slots__ = ("_errors", "_given", "_number", "_slot")
 
     def __init__(self, slot: PipelineSlot, number: int, given: dict[str, Any] | None) -> None:
         self._slot = slot
         self._number = number
         self._given = given  # the outputs that it was to write to, by name
+        self._errors = slot.errors  # has its number when it failed
 
     def done(self) -> bool:
         """Return whether the result is there, or the request failed; wait for nothing.
@@ -44,9 +45,9 @@ class Request:
         slot, number = self._slot, self._number
         if slot.number == number and not slot.wait(number, timeout):
             raise TimeoutError(f"request: expected it to be done within {timeout} s, came no end")
-        error = slot.error
-        if error is not None and error[0] == number:
-            raise error[1]
+        error = self._errors.get(number)
+        if error is not None:
+            raise error
 
     def result(self, *, copy: bool = False, timeout: float | None = None) -> Any:
         """Wait for the request and return its output as a NumPy array, several as a dict by name.
@@ -64,7 +65,7 @@ class Request:
             Exception: what the request failed with.
         """
         slot, number = self._slot, self._number
-        if slot.signal[0] < number or slot.error is not None or not slot.by_signal:
+        if slot.signal[0] < number or self._errors or not slot.by_signal:
             self.wait(timeout)
         given, outputs = self._given, slot.outputs
         if given:

@@ -56,7 +56,8 @@ class PipelineSlot:
         by_signal: whether the signal says it all: not on the simulator, where work goes on only
             when somebody asks, nor where a result might be read before its signal.
         launch: launches the exec on the slot's stream (cudaGraphLaunch).
-        error: the last request that failed, and what it raised.
+        errors: what requests failed of, by their numbers: of the last one at least. Each request
+            keeps the dict that was there when it began.
         kept: arrays of the request under way.
         writer: the thread that fills the buffers now, 0 for none.
     """
@@ -70,7 +71,7 @@ class PipelineSlot:
         runtime: Runtime,
     ) -> None:
         self.number = self.launched = 0
-        self.error: tuple[int, BaseException] | None = None
+        self.errors: dict[int, BaseException] = {}
         self.kept: object = None
         self.writer = 0
         self.point: list[Callable[[int], object]] = []
@@ -189,6 +190,8 @@ class PipelineSlot:
         """Launch the exec for a request that everything is in place for; return its number."""
         number = self.number + 1
         earlier = self.kept
+        if self.errors:
+            self.errors = {}
         # Before the launch: who copies an earlier result meanwhile sees that it may be overwritten.
         self.number, self.kept = number, kept
         try:
@@ -207,10 +210,10 @@ class PipelineSlot:
                 return True
             self._looks += 1
             if self._looks % _LOOKS_PER_QUERY:
-                return self._failed(number)
+                return number in self.errors
         if not thread_captures():
             self._query(number)
-        return self.signal[0] >= number or self._failed(number)
+        return self.signal[0] >= number or number in self.errors
 
     def _query(self, number: int) -> bool:
         """Ask CUDA whether a request is done (cudaStreamQuery), and note what it failed of.
@@ -220,7 +223,7 @@ class PipelineSlot:
         try:
             idle = self._runtime.stream_query(self._handle)
         except Exception as error:
-            self._note(number, error)
+            self._note(error)
             return True
         if idle:
             self._expect_signal(number)
@@ -228,18 +231,17 @@ class PipelineSlot:
 
     def _expect_signal(self, number: int) -> None:
         """Note an error where a request is over and has not signalled its end."""
-        if self.signal[0] < number and not self._failed(number):
-            self._note(number, GraphkitError("the request was dropped: its launch failed"))
+        if self.signal[0] < number and number not in self.errors:
+            self._note(GraphkitError("the request was dropped: its launch failed"))
 
-    def _note(self, number: int, error: Exception) -> None:
+    def _note(self, error: Exception) -> None:
+        """Note what the last request failed of: whoever came before it is done."""
         # Without this frame, which refers to the slot: no cycle.
         traceback = error.__traceback__
-        self.error = number, error.with_traceback(traceback.tb_next if traceback else None)
+        number = self.number
+        self.errors[number] = error.with_traceback(traceback.tb_next if traceback else None)
         with suppress(CudaError):  # where the device is lost, nothing is counted any more
             self._count.set(np.array([number], np.uint64))
-
-    def _failed(self, number: int) -> bool:
-        return self.error is not None and self.error[0] == number
 
     def wait(self, number: int, timeout: float | None) -> bool:
         """Wait until a request is done; return False when the time is over before.
@@ -255,7 +257,7 @@ class PipelineSlot:
             for _ in range(_LOOKS):
                 if signal[0] >= number:
                     return True
-        if self._failed(number):
+        if number in self.errors:
             return True
         if thread_captures():
             raise ValueError(
@@ -267,7 +269,7 @@ class PipelineSlot:
         try:
             self._runtime.stream_synchronize(self._handle)
         except Exception as error:
-            self._note(number, error)
+            self._note(error)
         else:
             self._expect_signal(number)
         return True

@@ -355,21 +355,26 @@ def test_of_two_outputs_the_given_one_lasts_but_is_not_told_alone(runtime):
         np.testing.assert_array_equal(total, a + 2 * b)
 
 
+def identity(x, y, stream):
+    """y = x; a twin that fails below zero stands for a launch that does."""
+    CHECKED(1, 1, (x, y), stream=stream)
+
+
+def checked_twin(launch, x, y):
+    if x.view(1)[0] < 0:
+        raise ArithmeticError(f"{x.view(1)[0]} is below zero")
+    y.view(1)[0] = x.view(1)[0]
+
+
+CHECKED = gk.Kernel(
+    'extern "C" __global__ void f(const float* x, float* y) {}', "f", twin=checked_twin
+)
+ONE = (1, np.float32)
+
+
 def test_a_request_that_fails_says_so_and_its_slot_goes_on(sim):
-    def failing(launch, x, y):
-        if x.view(1)[0] < 0:
-            raise ArithmeticError("below zero")
-        y.view(1)[0] = x.view(1)[0]
-
-    kernel = gk.Kernel(
-        'extern "C" __global__ void f(const float* x, float* y) {}', "f", twin=failing
-    )
-
-    def fn(x, y, stream):
-        kernel(1, 1, (x, y), stream=stream)
-
     good, bad = pinned(np.float32([5])), pinned(np.float32([-1]))
-    with Pipeline(fn, {"x": (1, "f4")}, {"y": (1, "f4")}, slots=1) as pipeline:
+    with Pipeline(identity, {"x": ONE}, {"y": ONE}, slots=1) as pipeline:
         failed = pipeline.submit(x=bad)
         while not failed.done():
             pass
@@ -385,6 +390,16 @@ def test_a_request_that_fails_says_so_and_its_slot_goes_on(sim):
         pipeline.synchronize()
         assert pipeline.submit(x=good).result()[0] == 5
     del failed, unseen
+
+
+def test_every_request_of_a_slot_that_fails_raises_its_own_error(sim):
+    xs, y = [pinned(np.float32([-i])) for i in range(4)], gk.empty_pinned(1)
+    with Pipeline(identity, {"x": ONE}, {"y": ONE}, slots=1) as pipeline:
+        requests = [pipeline.submit(x=x, y=y) for x in xs]
+        for i, request in enumerate(requests[1:], 1):
+            with pytest.raises(ArithmeticError, match=f"-{i}.0 is below zero"):
+                request.result()
+        assert requests[0].result() is y
 
 
 # --- back-pressure -------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ class Pipeline:
         self._ports: list[HostPort] = list(self._slots[0].ports.values())
         self._inputs = [port for port in self._ports if port.is_input]
         self._stage = bool(stage)
+        self._most = slots
         self.copies = chosen
         self._ring.extend(self._slots)
 
@@ -200,7 +201,7 @@ class Pipeline:
         """
         under_way: deque[Request] = deque()
         for item in requests:
-            if len(under_way) == len(self._slots):
+            if len(under_way) == self._most:
                 yield under_way.popleft().result(copy=copy)
             arrays: Any = item if isinstance(item, Mapping) else {self._inputs[0].name: item}
             under_way.append(self.submit(**arrays))
@@ -226,7 +227,7 @@ class Pipeline:
             self._ring.appendleft(slot)
             raise TimeoutError(
                 f"pipeline: expected a free slot within {timeout} s, came none: all "
-                f"{len(self._slots)} are under way; take results first, or use more slots"
+                f"{self._most} are under way; take results first, or use more slots"
             )
         return slot
 
@@ -244,12 +245,12 @@ class Pipeline:
             if all(slot.writer == me for slot in self._slots):
                 raise ValueError(
                     f"pipeline: expected a slot that this thread does not hold, came all "
-                    f"{len(self._slots)} of them in `with pipeline.slot()`"
+                    f"{self._most} of them in `with pipeline.slot()`"
                 )
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
                     f"pipeline: expected a free slot within {timeout} s, came none: other threads "
-                    f"hold all {len(self._slots)}"
+                    f"hold all {self._most}"
                 )
             time.sleep(_NAP_SECONDS)
 
@@ -263,16 +264,16 @@ class Pipeline:
     @property
     def slots(self) -> int:
         """How many requests can be under way at once."""
-        return len(self._slots)
+        return self._most
 
     @property
     def under_way(self) -> int:
         """How many requests are under way now."""
-        return sum(not slot.done(slot.launched) for slot in self._slots)
+        return sum(not slot.done(slot.launched) for slot in [*self._slots])
 
     def synchronize(self) -> None:
         """Wait until every request so far is done; what they failed with their results tell."""
-        for slot in self._slots:
+        for slot in [*self._slots]:
             slot.wait(slot.launched, None)
 
     # --- the end ---------------------------------------------------------------------------------
@@ -280,13 +281,13 @@ class Pipeline:
     def close(self) -> None:
         """Wait for all requests, then give exec, streams and memory back. Twice is nothing.
 
-        Arrays that :meth:`Request.result` gave stay what they are, and keep their pinned memory;
-        results not asked for are lost.
+        Results stay what they are. Arrays that :meth:`Request.result` gave keep their pinned
+        memory, and requests that of the results they are still to give.
 
         Raises:
             ValueError: inside of ``with pipeline.slot()``, and while this thread captures.
         """
-        if self._closed:
+        if not self._slots:
             return
         if thread_captures():
             raise ValueError(
@@ -296,16 +297,18 @@ class Pipeline:
         if any(slot.writer == get_ident() for slot in self._slots):
             raise ValueError("pipeline: expected no slot in this thread's hands, came one")
         self._closed = True
-        for _ in self._slots:  # other threads bring theirs back
-            while True:
-                try:
-                    slot = self._ring.popleft()
-                except IndexError:
-                    time.sleep(_NAP_SECONDS)
-                    continue
+        while self._slots:
+            try:
+                slot = self._ring.popleft()
+            except IndexError:
+                time.sleep(_NAP_SECONDS)  # other threads bring theirs back
+                continue
+            try:
                 slot.wait(slot.number, None)
-                break
-        for slot in self._slots:
+            except BaseException:  # an interrupt; the next close() goes on
+                self._ring.appendleft(slot)
+                raise
+            self._slots.remove(slot)
             slot.close()
         release_done()  # what the launches kept, since they are done
 
@@ -318,6 +321,7 @@ class Pipeline:
     def __del__(self) -> None:
         # A constructor that failed has no ring; at interpreter exit the driver may be gone.
         if getattr(self, "_ring", None) and not sys.is_finalizing() and not live_captures:
+            self._slots = list(self._ring)  # nobody brings another one back
             self.close()
 
     def __repr__(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from graphkit.pipeline_slot import PipelineSlot, values_of
 
 __all__ = ["Request"]
@@ -12,8 +14,9 @@ __all__ = ["Request"]
 class Request:
     """One request of a :class:`graphkit.Pipeline`, made by its ``submit``.
 
-    It may be asked from any thread. The result lies in the slot's own pinned memory until that
-    slot is used again, ``slots`` submits later, unless the request was given an array for it.
+    It may be asked from any thread, also when the pipeline is closed. The result lies in the slot's
+    own pinned memory until that slot is used again, ``slots`` submits later, unless the request was
+    given an array for it.
     """
 
     __slots__ = ("_errors", "_given", "_number", "_slot")
@@ -60,31 +63,26 @@ class Request:
 
         Raises:
             TimeoutError: when it is not done by then.
-            ValueError: when the slot was used again, or the pipeline closed, and the result with
-                that lost.
+            ValueError: when the slot was used again, and the result with that lost.
             Exception: what the request failed with.
         """
         slot, number = self._slot, self._number
         if slot.signal[0] < number or self._errors or not slot.by_signal:
             self.wait(timeout)
-        given, outputs = self._given, slot.outputs
+        given, outputs, lasts = self._given, slot.outputs, False
         if given:
-            wanted = [name for name, port in slot.ports.items() if not port.is_input]
-            if not copy and all(name in given for name in wanted):
-                return values_of({name: given[name] for name in wanted})
+            lasts = all(name in given for name in outputs)
             outputs = {name: given.get(name, array) for name, array in outputs.items()}
         if copy:
-            outputs = {name: array.copy() for name, array in outputs.items()}
+            outputs = {name: np.array(array) for name, array in outputs.items()}
         # Looked at last: what is copied now was not overwritten meanwhile.
-        if slot.number != number:
+        if slot.number != number and not lasts:
             raise ValueError(
                 f"request: expected a result that is still there, came one of request {number} of "
                 f"its slot, where request {slot.number} is now; read it before as many submits as "
                 "the pipeline has slots, take result(copy=True), or submit with an array of your "
                 "own for it"
             )
-        if not outputs:
-            raise ValueError("request: expected an open pipeline, came one that was closed")
         return values_of(outputs)
 
     def __repr__(self) -> str:

@@ -283,9 +283,9 @@ class PipelineSlot:
         return True
 
     def close(self) -> None:
-        """Give everything back; the requests must be done."""
+        """Give everything back but what the last request has left; the requests must be done."""
         self.kept = None
-        self.inputs, self.outputs = {}, {}
+        self.inputs = {}
         self.point.clear()
         self.launch = _refuse_launch
         # What is asked of it from now on: every request is done.

@@ -154,14 +154,17 @@ class Pipeline:
         if found != len(arrays):
             self._refuse_names(arrays)
         slot = self._take(timeout)
+        give_back = self._ring.appendleft  # without a request it is still the next one
         try:
             if staged:
                 for port in self._inputs:
                     port.stage(arrays[port.name], slot.inputs[port.name])
             given = arrays if found > len(self._inputs) else None
-            return self._begin(slot, addresses, given, arrays)
+            request = self._begin(slot, addresses, given, arrays)
+            give_back = self._ring.append
+            return request
         finally:
-            self._ring.append(slot)
+            give_back(slot)
 
     def _begin(
         self, slot: PipelineSlot, addresses: list[int], given: dict[str, Any] | None, kept: object
@@ -335,7 +338,7 @@ class RequestSlot:
     """A free slot in a thread's hands: made and entered by ``with pipeline.slot() as slot``.
 
     ``slot["x"]`` is its pinned buffer of input ``x``. Left without :meth:`submit`, it is as free
-    as it was.
+    as it was, and the next one to be used.
     """
 
     __slots__ = ("_pipeline", "_slot", "_timeout")
@@ -358,11 +361,11 @@ class RequestSlot:
     def __exit__(self, *_: object) -> None:
         slot, self._slot = self._slot, None
         if slot is not None:
-            self._give_back(slot)
+            slot.writer = 0
+            self._pipeline._ring.appendleft(slot)
 
-    def _give_back(self, slot: PipelineSlot) -> None:
-        slot.writer = 0
-        self._pipeline._ring.append(slot)
+    def __del__(self) -> None:
+        self.__exit__()  # for who entered it by hand and forgot it
 
     def _held(self) -> PipelineSlot:
         if self._slot is None:
@@ -405,7 +408,8 @@ class RequestSlot:
             pipeline._refuse_names(outputs)
         request = pipeline._begin(slot, addresses, outputs or None, outputs)
         self._slot = None
-        self._give_back(slot)
+        slot.writer = 0
+        pipeline._ring.append(slot)
         return request
 
 

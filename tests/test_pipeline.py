@@ -347,6 +347,33 @@ def test_a_view_is_good_until_its_slot_is_used_again(runtime):
         np.testing.assert_array_equal(view, xs[2] + 3)
 
 
+def test_what_comes_to_no_request_uses_no_slot_up(runtime):
+    xs = numbered(3)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=2, stage=True) as pipeline:
+        first, second = (pipeline.submit(x=x) for x in xs[:2])
+        first.wait()
+        view = second.result()
+        with pipeline.slot():
+            pass
+        with pytest.raises(ValueError, match="x: expected shape"):
+            pipeline.submit(x=xs[2][0])
+        with pytest.raises(TypeError, match="z: expected one of"), pipeline.slot() as slot:
+            slot.submit(z=xs[2])
+        # One submit behind the second, which is good for one.
+        pipeline.submit(x=xs[2]).wait()
+        np.testing.assert_array_equal(view, xs[1] + 3)
+        assert second.result() is view
+        with pytest.raises(ValueError, match="expected a result that is still there"):
+            first.result()
+
+
+def test_a_slot_that_was_entered_and_forgotten_comes_back(runtime):
+    (x,) = numbered(1)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:
+        pipeline.slot().__enter__()["x"][...] = 1
+        np.testing.assert_array_equal(pipeline.submit(x=x, timeout=10).result(), x + 3)
+
+
 def test_of_two_outputs_the_given_one_lasts_but_is_not_told_alone(runtime):
     outputs = {"total": FLOATS, "flipped": (120, np.uint8)}
     with Pipeline(two_outputs, {"a": FLOATS, "b": FLOATS}, outputs, slots=1) as pipeline:

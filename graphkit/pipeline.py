@@ -104,7 +104,7 @@ class Pipeline:
                 slot = PipelineSlot(function, ports, set(host_ports), chosen, runtime)
                 unfinished.callback(slot.close)
                 self._slots.append(slot)
-                _check_alike(self._slots[0], slot)
+                _check_alike(self._slots)
             unfinished.pop_all()
         # Of all slots the same ports, whose arrays need be looked at once only.
         self._ports: list[HostPort] = list(self._slots[0].ports.values())
@@ -428,14 +428,25 @@ def _ports(groups: Mapping[str, Any], runtime: Runtime) -> dict[str, HostPort]:
     return ports
 
 
-def _check_alike(first: PipelineSlot, slot: PipelineSlot) -> None:
-    """Refuse a function that returned other arrays for another slot."""
+def _check_alike(slots: list[PipelineSlot]) -> None:
+    """Refuse a function that returned other arrays for the last slot, or those of an earlier one.
+
+    The ports of all slots are in one order, since requests go through them by place.
+    """
     wanted, came = (
-        {port.name: (port.shape, str(port.dtype)) for port in each.ports.values()}
-        for each in (first, slot)
+        [(port.name, port.shape, str(port.dtype)) for port in each.ports.values()]
+        for each in (slots[0], slots[-1])
     )
     if came != wanted:
         raise TypeError(f"fn: expected the same outputs for every slot, {wanted}, came {came}")
+    spans = [(start, start + port.nbytes) for port, start in slots[-1].fetched.values()]
+    for slot in slots[:-1]:
+        for name, (port, start) in slot.fetched.items():
+            if any(start < end and first < start + port.nbytes for first, end in spans):
+                raise ValueError(
+                    f"{name}: expected an output of each slot's own, came the same memory for two "
+                    "slots, whose requests would mix; let fn allocate it, or name it in outputs="
+                )
 
 
 def _check_count(value: object, argument: str, least: int) -> None:

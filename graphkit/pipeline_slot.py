@@ -47,6 +47,7 @@ class PipelineSlot:
         inputs: pinned buffers of the inputs by name.
         outputs: pinned buffers of the outputs by name.
         ports: inputs and outputs by name.
+        fetched: of each output by name the port and the address on the device.
         number: of the last request, from 1 on.
         launched: of the last request that was launched: what others may wait for.
         signal: the number of the last request that is done is its first word, as the device wrote
@@ -88,18 +89,18 @@ class PipelineSlot:
             self._graph, returned = function.graph(arrays, self._stream, self._memory)
             self._cleanup.callback(self._graph.close)
             self.ports = {name: port for name, port in ports.items() if name in copied}
-            fetched = returned or {
+            self.fetched = returned or {
                 name: (port, arrays[name].ptr)
                 for name, port in self.ports.items()
                 if not port.is_input
             }
-            self.ports.update({name: port for name, (port, _) in fetched.items()})
+            self.ports.update({name: port for name, (port, _) in self.fetched.items()})
             self.inputs = {p.name: p.empty() for p in self.ports.values() if p.is_input}
             self.outputs = {p.name: p.empty() for p in self.ports.values() if not p.is_input}
             self._control = empty_pinned(_LINE * (2 + len(self.ports) // _LINE + 1), np.uint64)
             self._control[:] = 0
             self._arrived, self._count = zeros(1, np.uint32), zeros(1, np.uint64)
-            moving = self._add_copies(arrays, fetched, copies)
+            moving = self._add_copies(arrays, copies)
             self._exec = self._graph.instantiate(upload_stream=self._stream)
             self._cleanup.callback(self._exec.close)
             self._bind(moving)
@@ -120,7 +121,6 @@ class PipelineSlot:
     def _add_copies(
         self,
         arrays: dict[str, DeviceArray],
-        fetched: dict[str, tuple[HostPort, int]],
         copies: Copies,
     ) -> list[tuple[str, Any, MemcpyNodeParams]]:
         """Add the copies around what the graph holds; return the memcpy nodes to be moved."""
@@ -147,13 +147,13 @@ class PipelineSlot:
             for head in heads:
                 graph.add_dependency(node, head)
         before = tails or sent
-        alone = len(fetched) == 1
+        alone = len(self.fetched) == 1
         end = {
             "number": self._count.ptr,
             "signal": int(self._control.ctypes.data),
             "arrived": self._arrived.ptr,
         }
-        for name, (port, address) in fetched.items():
+        for name, (port, address) in self.fetched.items():
             if copies == "kernel":
                 place = self._word(places[name])
                 told = end if alone else {"arrived": self._arrived.ptr}

@@ -616,6 +616,25 @@ def test_a_function_returns_the_same_for_every_slot(runtime):
         Pipeline(lambda x: made.pop(), {"x": FLOATS}, slots=2, warmups=0)
 
 
+def test_a_function_returns_its_outputs_in_one_order(runtime):
+    made = [{name: gk.zeros(3) for name in names} for names in ("ab", "ba")]
+    with pytest.raises(TypeError, match="fn: expected the same outputs for every slot"):
+        Pipeline(lambda x: made.pop(), {"x": FLOATS}, slots=2, warmups=0)
+
+
+def test_slots_do_not_share_an_output(runtime):
+    shared = gk.zeros((2, *SHAPE))
+    parts = iter(shared[i] for i in range(2))
+    with pytest.raises(ValueError, match=r"^result: expected an output of each slot's own"):
+        Pipeline(lambda x: shared, {"x": FLOATS})
+    with pytest.raises(ValueError, match=r"^y: expected an output of each slot's own"):
+        Pipeline(lambda x: {"y": shared[1]}, {"x": FLOATS}, slots=2)
+    with Pipeline(lambda x: next(parts), {"x": FLOATS}, slots=2, warmups=0) as pipeline:
+        assert pipeline.slots == 2
+    with Pipeline(lambda x: shared, {"x": FLOATS}, slots=1) as pipeline:
+        assert pipeline.slots == 1
+
+
 def test_a_function_that_fails_at_the_capture_leaves_nothing_behind(runtime):
     def allocates(x, y, stream):
         gk.zeros(3)

@@ -17,7 +17,7 @@ from graphkit.lifetime import live_captures, release_done, thread_captures
 from graphkit.pipeline_copies import choose_copies
 from graphkit.pipeline_function import PipelineFunction
 from graphkit.pipeline_request import Request
-from graphkit.pipeline_slot import PipelineSlot
+from graphkit.pipeline_slot import PipelineSlot, check_timeout
 from graphkit.runtime import current
 from graphkit.runtime.protocol import Runtime
 
@@ -135,6 +135,8 @@ class Pipeline:
         """
         if live_captures and thread_captures():
             _refuse_capture()
+        if timeout is not None:
+            check_timeout(timeout)
         # By place, 0 for the slot's own memory. All is looked at before a slot is taken.
         staged, addresses, found = self._stage, [], 0
         for port in self._ports:
@@ -201,7 +203,19 @@ class Pipeline:
         Args:
             requests: the inputs of each by name; for a pipeline of one input just the array.
             copy: yield copies; else each result is good until the next one is asked for.
+
+        Raises:
+            TypeError: requests that are nothing to go through; what :meth:`submit` refuses.
         """
+        if not isinstance(requests, Iterable):
+            raise TypeError(
+                f"requests: expected arrays or mappings of them, came {type(requests).__name__}"
+            )
+        return self._map(requests, copy)
+
+    def _map(
+        self, requests: Iterable[Mapping[str, object] | NDArray[Any]], copy: bool
+    ) -> Iterator[Any]:
         under_way: deque[Request] = deque()
         for item in requests:
             if len(under_way) == self._most:
@@ -344,9 +358,10 @@ class RequestSlot:
     __slots__ = ("_pipeline", "_slot", "_timeout")
 
     def __init__(self, pipeline: Pipeline, timeout: float | None) -> None:
+        self._slot: PipelineSlot | None = None
+        check_timeout(timeout)
         self._pipeline = pipeline
         self._timeout = timeout
-        self._slot: PipelineSlot | None = None
 
     def __enter__(self) -> RequestSlot:
         if self._slot is not None:

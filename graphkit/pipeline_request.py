@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from graphkit.pipeline_slot import PipelineSlot, values_of
+from graphkit.pipeline_slot import PipelineSlot, check_timeout, values_of
 
 __all__ = ["Request"]
 
@@ -42,9 +42,11 @@ class Request:
             timeout: seconds to wait at most.
 
         Raises:
+            TypeError, ValueError: a timeout that is no time.
             TimeoutError: when it is not done by then.
             Exception: what the request failed with.
         """
+        check_timeout(timeout)
         slot, number = self._slot, self._number
         if slot.number == number and not slot.wait(number, timeout):
             raise TimeoutError(f"request: expected it to be done within {timeout} s, came no end")

@@ -22,7 +22,7 @@ from graphkit.pipeline_function import PipelineFunction
 from graphkit.runtime.protocol import MemcpyKind, MemcpyNodeParams, Runtime
 from graphkit.stream import Stream
 
-__all__ = ["PipelineSlot"]
+__all__ = ["PipelineSlot", "check_timeout", "values_of"]
 
 # Looks at the signal before the thread sleeps in CUDA, where it wakes later but lets others run.
 _LOOKS = 200
@@ -337,6 +337,20 @@ class _Mover:
         new = held._replace(dst=address) if self._to_host else held._replace(src=address)
         self._set_params(self._exec, self._node, new)
         self._held = new
+
+
+def check_timeout(timeout: object) -> None:
+    """Refuse what is no time to wait for at most.
+
+    Raises:
+        TypeError, ValueError: unless it is None or 0 seconds or more.
+    """
+    if timeout is None:
+        return
+    if not isinstance(timeout, (int, float, np.integer, np.floating)) or isinstance(timeout, bool):
+        raise TypeError(f"timeout: expected seconds or None, came {type(timeout).__name__}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout: expected 0 seconds or more, came {timeout}")
 
 
 def values_of(buffers: dict[str, NDArray[Any]]) -> Any:

@@ -1,10 +1,12 @@
 """Pipelines: every request gives its own result, in whatever order, or says why it cannot."""
 
 import gc
+import re
 import threading
 from collections import deque
 from importlib.resources import files
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cuda.bindings import nvrtc  # of the extra `test`, as in kernels/test_nvrtc.py
@@ -230,6 +232,33 @@ def test_staged_inputs_may_be_pageable_and_change_at_once(runtime):
             pipeline.submit(x=gk.zeros(SHAPE))
     with Pipeline(add_three, {"x": (2, "f4")}, {"y": (2, "f4")}, stage=True) as pipeline:
         assert pipeline.submit(x=[1, 2]).result().tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "numbers", "message"),
+    [
+        ("i4", [1.5, 2], r"TypeError: x: expected numbers of int32, came float64"),
+        ("i4", ["1", "2"], r"TypeError: x: expected numbers of int32, came <U1"),
+        ("f4", [None, 1], r"TypeError: x: expected numbers of float32, came object"),
+        ("f4", [1j, 2], r"TypeError: x: expected numbers of float32, came complex128"),
+        ("u1", [1, 256], r"ValueError: x: expected numbers of uint8: .*256"),
+        ("u1", [1, [2]], r"ValueError: x: expected numbers of uint8: "),
+        ("u1", 3, r"ValueError: x: expected shape \(2,\), came \(\)"),
+    ],
+)
+def test_staged_numbers_are_not_cut(runtime, dtype, numbers, message):
+    with Pipeline(lambda x: x, {"x": (2, dtype)}, stage=True, slots=1) as pipeline:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            pipeline.submit(x=numbers)
+        assert re.match(message, f"{caught.type.__name__}: {caught.value}")
+        assert pipeline.submit(x=[True, False]).result().tolist() == [1, 0]
+        assert pipeline.submit(x=(3, 4)).result().tolist() == [3, 4]
+
+
+def test_staged_numbers_of_a_dtype_that_numpy_does_not_know(runtime):
+    spec = (2, ml_dtypes.bfloat16)
+    with Pipeline(lambda x: x, {"x": spec}, stage=True, slots=1) as pipeline:
+        assert pipeline.submit(x=[1.5, 2]).result().tolist() == [1.5, 2]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -525,6 +554,36 @@ def test_threads_get_their_own_results(runtime, slots):
 
 
 # --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "message"),
+    [
+        ("5", TypeError, "timeout: expected seconds or None, came str"),
+        (True, TypeError, "timeout: expected seconds or None, came bool"),
+        (-1, ValueError, "timeout: expected 0 seconds or more, came -1"),
+        (float("nan"), ValueError, "timeout: expected 0 seconds or more, came nan"),
+    ],
+)
+def test_what_is_no_timeout(pipeline, timeout, error, message):
+    (x,) = numbered(1)
+    request = pipeline.submit(x=x, timeout=np.float32(2))
+    for refused in (
+        lambda: pipeline.submit(x=x, timeout=timeout),
+        lambda: pipeline.slot(timeout=timeout),
+        lambda: request.wait(timeout),
+    ):
+        with pytest.raises(error, match=message):
+            refused()
+    np.testing.assert_array_equal(request.result(timeout=10), x + 3)
+
+
+def test_what_map_does_not_take(pipeline):
+    with pytest.raises(TypeError, match="requests: expected arrays or mappings of them, came int"):
+        pipeline.map(3)
+    results = pipeline.map([np.zeros(SHAPE, np.float32)])
+    with pytest.raises(ValueError, match="x: expected pinned host memory"):
+        next(results)
 
 
 def test_what_may_not_stand_in_a_request(pipeline):

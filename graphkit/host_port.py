@@ -90,10 +90,11 @@ class HostPort:
 
     def _forget(self) -> None:
         """Forget the arrays that are gone; all of them where too many are not."""
-        # A list at once: other threads add to it meanwhile.
-        entries = list(self.known.items())
-        left = {key: entry for key, entry in entries if entry[0]() is not None}
-        self.known = left if len(left) < _MOST_KNOWN else {}
+        for key, entry in [*self.known.items()]:  # a copy: other threads add to it meanwhile
+            if entry[0]() is None:
+                self.known.pop(key, None)
+        if len(self.known) >= _MOST_KNOWN:
+            self.known.clear()
 
     def stage(self, array: object, buffer: np.ndarray[Any, Any]) -> None:
         """Copy values into a buffer of this port, by the host.

@@ -109,6 +109,7 @@ class Pipeline:
         # Of all slots the same ports, whose arrays need be looked at once only.
         self._ports: list[HostPort] = list(self._slots[0].ports.values())
         self._inputs = [port for port in self._ports if port.is_input]
+        self._entries = [(port.name, port.known, port) for port in self._ports]
         self._stage = bool(stage)
         self._most = slots
         self.copies = chosen
@@ -138,43 +139,34 @@ class Pipeline:
         if timeout is not None:
             check_timeout(timeout)
         # By place, 0 for the slot's own memory. All is looked at before a slot is taken.
-        staged, addresses, found = self._stage, [], 0
-        for port in self._ports:
-            array = arrays.get(port.name)
+        addresses, found, ring = [], 0, self._ring
+        for name, known, port in self._entries:
+            array = arrays.get(name)
             if array is None:
                 addresses.append(self._own(port))
                 continue
             found += 1
-            if staged and port.is_input:
+            entry = known.get(id(array))
+            if entry is not None and entry[0]() is array:
+                addresses.append(entry[1])
+            elif self._stage and port.is_input:
                 addresses.append(0)
-                continue
-            known = port.known.get(id(array))
-            if known is not None and known[0]() is array:
-                addresses.append(known[1])
             else:
                 addresses.append(port.address(array))
         if found != len(arrays):
             self._refuse_names(arrays)
         slot = self._take(timeout)
-        give_back = self._ring.appendleft  # without a request it is still the next one
+        give_back = ring.appendleft  # without a request it is still the next one
         try:
-            if staged:
+            if self._stage:
                 for port in self._inputs:
                     port.stage(arrays[port.name], slot.inputs[port.name])
             given = arrays if found > len(self._inputs) else None
-            request = self._begin(slot, addresses, given, arrays)
-            give_back = self._ring.append
+            request = Request(slot, slot.begin(addresses, arrays), given)
+            give_back = ring.append
             return request
         finally:
             give_back(slot)
-
-    def _begin(
-        self, slot: PipelineSlot, addresses: list[int], given: dict[str, Any] | None, kept: object
-    ) -> Request:
-        """Point the exec of a slot at what a request is given, and launch it."""
-        for place, address in enumerate(addresses):
-            slot.point[place](address or slot.own[place])
-        return Request(slot, slot.begin(kept), given)
 
     def _own(self, port: HostPort) -> int:
         if port.is_input:
@@ -421,7 +413,7 @@ class RequestSlot:
             found += array is not None
         if found != len(outputs):
             pipeline._refuse_names(outputs)
-        request = pipeline._begin(slot, addresses, outputs or None, outputs)
+        request = Request(slot, slot.begin(addresses, outputs), outputs or None)
         self._slot = None
         slot.writer = 0
         pipeline._ring.append(slot)

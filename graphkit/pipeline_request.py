@@ -24,7 +24,7 @@ class Request:
     def __init__(self, slot: PipelineSlot, number: int, given: dict[str, Any] | None) -> None:
         self._slot = slot
         self._number = number
-        self._given = given  # the outputs that it was to write to, by name
+        self._given = given  # by name, among them outputs that it was to write to; or None
         self._errors = slot.errors  # has its number when it failed
 
     def done(self) -> bool:
@@ -69,12 +69,16 @@ class Request:
             Exception: what the request failed with.
         """
         slot, number = self._slot, self._number
+        if timeout is not None:
+            check_timeout(timeout)
         if slot.signal[0] < number or self._errors or not slot.by_signal:
             self.wait(timeout)
         given, outputs, lasts = self._given, slot.outputs, False
-        if given:
-            lasts = all(name in given for name in outputs)
-            outputs = {name: given.get(name, array) for name, array in outputs.items()}
+        if given is not None:
+            outputs, lasts = {}, True
+            for name, own in slot.outputs.items():
+                outputs[name] = given.get(name, own)
+                lasts = lasts and name in given
         if copy:
             outputs = {name: np.array(array) for name, array in outputs.items()}
         # Looked at last: what is copied now was not overwritten meanwhile.

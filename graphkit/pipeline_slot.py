@@ -52,8 +52,9 @@ class PipelineSlot:
         launched: of the last request that was launched: what others may wait for.
         signal: the number of the last request that is done is its first word, as the device wrote
             it.
-        point: by place among the ports what moves an input or output to an address.
-        own: by place the address of the slot's own buffer.
+        own: by place among the ports the address of the slot's own buffer.
+        held: likewise where the exec copies from or to; 0 while that changes.
+        move: likewise what moves it to an address.
         by_signal: whether the signal says it all: not on the simulator, where work goes on only
             when somebody asks, nor where a result might be read before its signal.
         launch: launches the exec on the slot's stream (cudaGraphLaunch).
@@ -75,8 +76,9 @@ class PipelineSlot:
         self.errors: dict[int, BaseException] = {}
         self.kept: object = None
         self.writer = 0
-        self.point: list[Callable[[int], object]] = []
         self.own: list[int] = []
+        self.held: list[int] = []
+        self.move: list[Callable[[int], object]] = []
         self._runtime = runtime
         self._cleanup = ExitStack()
         with ExitStack() as unfinished:
@@ -171,23 +173,38 @@ class PipelineSlot:
 
     def _bind(self, moving: list[tuple[str, Any, MemcpyNodeParams]]) -> None:
         """Find for each port what moves it: a store, or a call (...MemcpyNodeSetParams1D)."""
-        set_params, exe = self._runtime.graph_exec_memcpy_node_set_params, self._exec.ptr
-        movers = {
-            name: _Mover(set_params, exe, node.ptr, params, to_host=not self.ports[name].is_input)
+        make, exe = self._runtime.memcpy_node_setter, self._exec.ptr
+        setters = {
+            name: make(exe, node.ptr, params, moves_dst=not self.ports[name].is_input)
             for name, node, params in moving
         }
         store = self._control.data.__setitem__
         buffers = {**self.inputs, **self.outputs}
         for place, name in enumerate(self.ports):
-            mover = movers.get(name)
-            self.point.append(mover.move if mover else partial(store, _LINE + place))
-            self.own.append(int(buffers[name].ctypes.data))
-            self.point[place](self.own[place])
+            own = int(buffers[name].ctypes.data)
+            if name not in setters:
+                store(_LINE + place, own)
+            self.move.append(setters.get(name) or partial(store, _LINE + place))
+            self.own.append(own)
+            self.held.append(own)
 
     # --- requests --------------------------------------------------------------------------------
 
-    def begin(self, kept: object) -> int:
-        """Launch the exec for a request that everything is in place for; return its number."""
+    def begin(self, addresses: list[int], kept: object) -> int:
+        """Launch the exec for a request, and return its number.
+
+        Args:
+            addresses: by place where to copy from or to, 0 for the slot's own buffers.
+            kept: what must stay alive until the request is done.
+        """
+        held = self.held
+        for place, address in enumerate(addresses):
+            if not address:
+                address = self.own[place]  # noqa: PLW2901 - that is where it is
+            if held[place] != address:
+                held[place] = 0  # whatever breaks this off, the next request does it again
+                self.move[place](address)
+                held[place] = address
         number = self.number + 1
         earlier = self.kept
         if self.errors:
@@ -286,7 +303,7 @@ class PipelineSlot:
         """Give everything back but what the last request has left; the requests must be done."""
         self.kept = None
         self.inputs = {}
-        self.point.clear()
+        self.move.clear()
         self.launch = _refuse_launch
         # What is asked of it from now on: every request is done.
         self.by_signal = True
@@ -310,33 +327,6 @@ def _device_array(port: HostPort, runtime: Runtime) -> DeviceArray:
 
 def _copy(dst: int, src: int, nbytes: int, kind: MemcpyKind) -> MemcpyNodeParams:
     return MemcpyNodeParams(dst, nbytes, 1, src, nbytes, 1, nbytes, 1, 1, kind)
-
-
-class _Mover:
-    """Moves the host's end of a memcpy node of an exec, where it is not there already."""
-
-    __slots__ = ("_exec", "_held", "_node", "_set_params", "_to_host")
-
-    def __init__(
-        self,
-        set_params: Callable[[int, int, MemcpyNodeParams], None],
-        exec_: int,
-        node: int,
-        params: MemcpyNodeParams,
-        *,
-        to_host: bool,
-    ) -> None:
-        self._set_params, self._exec, self._node = set_params, exec_, node
-        self._held = params
-        self._to_host = to_host
-
-    def move(self, address: int) -> None:
-        held = self._held
-        if address == (held.dst if self._to_host else held.src):
-            return
-        new = held._replace(dst=address) if self._to_host else held._replace(src=address)
-        self._set_params(self._exec, self._node, new)
-        self._held = new
 
 
 def check_timeout(timeout: object) -> None:

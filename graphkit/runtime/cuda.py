@@ -63,6 +63,7 @@ _NO_CONTEXT: Final = (StatusCode.DEVICE_UNINITIALIZED, StatusCode.INITIALIZATION
 # Prebound: a module attribute of cuda.bindings costs two dictionary look-ups per call.
 _add_kernel_node: Callable[..., Any] = driver.cuGraphAddKernelNode
 _exec_kernel_node_set_params: Callable[..., Any] = driver.cuGraphExecKernelNodeSetParams
+_exec_memcpy_node_set_params_1d: Callable[..., Any] = cudart.cudaGraphExecMemcpyNodeSetParams1D
 
 # Blocks nobody is using. A list, not one block per thread: the bindings let go of Python's lock
 # during a call, and a finalizer may run between filling a block and using it; pop and append are
@@ -979,6 +980,26 @@ class CudaRuntime:
                 _driver(call, exec_handle, node_handle, struct)  # again, to say why it fails
 
         return set_params
+
+    def memcpy_node_setter(
+        self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
+    ) -> Callable[[int], Any]:
+        call, name = _exec_memcpy_node_set_params_1d, "cudaGraphExecMemcpyNodeSetParams1D"
+        exec_handle, node_handle = cudart.cudaGraphExec_t(exec_), cudart.cudaGraphNode_t(node)
+        dst, src, nbytes = params.dst, params.src, params.width
+        kind = cudart.cudaMemcpyKind(int(params.kind))
+
+        def move_dst(address: int) -> None:
+            status = call(exec_handle, node_handle, address, src, nbytes, kind)[0]
+            if status:
+                refuse(name, status)
+
+        def move_src(address: int) -> None:
+            status = call(exec_handle, node_handle, dst, address, nbytes, kind)[0]
+            if status:
+                refuse(name, status)
+
+        return move_dst if moves_dst else move_src
 
     def kernel_node_struct(self, params: KernelNodeParams) -> Any:
         return KernelBlock().fill(params)

@@ -632,6 +632,19 @@ class Runtime(Protocol):
         """
         ...
 
+    def memcpy_node_setter(
+        self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
+    ) -> Callable[[int], Any]:
+        """Return ``graph_exec_memcpy_node_set_params`` prebound to all but one address.
+
+        Args:
+            exec_: the exec.
+            node: the node.
+            params: a copy in one dimension.
+            moves_dst: whether the address is that of the destination; else it is the source's.
+        """
+        ...
+
     def kernel_node_struct(self, params: KernelNodeParams) -> Any:
         """Return ``params`` as :meth:`kernel_nodes_setter` takes them, for any exec and node."""
         ...

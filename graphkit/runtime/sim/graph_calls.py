@@ -722,6 +722,17 @@ class GraphCalls(StreamCalls):
 
         return set_params
 
+    def memcpy_node_setter(
+        self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
+    ) -> Callable[[int], Any]:
+        end = "dst" if moves_dst else "src"
+
+        def set_address(address: int) -> None:
+            moved = params._replace(**{end: address})
+            self.graph_exec_memcpy_node_set_params(exec_, node, moved)
+
+        return set_address
+
     def kernel_node_struct(self, params: KernelNodeParams) -> KernelNodeParams:
         return params
 

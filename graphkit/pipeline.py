@@ -143,7 +143,9 @@ class Pipeline:
         for name, known, port in self._entries:
             array = arrays.get(name)
             if array is None:
-                addresses.append(self._own(port))
+                if port.is_input:
+                    raise TypeError(f"{name}: expected an array for each input, came none")
+                addresses.append(0)
                 continue
             found += 1
             entry = known.get(id(array))
@@ -167,11 +169,6 @@ class Pipeline:
             return request
         finally:
             give_back(slot)
-
-    def _own(self, port: HostPort) -> int:
-        if port.is_input:
-            raise TypeError(f"{port.name}: expected an array for each input, came none")
-        return 0
 
     def slot(self, *, timeout: float | None = None) -> RequestSlot:
         """Return a context that holds a free slot, to write inputs straight into its memory.

@@ -52,9 +52,10 @@ class PipelineSlot:
         launched: of the last request that was launched: what others may wait for.
         signal: the number of the last request that is done is its first word, as the device wrote
             it.
-        own: by place among the ports the address of the slot's own buffer.
-        held: likewise where the exec copies from or to; 0 while that changes.
+        held: by place among the ports where the exec copies from or to, 0 for the slot's own
+            buffer; None while that changes.
         move: likewise what moves it to an address.
+        own: likewise the address of the slot's own buffer.
         by_signal: whether the signal says it all: not on the simulator, where work goes on only
             when somebody asks, nor where a result might be read before its signal.
         launch: launches the exec on the slot's stream (cudaGraphLaunch).
@@ -76,9 +77,9 @@ class PipelineSlot:
         self.errors: dict[int, BaseException] = {}
         self.kept: object = None
         self.writer = 0
-        self.own: list[int] = []
-        self.held: list[int] = []
+        self.held: list[int | None] = []
         self.move: list[Callable[[int], object]] = []
+        self.own: list[int] = []
         self._runtime = runtime
         self._cleanup = ExitStack()
         with ExitStack() as unfinished:
@@ -186,7 +187,7 @@ class PipelineSlot:
                 store(_LINE + place, own)
             self.move.append(setters.get(name) or partial(store, _LINE + place))
             self.own.append(own)
-            self.held.append(own)
+            self.held.append(0)
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -197,14 +198,8 @@ class PipelineSlot:
             addresses: by place where to copy from or to, 0 for the slot's own buffers.
             kept: what must stay alive until the request is done.
         """
-        held = self.held
-        for place, address in enumerate(addresses):
-            if not address:
-                address = self.own[place]  # noqa: PLW2901 - that is where it is
-            if held[place] != address:
-                held[place] = 0  # whatever breaks this off, the next request does it again
-                self.move[place](address)
-                held[place] = address
+        if addresses != self.held:
+            self._move(addresses)
         number = self.number + 1
         earlier = self.kept
         if self.errors:
@@ -219,6 +214,14 @@ class PipelineSlot:
             raise
         self.launched = number
         return number
+
+    def _move(self, addresses: list[int]) -> None:
+        held = self.held
+        for place, address in enumerate(addresses):
+            if held[place] != address:
+                held[place] = None  # whatever breaks this off, the next request does it again
+                self.move[place](address or self.own[place])
+                held[place] = address
 
     def done(self, number: int) -> bool:
         """Return whether a request is done, be it with an error."""

@@ -396,6 +396,26 @@ def test_what_comes_to_no_request_uses_no_slot_up(runtime):
             first.result()
 
 
+@COPIES
+def test_a_request_that_was_interrupted_on_its_way_leaves_nothing_behind(runtime, copies):
+    first, second = numbered(2)
+    outputs = {"y": FLOATS}
+    with Pipeline(add_three, {"x": FLOATS}, outputs, slots=1, copies=copies) as pipeline:
+        np.testing.assert_array_equal(pipeline.submit(x=first).result(), first + 3)
+        (slot,) = pipeline._slots
+        move = slot.move[0]
+
+        def interrupted(address):
+            move(address)
+            raise KeyboardInterrupt
+
+        slot.move[0] = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.submit(x=second)
+        slot.move[0] = move
+        np.testing.assert_array_equal(pipeline.submit(x=first).result(), first + 3)
+
+
 def test_a_slot_that_was_entered_and_forgotten_comes_back(runtime):
     (x,) = numbered(1)
     with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:

@@ -725,10 +725,8 @@ class GraphCalls(StreamCalls):
     def memcpy_node_setter(
         self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
     ) -> Callable[[int], Any]:
-        end = "dst" if moves_dst else "src"
-
         def set_address(address: int) -> None:
-            moved = params._replace(**{end: address})
+            moved = params._replace(dst=address) if moves_dst else params._replace(src=address)
             self.graph_exec_memcpy_node_set_params(exec_, node, moved)
 
         return set_address

@@ -40,31 +40,29 @@ and a launch; a launcher by hand 3.9 in that run and 1.3 in the one before.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from command import options, print_source, report, whole_run
 from measure import (
     Budget,
+    Contender,
+    Part,
     Row,
     Summary,
     interleave,
     judge,
     make_rows,
-    print_tables,
     print_verdicts,
     progress_bar,
-    rounds,
-    write_results,
 )
-from pipeline_contenders import MAIN, OWN, TORCH_GRAPHS, Case, Maker, make
+from pipeline_contenders import MAIN, OWN, TORCH_GRAPHS, Case, make
 from pipeline_mlp import Network, Requests, Size
-from provenance import RESULTS, provenance
+from provenance import provenance
 from rich.console import Console
 
 import graphkit as gk
@@ -72,35 +70,11 @@ import graphkit as gk
 SIZES = (Size(32, 256, 1000, 100), Size(32, 1024, 250, 60), Size(128, 1024, 100, 60))
 SIM_SIZES = (Size(3, 20, 10, 2),)
 BUDGET_US, BUDGET = 6.0, "budget"
+Timed = Part[Case, Contender]
 BUDGETS = (Budget("a request, 32 x 256", "requests: 32 x 256", MAIN, 1.0, ahead_of_peers=True),)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some contenders that are measured alike.
-
-    Attributes:
-        name: the case's name in the rows.
-        makers: makes its contenders.
-        samples: to keep of each, at least.
-        block: samples of one contender in a row, of which ``discard`` are thrown away.
-        baseline: the metric that ratios are to.
-    """
-
-    name: str
-    makers: Callable[[Case], list[Maker]]
-    samples: int
-    block: int
-    discard: int
-    baseline: str
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds it takes."""
-        return rounds(self.samples, self.block, self.discard)
-
-
-def parts(size: Size, *, quick: bool, only: str) -> list[Part]:
+def parts(size: Size, *, quick: bool, only: str) -> list[Timed]:
     """Return what is timed of one size."""
     found = [
         Part(f"requests: {size.name}", Case.burst, size.bursts, 1, 0, TORCH_GRAPHS),
@@ -132,7 +106,7 @@ def new_case(size: Size, torch: Any, cleanup: ExitStack) -> Case:
 
 
 def measure_part(
-    part: Part, case: Case, failures: list[str], advance: Callable[[], object]
+    part: Timed, case: Case, failures: list[str], advance: Callable[[], object]
 ) -> list[Row]:
     """Verify and time every contender of a part."""
     with ExitStack() as case.cleanup:
@@ -169,7 +143,7 @@ def dry_run(console: Console, only: str) -> int:
 
 
 def measure_sizes(
-    todo: Sequence[tuple[Size, list[Part]]], torch: Any, console: Console, failures: list[str]
+    todo: Sequence[tuple[Size, list[Timed]]], torch: Any, console: Console, failures: list[str]
 ) -> list[Row]:
     """Measure all parts of all sizes."""
     rows: list[Row] = []
@@ -189,14 +163,7 @@ def measure_sizes(
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; return 1 when a contender failed and 2 without a device."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples")
-    parser.add_argument("--only", default="", help="only cases with this in their name")
-    parser.add_argument("--runtime", choices=("cuda", "sim"), default="cuda")
-    parser.add_argument(
-        "--out", type=Path, help="results folder (default: bench/results; none with --quick)"
-    )
-    chosen = parser.parse_args(arguments)
+    chosen = options(__doc__, runtime=True).parse_args(arguments)
     console = Console()
     if chosen.runtime == "sim":
         return dry_run(console, chosen.only)
@@ -208,25 +175,17 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"A pipeline is measured on a device, never simulated. {error}", markup=False)
         return 2
     source = provenance()
-    console.print(f"{source['device']}, driver {source['driver']}, CUDA {source['cuda']}")
+    print_source(console, source)
     todo = [(size, parts(size, quick=chosen.quick, only=chosen.only)) for size in SIZES]
     failures: list[str] = []
     rows = measure_sizes([pair for pair in todo if pair[1]], torch, console, failures)
 
-    whole = not chosen.quick and not chosen.only
-    folder = chosen.out or (RESULTS if whole else None)
-    if folder is not None:
-        path = write_results("pipeline", {**source, "absent": absent}, rows, folder=folder)
-        console.print(f"{len(rows)} rows in {path}")
-    else:
-        console.print(f"{len(rows)} rows, not written: only a whole run is, or one with --out")
-    print_tables(console, rows)
-    for name, why in absent.items():
-        console.print(f"absent: {name}: {why}", markup=False)
-    for failure in failures:
-        console.print(f"FAILED: {failure}", markup=False)
+    code = report(
+        console, "pipeline", source, rows,
+        out=chosen.out, whole=whole_run(chosen), absent=absent, failures=failures,
+    )  # fmt: skip
     print_verdicts(console, judge(rows, BUDGETS, floor=BUDGET, own=OWN), floor=BUDGET, own=OWN)
-    return 1 if failures else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Pipeline:
         inputs: by name (shape, dtype), or an example: a device array of CuPy or PyTorch lets
             ``fn`` have arrays of that library.
         outputs: likewise, for arrays that ``fn`` writes; without them ``fn`` returns an array
-            (named ``"result"``) or a dict of arrays.
+            (named ``"result"``) or a dict of arrays, in memory that no other slot's have.
         scratch: likewise, for device arrays that ``fn`` is given to work in, of each slot its own.
             What CuPy and PyTorch allocate in ``fn`` is each slot's own anyway.
         slots: requests under way at once at most.

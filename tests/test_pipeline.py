@@ -1,10 +1,13 @@
 """Pipelines: every request gives its own result, in whatever order, or says why it cannot."""
 
 import gc
+import queue
 import re
 import threading
+import time
 from collections import deque
 from importlib.resources import files
+from itertools import count
 
 import ml_dtypes
 import numpy as np
@@ -571,6 +574,46 @@ def test_threads_get_their_own_results(runtime, slots):
         for thread in threads:
             thread.join()
     assert wrong == []
+
+
+def test_results_are_read_by_other_threads_while_the_pipeline_closes(runtime):
+    pipeline = Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=3)
+    waiting, seen, raised = queue.Queue(16), [], []
+
+    def submits(seed):
+        room = gk.empty_pinned((40, *SHAPE))
+        room[...] = 100 * seed + np.arange(40, dtype=np.float32)[:, None, None]
+        try:
+            for i in count():  # a new view each time
+                y = gk.empty_pinned(SHAPE)
+                waiting.put((pipeline.submit(x=room[i % 40], y=y), room[i % 40] + 3))
+        except Exception as error:
+            raised.append(str(error))
+
+    def reads():
+        while (item := waiting.get()) is not None:
+            request, expected = item
+            try:
+                request.done()
+                seen.append(np.array_equal(request.result(), expected))
+            except Exception as error:
+                seen.append(str(error))
+
+    submitters = [threading.Thread(target=submits, args=(seed,)) for seed in range(4)]
+    readers = [threading.Thread(target=reads) for _ in range(2)]
+    for thread in (*submitters, *readers):
+        thread.start()
+    while len(seen) < 30:
+        time.sleep(0.001)
+    pipeline.close()
+    for thread in submitters:
+        thread.join()
+    for _ in readers:
+        waiting.put(None)
+    for thread in readers:
+        thread.join()
+    assert raised == ["pipeline: expected an open one, came a closed one"] * 4
+    assert set(seen) == {True}
 
 
 # --- refusals ------------------------------------------------------------------------------------

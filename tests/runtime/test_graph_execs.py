@@ -363,8 +363,9 @@ def test_the_memcpy_node_setter_moves_one_end(runtime, made, graph, moves_dst):
     setter(y)
     made.run(exe)
     assert (made.value(y), made.value(z)) == ((1, 0) if moves_dst else (2, 2))
-    assert made.code(setter, 0) == 1
-    made.run(exe)
+    nothing = made.copy(z, x, 0)
+    refused = runtime.memcpy_node_setter(exe, node, nothing, moves_dst=moves_dst)
+    assert made.code(refused, z if moves_dst else x) == 1
     setter(z if moves_dst else x)
     made.run(exe)
     assert made.value(z) == 1

@@ -53,14 +53,10 @@ class Case:
         return [
             (MAIN, lambda: self.pipeline(MAIN, SLOTS)),
             *(
-                (name, lambda name=name, slots=slots: self.pipeline(name, slots))
-                for slots in (1, 2, 8)
-                for name in [f"{OWN} Pipeline, {slots} slot{'s' * (slots > 1)}"]
-            ),
-            *(
-                (name, lambda name=name, way=way: self.pipeline(name, SLOTS, copies=way))
+                (name, lambda name=name, n=slots, way=way: self.pipeline(name, n, copies=way))
                 for way in ("kernel", "engine")
-                for name in [f"{MAIN}, copies by {way}"]
+                for slots in (1, 2, 4, 8)
+                for name in [f"{OWN} Pipeline, {slots} slot{'s' * (slots > 1)}, copies by {way}"]
             ),
             (f"{MAIN}, staged, results copied", self.staged),
             (f"{MAIN} of torch's module", self.of_module),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from graphkit.host_port import HostPort, port_of
 from graphkit.lifetime import live_captures, release_done, thread_captures
-from graphkit.pipeline_copies import choose_copies
+from graphkit.pipeline_copies import by_kernel, check_copies
 from graphkit.pipeline_function import PipelineFunction
 from graphkit.pipeline_request import Request
 from graphkit.pipeline_slot import PipelineSlot, check_timeout
@@ -62,10 +62,9 @@ class Pipeline:
             memory may be passed, and changed at once after ``submit``. Otherwise they must be
             pinned (:func:`graphkit.empty_pinned`) and stay as they are until the request is done;
             the exec is pointed at them, and nothing is copied by the host.
-        copies: who copies, ``"kernel"`` (moved to other arrays by a store into pinned memory, but
-            reads the host's memory load by load) or ``"engine"`` (memcpy nodes, which leave the
-            multiprocessors alone, and are moved by cudaGraphExecMemcpyNodeSetParams1D);
-            ``"auto"`` takes the engine.
+        copies: who copies, ``"kernel"`` (moved to other arrays by a store into pinned memory) or
+            ``"engine"`` (memcpy nodes, moved by cudaGraphExecMemcpyNodeSetParams1D); ``"auto"``
+            takes kernels for small arrays and the engine for large ones.
         warmups: eager runs of ``fn`` before a slot's capture, on zeros.
 
     Raises:
@@ -98,7 +97,7 @@ class Pipeline:
         function = PipelineFunction(
             fn, ports, outputs_named=outputs is not None, warmups=warmups, runtime=runtime
         )
-        chosen = choose_copies(copies)
+        chosen = check_copies(copies)
         with ExitStack() as unfinished:
             for _ in range(slots):
                 slot = PipelineSlot(function, ports, set(host_ports), chosen, runtime)
@@ -112,7 +111,9 @@ class Pipeline:
         self._entries = [(port.name, port.known, port) for port in self._ports]
         self._stage = bool(stage)
         self._most = slots
-        self.copies = chosen
+        # In the order of the words, each once.
+        ways = {by_kernel(chosen, port.nbytes) for port in self._ports}
+        self.copies = " and ".join(("engine", "kernel")[way] for way in sorted(ways, reverse=True))
         self._ring.extend(self._slots)
 
     # --- requests --------------------------------------------------------------------------------

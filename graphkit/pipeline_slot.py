@@ -17,7 +17,7 @@ from graphkit.errors import CudaError, GraphkitError
 from graphkit.frameworks import PrivateMemory
 from graphkit.host_port import HostPort
 from graphkit.lifetime import thread_captures
-from graphkit.pipeline_copies import Copies, add_fetch, add_send
+from graphkit.pipeline_copies import Copies, add_fetch, add_send, by_kernel
 from graphkit.pipeline_function import PipelineFunction
 from graphkit.runtime.protocol import MemcpyKind, MemcpyNodeParams, Runtime
 from graphkit.stream import Stream
@@ -103,6 +103,7 @@ class PipelineSlot:
             self._control = empty_pinned(_LINE * (2 + len(self.ports) // _LINE + 1), np.uint64)
             self._control[:] = 0
             self._arrived, self._count = zeros(1, np.uint32), zeros(1, np.uint64)
+            self._targets = zeros(len(self.fetched), np.uint64)
             moving = self._add_copies(arrays, copies)
             self._exec = self._graph.instantiate(upload_stream=self._stream)
             self._cleanup.callback(self._exec.close)
@@ -138,10 +139,21 @@ class PipelineSlot:
         moving: list[tuple[str, Any, MemcpyNodeParams]] = []
         sent, last = [], []
         places = {name: place for place, name in enumerate(self.ports)}
+        first = len(self.inputs)  # the results' places are behind those of the inputs
+        wanted = any(by_kernel(copies, port.nbytes) for port, _ in self.fetched.values())
+        brought: dict[str, int] = {}  # the words that the first send brings to the device
+        if wanted:
+            brought = {
+                "targets": self._word(first),
+                "kept": self._targets.ptr,
+                "count": len(self.fetched),
+            }
+        on_device = False
         for name, buffer in self.inputs.items():
             to = arrays[name]
-            if copies == "kernel":
-                sent.append(add_send(graph, self._word(places[name]), to))
+            if by_kernel(copies, to.nbytes):
+                sent.append(add_send(graph, self._word(places[name]), to, **brought))
+                on_device, brought = on_device or wanted, {}
             else:
                 params = _copy(to.ptr, buffer.ctypes.data, to.nbytes, MemcpyKind.HOST_TO_DEVICE)
                 sent.append(graph.add_memcpy_node(to, buffer))
@@ -156,19 +168,23 @@ class PipelineSlot:
             "signal": int(self._control.ctypes.data),
             "arrived": self._arrived.ptr,
         }
+        told = False
         for name, (port, address) in self.fetched.items():
-            if copies == "kernel":
-                place = self._word(places[name])
-                told = end if alone else {"arrived": self._arrived.ptr}
-                last.append(add_fetch(graph, address, place, port.nbytes, before, **told))
+            if by_kernel(copies, port.nbytes):
+                word = self._word(places[name])
+                if on_device:
+                    word = self._targets.ptr + 8 * (places[name] - first)
+                told = alone
+                signal = end if alone else {"arrived": self._arrived.ptr}
+                last.append(add_fetch(graph, address, word, port.nbytes, before, **signal))
             else:
                 host = int(self.outputs[name].ctypes.data)
                 params = _copy(host, address, port.nbytes, MemcpyKind.DEFAULT)
                 last.append(graph.add_memcpy_node(host, address, nbytes=port.nbytes, deps=before))
                 moving.append((name, last[-1], params))
-        if copies != "kernel" or not alone:
+        if not told:
             add_fetch(graph, 0, 0, 0, last, **end)
-        words = self._control, self._arrived, self._count
+        words = self._control, self._arrived, self._count, self._targets
         graph.owners.extend((*words, arrays, self.inputs, self.outputs))
         return moving
 
@@ -313,7 +329,7 @@ class PipelineSlot:
         self.signal = np.array((self.number,), np.uint64).data
         self._cleanup.close()
         del self._graph, self._exec, self._memory, self._arrived, self._count
-        del self._control
+        del self._control, self._targets
 
 
 def _refuse_launch() -> None:

@@ -892,7 +892,43 @@ def test_closing_goes_on_where_an_interrupt_broke_it_off(runtime, monkeypatch):
 def test_who_copies_is_said(runtime, copies):
     outputs = {"y": FLOATS}
     with Pipeline(add_three, {"x": FLOATS}, outputs, slots=1, copies=copies) as pipeline:
-        assert pipeline.copies == ("engine" if copies == "auto" else copies)
+        assert pipeline.copies == ("kernel" if copies == "auto" else copies)
+
+
+LARGE = 1 << 18  # floats: 1 MB, which the engine copies
+
+
+def mixed(graph, x, more, y, z):
+    graph.add_kernel_node(ADD_SCALAR, blocks(y.size), BLOCK, (x, y, 3.0, y.size))
+    graph.add_kernel_node(ADD_SCALAR, blocks(z.size), BLOCK, (more, z, 4.0, z.size))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "copies"),
+    [
+        ((LARGE, LARGE, LARGE, LARGE), "engine"),
+        ((8, LARGE, 8, LARGE), "kernel and engine"),
+        ((LARGE, 8, LARGE, 8), "kernel and engine"),
+        ((LARGE, LARGE, 8, 8), "kernel and engine"),
+        ((8, 8, 8, 8), "kernel"),
+    ],
+    ids=str,
+)
+def test_each_array_is_copied_by_what_suits_its_size(runtime, sizes, copies):
+    specs = [((size,), "f4") for size in sizes]
+    inputs = dict(zip(("x", "more"), specs[:2], strict=True))
+    outputs = dict(zip(("y", "z"), specs[2:], strict=True))
+    with Pipeline(mixed, inputs, outputs, slots=2) as pipeline:
+        assert pipeline.copies == copies
+        for turn in range(5):
+            x, more = (gk.empty_pinned(size) for size in sizes[:2])
+            x[:], more[:] = np.arange(sizes[0]) + turn, np.arange(sizes[1]) - turn
+            y = gk.empty_pinned(sizes[2])
+            result = pipeline.submit(x=x, more=more, y=y).result()
+            small = min(sizes[0], sizes[2]), min(sizes[1], sizes[3])
+            assert result["y"] is y
+            np.testing.assert_array_equal(y[: small[0]], x[: small[0]] + 3)
+            np.testing.assert_array_equal(result["z"][: small[1]], more[: small[1]] + 4)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])

@@ -62,10 +62,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import exec_pool_bytes as memory
+from command import options, print_source, report, whole_run
 from exec_pool_hits import HITS, LIBRARIES, NODES, Hit, HitContenders
 from exec_pool_misses import MISSES, Miss, MissContenders
 from exec_pool_moves import (
@@ -81,19 +82,18 @@ from exec_pool_setting import OWN, Entry, Setting, UnavailableError
 from measure import (
     HOST_US,
     Budget,
+    Maker,
+    Part,
     Row,
     Summary,
     Verdict,
     interleave,
     judge,
     make_rows,
-    print_tables,
     print_verdicts,
     progress_bar,
-    rounds,
-    write_results,
 )
-from provenance import RESULTS, provenance
+from provenance import provenance
 from rich.console import Console
 
 BUDGET = "budget"  # the metric of a row that nobody measured
@@ -120,35 +120,10 @@ BUDGETS: dict[str, tuple[Budget, ...]] = {
     ),
 }
 
-Maker = tuple[str, Callable[[], Iterator[Entry]]]
+PoolPart = Part[Setting, Iterator[Entry]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some cases that are measured alike.
-
-    Attributes:
-        name: the case's name in the rows.
-        makers: makes its contenders.
-        samples: to keep of each, at least.
-        block: calls of one contender in a row, of which ``discard`` are thrown away.
-        baseline: the metric that ratios are to.
-    """
-
-    name: str
-    makers: Callable[[Setting], Sequence[Maker]]
-    samples: int
-    block: int
-    discard: int
-    baseline: str
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds it takes."""
-        return rounds(self.samples, self.block, self.discard)
-
-
-def _hit(case: Hit) -> Part:
+def _hit(case: Hit) -> PoolPart:
     samples = 2000 if case.burst == 1 else 200
     block, discard = (12, 4) if case.burst == 1 else (6, 2)
     return Part(
@@ -157,8 +132,8 @@ def _hit(case: Hit) -> Part:
     )  # fmt: skip
 
 
-def _retarget(case: Retarget, *, alone: bool) -> Part:
-    def makers(setting: Setting) -> Sequence[Maker]:
+def _retarget(case: Retarget, *, alone: bool) -> PoolPart:
+    def makers(setting: Setting) -> Sequence[Maker[Iterator[Entry]]]:
         made = RetargetContenders(setting, case)
         return made.alone() if alone else made.whole()
 
@@ -168,7 +143,7 @@ def _retarget(case: Retarget, *, alone: bool) -> Part:
     )
 
 
-def _miss(case: Miss) -> Part:
+def _miss(case: Miss) -> PoolPart:
     samples = 60 if case.nodes <= 10 else 15
     return Part(
         case.name, lambda setting: MissContenders(setting, case).makers(), samples, 4, 1,
@@ -176,7 +151,7 @@ def _miss(case: Miss) -> Part:
     )  # fmt: skip
 
 
-def parts(*, quick: bool = False, only: str = "") -> list[Part]:
+def parts(*, quick: bool = False, only: str = "") -> list[PoolPart]:
     """Return what is timed, in the order of measurement."""
     found = [
         *map(_hit, HITS),
@@ -188,7 +163,7 @@ def parts(*, quick: bool = False, only: str = "") -> list[Part]:
     return [part for part in found if only in part.name]
 
 
-def make_entries(part: Part, setting: Setting, failures: list[str]) -> list[Entry]:
+def make_entries(part: PoolPart, setting: Setting, failures: list[str]) -> list[Entry]:
     """Make and verify every contender of a part; who fails is told, and left out of it."""
     entries: list[Entry] = []
     for name, make in part.makers(setting):
@@ -216,7 +191,7 @@ def with_floor(part: str, summaries: dict[str, Summary]) -> dict[str, Summary]:
 
 
 def measure_part(
-    part: Part, setting: Setting, failures: list[str], advance: Callable[[], object]
+    part: PoolPart, setting: Setting, failures: list[str], advance: Callable[[], object]
 ) -> list[Row]:
     """Verify and time every contender of a part."""
     try:
@@ -307,7 +282,7 @@ def _alike(row: Row) -> Row:
     return row if judged else replace(row, case=f"{row.case}, {row.unit}")
 
 
-def dry_run(console: Console, todo: Sequence[Part]) -> int:
+def dry_run(console: Console, todo: Sequence[PoolPart]) -> int:
     """Verify graphkit's contenders on the simulator; report no time and no bytes."""
     failures: list[str] = []
     verified = 0
@@ -332,13 +307,7 @@ def dry_run(console: Console, todo: Sequence[Part]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; return 1 when a contender failed and 2 without a device."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples, no memory")
-    parser.add_argument("--only", default="", help="only cases with this in their name")
-    parser.add_argument("--runtime", choices=("cuda", "sim"), default="cuda")
-    parser.add_argument(
-        "--out", type=Path, help="results folder (default: bench/results; none with --quick)"
-    )
+    parser = options(__doc__, quick="fewer samples, no memory", runtime=True)
     # How this script asks itself for the memory of one contender.
     parser.add_argument("--bytes-of", choices=memory.CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--nodes", type=int, default=100, help=argparse.SUPPRESS)
@@ -356,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"A pool is measured on a device, never simulated. {error}", markup=False)
         return 2
     source = provenance()
-    console.print(f"{source['device']}, driver {source['driver']}, CUDA {source['cuda']}")
+    print_source(console, source)
 
     rows: list[Row] = []
     failures: list[str] = []
@@ -377,24 +346,16 @@ def main(arguments: list[str] | None = None) -> int:
             progress.refresh()
             rows += measure_memory(failures, advance)
 
-    whole = not chosen.quick and not chosen.only
-    folder = chosen.out or (RESULTS if whole else None)
-    if folder is not None:
-        path = write_results("exec_pool", {**source, "absent": setting.absent}, rows, folder=folder)
-        console.print(f"{len(rows)} rows in {path}")
-    else:
-        console.print(f"{len(rows)} rows, not written: only a whole run is, or one with --out")
-    print_tables(console, rows)
-    for name, why in setting.absent.items():
-        console.print(f"absent: {name}: {why}", markup=False)
-    for failure in failures:
-        console.print(f"FAILED: {failure}", markup=False)
+    code = report(
+        console, "exec_pool", source, rows,
+        out=chosen.out, whole=whole_run(chosen), absent=setting.absent, failures=failures,
+    )  # fmt: skip
     for floor, judged in verdicts(rows).items():
         if floor == memory.ONE_A_SIZE:
             print_memory_verdicts(console, judged)
         else:
             print_verdicts(console, judged, floor=floor, own=OWN)
-    return 1 if failures else 0
+    return code
 
 
 def print_memory_verdicts(console: Console, judged: Iterable[Verdict]) -> None:

@@ -22,17 +22,16 @@ NOTES. Predictions, written before the first measurement, from the probes on an 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import flow_diamond
 import flow_while
+from command import options, print_source, report, whole_run
 from flow_setting import Case, FlowSetting, UnavailableError, measure
-from measure import Row, print_tables, progress_bar, write_results
-from provenance import RESULTS, provenance
+from measure import Row, progress_bar
+from provenance import provenance
 from rich.console import Console
 
 
@@ -60,13 +59,7 @@ def run(
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; return 1 when a contender failed and 2 without a device."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples")
-    parser.add_argument("--only", default="", help="cases with this text in their name")
-    parser.add_argument(
-        "--out", type=Path, help="results folder (default: bench/results; none with --quick)"
-    )
-    given = parser.parse_args(arguments)
+    given = options(__doc__).parse_args(arguments)
     console = Console()
     try:
         setting = FlowSetting()
@@ -74,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"Control flow is measured on a device, never simulated. {error}")
         return 2
     source = provenance()
-    console.print(f"{source['device']}, driver {source['driver']}, CUDA {source['cuda']}")
+    print_source(console, source)
 
     chosen = cases(quick=given.quick, only=given.only)
     with progress_bar(console) as progress:
@@ -89,16 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         rows, failures = run(chosen, setting, advance)
 
-    folder = given.out or (None if given.quick or given.only else RESULTS)
-    if folder is not None:
-        path = write_results("flow", source, rows, folder=folder)
-        console.print(f"{len(rows)} rows in {path}")
-    else:
-        console.print(f"{len(rows)} rows, not written: --quick or --only without --out")
-    print_tables(console, rows)
-    for failure in failures:
-        console.print(f"FAILED: {failure}", markup=False)
-    return 1 if failures else 0
+    return report(
+        console, "flow", source, rows, out=given.out, whole=whole_run(given), failures=failures
+    )
 
 
 if __name__ == "__main__":

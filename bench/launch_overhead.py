@@ -64,12 +64,11 @@ What was tried to come closer, and what became of it:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from command import options, print_source, report, whole_run
 from launch_contenders import LIBRARIES
 from launch_setting import BURST, FLOOR, OWN, Entry, Library, Setting, UnavailableError
 from measure import (
@@ -78,13 +77,11 @@ from measure import (
     interleave,
     judge,
     make_rows,
-    print_tables,
     print_verdicts,
     progress_bar,
     rounds,
-    write_results,
 )
-from provenance import RESULTS, provenance
+from provenance import provenance
 from rich.console import Console
 
 BUDGETS = (
@@ -295,11 +292,7 @@ def measure_case(
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; return 1 when a contender failed and 2 without a device."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples and sizes")
-    parser.add_argument(
-        "--out", type=Path, help="results folder (default: bench/results; none with --quick)"
-    )
+    parser = options(__doc__, quick="fewer samples and sizes", only=False)
     chosen = parser.parse_args(arguments)
     console = Console()
     try:
@@ -308,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"Launch overhead is measured on a device, never simulated. {error}")
         return 2
     source = provenance()
-    console.print(f"{source['device']}, driver {source['driver']}, CUDA {source['cuda']}")
+    print_source(console, source)
 
     libraries: list[Library] = []
     absent: dict[str, str] = {}
@@ -329,20 +322,13 @@ def main(arguments: list[str] | None = None) -> int:
             progress.refresh()
             rows += measure_case(case, libraries, setting, failures, lambda: progress.advance(task))
 
-    folder = chosen.out or (None if chosen.quick else RESULTS)
-    if folder is not None:
-        path = write_results("launch_overhead", {**source, "absent": absent}, rows, folder=folder)
-        console.print(f"{len(rows)} rows in {path}")
-    else:
-        console.print(f"{len(rows)} rows, not written: --quick without --out")
-    print_tables(console, rows)
-    for name, why in absent.items():
-        console.print(f"absent: {name}: {why}", markup=False)
-    for failure in failures:
-        console.print(f"FAILED: {failure}", markup=False)
+    code = report(
+        console, "launch_overhead", source, rows,
+        out=chosen.out, whole=whole_run(chosen), absent=absent, failures=failures,
+    )  # fmt: skip
     verdicts = judge(rows, BUDGETS, floor=FLOOR, own=OWN)
     print_verdicts(console, verdicts, floor=FLOOR, own=OWN)
-    return 1 if failures else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from provenance import RESULTS, device_slug
 from rich.console import Console
@@ -219,6 +219,36 @@ def rounds(samples: int, block: int = 10, discard: int = 2) -> int:
             f"discard: expected 0 to {block - 1} of a block of {block}, came {discard}"
         )
     return math.ceil(samples / (block - discard))
+
+
+Setting = TypeVar("Setting")
+Made = TypeVar("Made")
+Maker = tuple[str, Callable[[], Made]]  # a contender's name, and what makes it
+
+
+@dataclass(frozen=True)
+class Part(Generic[Setting, Made]):
+    """Some contenders that are measured alike.
+
+    Attributes:
+        name: the case's name in the rows.
+        makers: makes its contenders, given what they share.
+        samples: to keep of each, at least.
+        block: samples of one contender in a row, of which ``discard`` are thrown away.
+        baseline: the metric that ratios are to.
+    """
+
+    name: str
+    makers: Callable[[Setting], Sequence[Maker[Made]]]
+    samples: int
+    block: int
+    discard: int
+    baseline: str
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it takes."""
+        return rounds(self.samples, self.block, self.discard)
 
 
 # --- rows ----------------------------------------------------------------------------------------

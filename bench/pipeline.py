@@ -13,94 +13,65 @@ of just this input, so that order shows too: in float64 once, and bit by bit fro
 - `one request`: from submit to the result, with nothing else under way.
 - `submit`: what the host does for it on an idle device, the looks at the end of a request too.
 
-NOTES. Predictions, written before the first measurement on a device:
+NOTES. Before (H200 behind a virtual machine): 11.6 us at 32 x 256 on four slots, 10.2 on eight. One
+request alone took 46 us, so four at a time are 11.5: what counts is how long one takes alone. Of
+those the three layers are 11, the engine's copy in 12 and its copy out 12 more: changes between
+engine and multiprocessors are dear there. Copies by kernels took 57 us, since every thread read the
+address of the array from the host's memory, one after the other as it seems. Now a thread a block
+reads it, blocks are few, the results' addresses are brought along, and nothing but the three layers
+stands between two kernels.
 
-- submit: 1.7 us of Python (the launch stubbed out) and 1.1 to 1.9 for the launch: 3 us with an
-  input and an output of the user's own. done(): 0.1, no CUDA call.
-- requests, 32 x 256, four slots: five kernels in a row, the copies among them, take some 15 us;
-  four at a time are 4 us, as much as the host takes: 4 to 5 us, inside of the budget of 6. One
-  slot: 17, two: 8, eight: what the host takes, 3.5.
-- Copies by the engine: two more changes between engine and multiprocessors, 5 us each, and two
-  more calls a request: 7 to 8 us.
-- 32 x 1,024: the 12 MB of weights come out of the second-level cache, 3 us of memory traffic and
-  3 of arithmetic: 8 us. 128 x 1,024: 0.8 GFLOP at half of 67 TFLOP/s is 24 us, and 0.5 MB each way
-  10 us beside it: 25 us, no better than PyTorch's, whose matrix products are as good.
-- PyTorch: eager 100 us, graphs on four streams 24 as measured before; with the copies in the graph
-  one replay, two copies by the host and an event: 15.
+Predictions, written before the first measurement of this version on a device:
 
-Measured (H200 behind a virtual machine; the kept run is of the final code): 11.6 us at 32 x 256 on
-four slots, 10.2 on eight, against 19.2 for PyTorch's graphs on four streams and 83 eager; 18.0 and
-40.1 at 1,024 wide against 22.6 and 59.5. The budget of 6 is missed. Where the time goes: one
-request alone takes 46 us, so four at a time are 11.5; bare launches of the same graphs, with nobody
-asking for results, take 8.0. Tried: copies by kernels (57 us: there each load of host memory takes
-microseconds), copies by the engine (12.3), the end told by a count kept on the device instead of a
-number read from the host's memory (11.6), eight slots (10.2). Submit takes 5.5 us, two exec calls
-and a launch; a launcher by hand 3.9 in that run and 1.3 in the one before.
+- requests, 32 x 256, copies by kernels: alone 11 for the layers, 3 in (a trip for the address, one
+  for the values), 2 out with the word of the end, 3 until host and device have seen each other: 19
+  us on one slot, 9.5 on two. On four 5: as much as the host takes for a submit (1.7 of Python, 2.8
+  for five kernel nodes, stores instead of calls). On eight the host's 4.5, inside of the budget.
+- Copies by the engine: as before, 46, 21, 11.5 and 10.
+- 32 x 1,024: 128 KB each way by kernels are 5 us longer than by the engine's wires alone, but the
+  changes are saved: 13 on four slots where it was 18. 128 x 1,024: above the bound of "auto", so by
+  the engine: 40 as before; by kernels 45.
+- submit(x=x, y=y): 4.5, where two calls of CUDA's made it 5.5.
+- PyTorch as before: 19 on four streams, 83 eager; 23 and 60 at 1,024 wide.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from command import options, print_source, report, whole_run
 from measure import (
     Budget,
+    Contender,
+    Part,
     Row,
     Summary,
     interleave,
     judge,
     make_rows,
-    print_tables,
     print_verdicts,
     progress_bar,
-    rounds,
-    write_results,
 )
-from pipeline_contenders import MAIN, OWN, TORCH_GRAPHS, Case, Maker, make
+from pipeline_contenders import MAIN, OWN, TORCH_GRAPHS, Case, make
 from pipeline_mlp import Network, Requests, Size
-from provenance import RESULTS, provenance
+from provenance import provenance
 from rich.console import Console
 
 import graphkit as gk
 
-SIZES = (Size(32, 256, 1000, 100), Size(32, 1024, 250, 60), Size(128, 1024, 100, 60))
+SIZES = (Size(32, 256, 1000, 100), Size(32, 1024, 250, 30), Size(128, 1024, 100, 30))
 SIM_SIZES = (Size(3, 20, 10, 2),)
 BUDGET_US, BUDGET = 6.0, "budget"
+Timed = Part[Case, Contender]
 BUDGETS = (Budget("a request, 32 x 256", "requests: 32 x 256", MAIN, 1.0, ahead_of_peers=True),)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some contenders that are measured alike.
-
-    Attributes:
-        name: the case's name in the rows.
-        makers: makes its contenders.
-        samples: to keep of each, at least.
-        block: samples of one contender in a row, of which ``discard`` are thrown away.
-        baseline: the metric that ratios are to.
-    """
-
-    name: str
-    makers: Callable[[Case], list[Maker]]
-    samples: int
-    block: int
-    discard: int
-    baseline: str
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds it takes."""
-        return rounds(self.samples, self.block, self.discard)
-
-
-def parts(size: Size, *, quick: bool, only: str) -> list[Part]:
+def parts(size: Size, *, quick: bool, only: str) -> list[Timed]:
     """Return what is timed of one size."""
     found = [
         Part(f"requests: {size.name}", Case.burst, size.bursts, 1, 0, TORCH_GRAPHS),
@@ -132,7 +103,7 @@ def new_case(size: Size, torch: Any, cleanup: ExitStack) -> Case:
 
 
 def measure_part(
-    part: Part, case: Case, failures: list[str], advance: Callable[[], object]
+    part: Timed, case: Case, failures: list[str], advance: Callable[[], object]
 ) -> list[Row]:
     """Verify and time every contender of a part."""
     with ExitStack() as case.cleanup:
@@ -169,7 +140,7 @@ def dry_run(console: Console, only: str) -> int:
 
 
 def measure_sizes(
-    todo: Sequence[tuple[Size, list[Part]]], torch: Any, console: Console, failures: list[str]
+    todo: Sequence[tuple[Size, list[Timed]]], torch: Any, console: Console, failures: list[str]
 ) -> list[Row]:
     """Measure all parts of all sizes."""
     rows: list[Row] = []
@@ -189,14 +160,7 @@ def measure_sizes(
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; return 1 when a contender failed and 2 without a device."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples")
-    parser.add_argument("--only", default="", help="only cases with this in their name")
-    parser.add_argument("--runtime", choices=("cuda", "sim"), default="cuda")
-    parser.add_argument(
-        "--out", type=Path, help="results folder (default: bench/results; none with --quick)"
-    )
-    chosen = parser.parse_args(arguments)
+    chosen = options(__doc__, runtime=True).parse_args(arguments)
     console = Console()
     if chosen.runtime == "sim":
         return dry_run(console, chosen.only)
@@ -208,25 +172,17 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"A pipeline is measured on a device, never simulated. {error}", markup=False)
         return 2
     source = provenance()
-    console.print(f"{source['device']}, driver {source['driver']}, CUDA {source['cuda']}")
+    print_source(console, source)
     todo = [(size, parts(size, quick=chosen.quick, only=chosen.only)) for size in SIZES]
     failures: list[str] = []
     rows = measure_sizes([pair for pair in todo if pair[1]], torch, console, failures)
 
-    whole = not chosen.quick and not chosen.only
-    folder = chosen.out or (RESULTS if whole else None)
-    if folder is not None:
-        path = write_results("pipeline", {**source, "absent": absent}, rows, folder=folder)
-        console.print(f"{len(rows)} rows in {path}")
-    else:
-        console.print(f"{len(rows)} rows, not written: only a whole run is, or one with --out")
-    print_tables(console, rows)
-    for name, why in absent.items():
-        console.print(f"absent: {name}: {why}", markup=False)
-    for failure in failures:
-        console.print(f"FAILED: {failure}", markup=False)
+    code = report(
+        console, "pipeline", source, rows,
+        out=chosen.out, whole=whole_run(chosen), absent=absent, failures=failures,
+    )  # fmt: skip
     print_verdicts(console, judge(rows, BUDGETS, floor=BUDGET, own=OWN), floor=BUDGET, own=OWN)
-    return 1 if failures else 0
+    return code
 
 
 if __name__ == "__main__":

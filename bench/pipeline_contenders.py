@@ -8,13 +8,13 @@ of its own for every request, in pinned memory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from measure import Contender, PythonCall
+from measure import Contender, Maker, PythonCall
 from pipeline_mlp import Network, Requests, Size
 
 import graphkit as gk
@@ -27,8 +27,6 @@ BARE = f"by hand: {SLOTS} prebound launchers, nobody asks for results"
 TORCH_EAGER = "torch: eager"
 TORCH_GRAPHS = "torch: graphs on 4 streams"
 TORCH_STAGED = "torch: graphs on 4 streams, copies captured"
-
-Maker = tuple[str, Callable[[], Contender]]
 
 
 class UnavailableError(Exception):
@@ -50,19 +48,15 @@ class Case:
     torch: Any
     cleanup: ExitStack
 
-    def burst(self) -> list[Maker]:
+    def burst(self) -> list[Maker[Contender]]:
         """Return who sends bursts."""
         return [
             (MAIN, lambda: self.pipeline(MAIN, SLOTS)),
             *(
-                (name, lambda name=name, slots=slots: self.pipeline(name, slots))
-                for slots in (1, 2, 8)
-                for name in [f"{OWN} Pipeline, {slots} slot{'s' * (slots > 1)}"]
-            ),
-            *(
-                (name, lambda name=name, way=way: self.pipeline(name, SLOTS, copies=way))
+                (name, lambda name=name, n=slots, way=way: self.pipeline(name, n, copies=way))
                 for way in ("kernel", "engine")
-                for name in [f"{MAIN}, copies by {way}"]
+                for slots in (1, 2, 4, 8)
+                for name in [f"{OWN} Pipeline, {slots} slot{'s' * (slots > 1)}, copies by {way}"]
             ),
             (f"{MAIN}, staged, results copied", self.staged),
             (f"{MAIN} of torch's module", self.of_module),
@@ -74,7 +68,7 @@ class Case:
             (TORCH_STAGED, self.captured_copies),
         ]
 
-    def single(self) -> list[Maker]:
+    def single(self) -> list[Maker[Contender]]:
         """Return who sends one request and waits for it."""
         return [
             (OWN, self.one_pipeline),
@@ -82,7 +76,7 @@ class Case:
             ("torch: graph, one request", self.one_graph),
         ]
 
-    def submit(self) -> list[Maker]:
+    def submit(self) -> list[Maker[Contender]]:
         """Return what the host does for a request that nobody waits for, on an idle device."""
         return [
             (f"{OWN} submit(x=x, y=y)", lambda: self.only_submit("submit(x=x, y=y)")),
@@ -407,7 +401,7 @@ class Case:
         return self._single("torch: graph, one request", statement, names)
 
 
-def make(makers: Sequence[Maker], failures: list[str], what: str) -> Iterator[Contender]:
+def make(makers: Sequence[Maker[Contender]], failures: list[str], what: str) -> Iterator[Contender]:
     """Make and try every contender; who fails is told and left out."""
     for name, maker in makers:
         try:

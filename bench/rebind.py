@@ -44,13 +44,12 @@ binding's call itself, 1.61 x C.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
+from command import options, print_source, report, whole_run
 from launch_setting import FLOOR, UnavailableError
 from measure import (
     DEVICE_US,
@@ -61,14 +60,12 @@ from measure import (
     interleave,
     judge,
     make_rows,
-    print_tables,
     print_verdicts,
     progress_bar,
     quiet,
     rounds,
-    write_results,
 )
-from provenance import RESULTS, provenance
+from provenance import provenance
 from rebind_contenders import CUPY_COPY, OWN, OWN_CUPY, OWN_TORCH, PEERS, TORCH_COPY, Peer
 from rebind_setting import VALUES, Call, DeviceCall, Line, RebindSetting, Seldom, host_call
 from rich.console import Console
@@ -295,11 +292,7 @@ def crossover_rows(rows: Iterable[Row], sizes: Iterable[str]) -> list[Row]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; return 1 when a contender failed and 2 without a device."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples, without 100 MB")
-    parser.add_argument(
-        "--out", type=Path, help="results folder (default: bench/results; none with --quick)"
-    )
+    parser = options(__doc__, quick="fewer samples, without 100 MB", only=False)
     chosen = parser.parse_args(arguments)
     console = Console()
     try:
@@ -310,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"Rebinding is measured on a device, never simulated. {error}")
         return 2
     source = provenance()
-    console.print(f"{source['device']}, driver {source['driver']}, CUDA {source['cuda']}")
+    print_source(console, source)
 
     peers: list[Peer] = []
     absent: dict[str, str] = {}
@@ -338,21 +331,14 @@ def main(arguments: list[str] | None = None) -> int:
                 bench.launch(size, nodes)
     rows = bench.rows + crossover_rows(bench.rows, sizes)
 
-    folder = chosen.out or (None if chosen.quick else RESULTS)
-    if folder is not None:
-        path = write_results("rebind", {**source, "absent": absent}, rows, folder=folder)
-        console.print(f"{len(rows)} rows in {path}")
-    else:
-        console.print(f"{len(rows)} rows, not written: --quick without --out")
-    print_tables(console, rows)
-    for name, why in absent.items():
-        console.print(f"absent: {name}: {why}", markup=False)
-    for failure in bench.failures:
-        console.print(f"FAILED: {failure}", markup=False)
+    code = report(
+        console, "rebind", source, rows,
+        out=chosen.out, whole=whole_run(chosen), absent=absent, failures=bench.failures,
+    )  # fmt: skip
     for budgets, floor in ((BUDGETS, FLOOR), (AHEAD, TORCH_COPY)):
         verdicts = judge(rows, budgets, floor=floor, own="graphkit")
         print_verdicts(console, verdicts, floor=floor, own="graphkit")
-    return 1 if bench.failures else 0
+    return code
 
 
 if __name__ == "__main__":

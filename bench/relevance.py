@@ -40,13 +40,12 @@ for allocation beside PyTorch only: ours is two kernels.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
+from command import options, print_source, report, whole_run
 from exec_pool_setting import OWN, UnavailableError
 from measure import (
     DEVICE_US,
@@ -59,14 +58,12 @@ from measure import (
     interleave,
     judge,
     make_rows,
-    print_tables,
     print_verdicts,
     progress_bar,
     quiet,
     rounds,
-    write_results,
 )
-from provenance import RESULTS, provenance
+from provenance import provenance
 from rebind_setting import Call, DeviceCall
 from relevance_contenders import (
     EAGER,
@@ -240,14 +237,7 @@ def dry_run(console: Console, todo: Sequence[Case]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; return 1 when a contender failed and 2 without a device."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples")
-    parser.add_argument("--only", default="", help="only cases with this in their name")
-    parser.add_argument("--runtime", choices=("cuda", "sim"), default="cuda")
-    parser.add_argument(
-        "--out", type=Path, help="results folder (default: bench/results; none with --quick)"
-    )
-    chosen = parser.parse_args(arguments)
+    chosen = options(__doc__, runtime=True).parse_args(arguments)
     console = Console()
     todo = cases(chosen.only)
     if chosen.runtime == "sim":
@@ -258,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"A pipeline is measured on a device, never simulated. {error}", markup=False)
         return 2
     source = provenance()
-    console.print(f"{source['device']}, driver {source['driver']}, CUDA {source['cuda']}")
+    print_source(console, source)
 
     plan = replace(Plan(), host=40, device=16) if chosen.quick else Plan()
     bench = Bench(setting, plan)
@@ -270,25 +260,14 @@ def main(arguments: list[str] | None = None) -> int:
             progress.refresh()
             bench.measure(case)
 
-    whole = not chosen.quick and not chosen.only
-    folder = chosen.out or (RESULTS if whole else None)
-    if folder is not None:
-        found = {**source, "absent": bench.absent}
-        path = write_results("relevance", found, bench.rows, folder=folder)
-        console.print(f"{len(bench.rows)} rows in {path}")
-    else:
-        console.print(
-            f"{len(bench.rows)} rows, not written: only a whole run is, or one with --out"
-        )
-    print_tables(console, bench.rows)
-    for name, why in bench.absent.items():
-        console.print(f"absent: {name}: {why}", markup=False)
-    for failure in bench.failures:
-        console.print(f"FAILED: {failure}", markup=False)
+    code = report(
+        console, "relevance", source, bench.rows,
+        out=chosen.out, whole=whole_run(chosen), absent=bench.absent, failures=bench.failures,
+    )  # fmt: skip
     for floor in (EAGER, TORCH):
         verdicts = judge(bench.rows, BUDGETS, floor=floor, own=OWN)
         print_verdicts(console, verdicts, floor=floor, own=OWN)
-    return 1 if bench.failures else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -59,9 +59,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import HOST_US, Row, percentile, print_tables, progress_bar, write_results
+from command import report
+from measure import HOST_US, Row, percentile, progress_bar
 from numpy.typing import NDArray
-from provenance import RESULTS, cpu_name, digest, package_versions, provenance
+from provenance import cpu_name, digest, package_versions, provenance
 from rich.console import Console
 
 import graphkit as gk
@@ -518,14 +519,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What traces allocations keeps notes of all of them, in memory of its own.
             faults += [f"{name}: {fault}" for fault in served.faults(flat=not chosen.tracemalloc)]
     whole = chosen.requests == 100_000 and not chosen.cases and chosen.layers is None
-    folder = chosen.out or (RESULTS if whole else None)
-    if folder is not None:
-        path = write_results("request_stream", source, rows, folder=folder)
-        console.print(f"{len(rows)} rows in {path}")
-    print_tables(console, rows)
-    for fault in faults:
-        console.print(f"FAILED: {fault}", markup=False)
-    return 1 if faults else 0
+    return report(
+        console, "request_stream", source, rows, out=chosen.out, whole=whole, failures=faults
+    )
 
 
 if __name__ == "__main__":

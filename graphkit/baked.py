@@ -8,10 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from graphkit.differences import Captures, scalar_codes, windows
+from graphkit.compared import Captures
+from graphkit.differences import windows
 from graphkit.rebind import check_arguments, check_scalars
 from graphkit.recapture import capture_differently, keep_capture
 from graphkit.runtime.protocol import NodeType, Runtime
+from graphkit.scalar_codes import scalar_codes
 from graphkit.snapshot import NodeState, Snapshot, is_address
 from graphkit.stream import runtime_of
 from graphkit.user_function import UserFunction

@@ -11,12 +11,12 @@ from typing import Any
 from graphkit.arrays import is_array
 from graphkit.buffers import Buffer, check_no_overlap
 from graphkit.device_array import DeviceArray
-from graphkit.differences import encode
 from graphkit.errors import RebindError
 from graphkit.frameworks import FINGERPRINTS
 from graphkit.graph_exec import GraphExec
 from graphkit.readback import read_kernel_block
 from graphkit.runtime.protocol import NodeType
+from graphkit.scalar_codes import encode
 from graphkit.snapshot import NodeState
 
 __all__ = [

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from graphkit.arrays import ArrayInfo, device_pointer
+from graphkit.compared import Span
 from graphkit.device_array import DeviceArray
-from graphkit.differences import Span
 from graphkit.frameworks import fingerprint
 from graphkit.lifetime import Handle
 from graphkit.runtime.protocol import MemoryType, Runtime

@@ -10,113 +10,18 @@ may be the same by chance.
 
 from __future__ import annotations
 
-import operator
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from graphkit.c_signature import Parameter
+from graphkit.compared import Again, Captures, check_same_launches
 from graphkit.errors import RebindError
-from graphkit.runtime.protocol import NodeType, Runtime
-from graphkit.snapshot import NodeState, Snapshot, is_address
+from graphkit.runtime.protocol import NodeType
+from graphkit.scalar_codes import encode, known_code, scalar_codes
+from graphkit.snapshot import NodeState, is_address
 
-__all__ = [
-    "Again",
-    "BufferWord",
-    "Captures",
-    "Moved",
-    "ScalarWord",
-    "Span",
-    "check_same_launches",
-    "encode",
-    "find_words",
-    "scalar_codes",
-    "windows",
-]
-
-_INTEGERS = {4: ("<i", "<I"), 8: ("<q", "<Q")}
-_FLOATS = {4: ("<f",), 8: ("<d",)}
-# The code of a parameter whose type is known.
-_CODES = {
-    ("i", 4): "<i",
-    ("u", 4): "<I",
-    ("i", 8): "<q",
-    ("u", 8): "<Q",
-    ("f", 4): "<f",
-    ("f", 8): "<d",
-}
-
-
-class Span(NamedTuple):
-    """The bytes of a buffer.
-
-    Attributes:
-        low: the first byte.
-        high: behind the last byte.
-        axes: (distance in bytes, elements) of each axis, the widest first; empty for a buffer
-            without gaps, or of axes that are not nested, which counts as all of its span.
-        itemsize: bytes of an element.
-    """
-
-    low: int
-    high: int
-    axes: tuple[tuple[int, int], ...] = ()
-    itemsize: int = 1
-
-    def holds(self, address: int) -> bool:
-        """Return whether an address is that of a byte of an element, not of a gap."""
-        if not self.low <= address < self.high:
-            return False
-        rest = address - self.low
-        for step, extent in self.axes:
-            rest -= min(rest // step, extent - 1) * step
-        return not self.axes or rest < self.itemsize
-
-
-class Moved(NamedTuple):
-    """A capture on other buffers: where each lay."""
-
-    snapshot: Snapshot
-    addresses: Mapping[str, int]
-    spans: Mapping[str, Span]
-
-    def place_of(self, word: int) -> tuple[str, int] | None:
-        """Return the buffer that a word points into, and how far from its address."""
-        for name, span in self.spans.items():
-            if span.holds(word):
-                return name, word - self.addresses[name]
-        return None
-
-
-class Again(NamedTuple):
-    """A capture with the arguments of an earlier one, and that."""
-
-    earlier: Snapshot
-    later: Snapshot
-
-
-class Captures(NamedTuple):
-    """All captures of one function.
-
-    Attributes:
-        runtime: the runtime of all of them.
-        first: the one that will be rebound.
-        repeats: on the same buffers, with the same scalars.
-        moved: on other buffers.
-        scalars: for each scalar, its value in ``first``, and others with their captures.
-        together: on other buffers and with the last value of each scalar; None where there are
-            not two things to change.
-        again: captures made again, whichever it was, with other bytes where nobody sets any.
-    """
-
-    runtime: Runtime
-    first: Moved
-    repeats: Sequence[Snapshot]
-    moved: Sequence[Moved]
-    scalars: Mapping[str, tuple[object, Sequence[tuple[object, Snapshot]]]]
-    together: Moved | None = None
-    again: Sequence[Again] = ()
+__all__ = ["BufferWord", "ScalarWord", "find_words", "windows"]
 
 
 class BufferWord(NamedTuple):
@@ -135,44 +40,6 @@ class ScalarWord(NamedTuple):
     number: int
     offset: int
     codes: tuple[str, ...]
-
-
-# --- launches as a whole -------------------------------------------------------------------------
-
-
-def check_same_launches(first: Snapshot, other: Snapshot, when: str) -> None:
-    """Refuse a capture whose nodes or edges are others than those of the first one.
-
-    Args:
-        first: the capture that will be rebound.
-        other: another capture of the same function.
-        when: what was different about it, for the message.
-
-    Raises:
-        RebindError: naming the first node that differs.
-    """
-    for mine, theirs in zip(first.nodes, other.nodes, strict=False):
-        if mine.place != theirs.place or mine.node.type is not theirs.node.type:
-            raise mine.error(f"{when} it is {theirs}, so that no node can be rebound")
-        changed = [
-            f"{name} {old} became {new}"
-            for (name, old), (_, new) in zip(mine.fixed, theirs.fixed, strict=True)
-            if old != new
-        ]
-        if changed:
-            kernel = "" if mine.kernel == theirs.kernel else f", kernel {theirs.kernel}"
-            raise mine.error(f"{when} {', '.join(changed)}{kernel}, which cannot be rebound")
-    if len(first.nodes) != len(other.nodes):
-        raise RebindError(
-            f"fn was captured as {len(first.nodes)} nodes, and {when} as {len(other.nodes)}"
-        )
-    if first.edges != other.edges:
-        place = max(edge[1] for edge in first.edges ^ other.edges)
-        node = next(node for node in first.nodes if node.place == place)
-        raise node.error(f"{when} it waits for other nodes")
-
-
-# --- words ---------------------------------------------------------------------------------------
 
 
 def windows(state: NodeState) -> Iterator[tuple[int, int]]:
@@ -538,7 +405,7 @@ class _NodeSearch:
                     continue
                 if self.state.parameter_at(offset + size - 1) != parameter:
                     continue
-                known = _known_code(parameter, offset)
+                known = known_code(parameter, offset)
                 codes += [
                     code
                     for code in scalar_codes(pairs, offset, size)
@@ -592,44 +459,3 @@ class _NodeSearch:
                     at,
                 )
         raise AssertionError("a cell that changed differs in some capture")
-
-
-def _known_code(parameter: Parameter | None, offset: int) -> str | None:
-    """Return the struct code of a number whose type a kernel's signature says, else None."""
-    if parameter is None or parameter.dtype is None:
-        return None
-    if parameter.pointer:
-        return "<Q"
-    kind, inside = parameter.dtype, offset - parameter.offset
-    while kind.subdtype is not None or kind.fields is not None:
-        if kind.subdtype is not None:
-            kind = kind.subdtype[0]
-            inside %= kind.itemsize
-            continue
-        assert kind.fields is not None
-        for field, start, *_ in kind.fields.values():
-            if start <= inside < start + field.itemsize:
-                kind, inside = field, inside - start
-                break
-        else:
-            return ""  # between two fields: no number of any type
-    return _CODES.get((kind.kind, kind.itemsize), "")
-
-
-def encode(code: str, value: object) -> bytes | None:
-    """Return a number as the type of a struct code, None when that cannot hold it."""
-    try:
-        if code[1] in "fd":
-            return struct.pack(code, float(value))  # type: ignore[arg-type]
-        return struct.pack(code, operator.index(value))  # type: ignore[arg-type]
-    except (struct.error, TypeError, ValueError, OverflowError):
-        return None
-
-
-def scalar_codes(pairs: Sequence[tuple[object, bytes]], offset: int, size: int) -> list[str]:
-    """Return the types of ``size`` bytes in which data at an offset is the value, each time."""
-    return [
-        code
-        for code in (*_INTEGERS[size], *_FLOATS[size])
-        if all(encode(code, value) == data[offset : offset + size] for value, data in pairs)
-    ]

@@ -6,6 +6,7 @@ from typing import Any
 from weakref import ref
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphkit.arrays import ArrayInfo, describe, is_array
 from graphkit.device_array import contiguous_strides, empty_pinned
@@ -14,6 +15,8 @@ from graphkit.runtime.protocol import MemoryType, Runtime
 __all__ = ["HostPort", "port_of"]
 
 _MOST_KNOWN = 1024
+# Kinds of NumPy's dtypes: each takes the numbers of those that are not above it.
+_KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
 class HostPort:
@@ -27,7 +30,7 @@ class HostPort:
         is_input: whether requests read it; an output is written.
         example: an array of the library whose arrays the function is given, or None.
         known: by id the arrays that were looked at: a weak reference and the address. What is
-            found here needs no further look: an array cannot leave its memory.
+            found here needs no further look: an ndarray cannot leave memory that is not its own.
     """
 
     def __init__(
@@ -78,18 +81,26 @@ class HostPort:
                 f"(`with pipeline.slot() as slot: slot[{self.name!r}][...] = ...`)"
                 + (", or let Pipeline(stage=True) copy it there" if self.is_input else "")
             )
-        if len(self.known) >= _MOST_KNOWN:
-            self.known = {key: entry for key, entry in self.known.items() if entry[0]()}
+        # Others' arrays may be given other memory, and so may one that owns what it has.
+        if type(array) is np.ndarray and not array.flags.owndata:
             if len(self.known) >= _MOST_KNOWN:
-                self.known = {}
-        self.known[id(array)] = ref(array), info.ptr
+                self._forget()
+            self.known[id(array)] = ref(array), info.ptr
         return info.ptr
+
+    def _forget(self) -> None:
+        """Forget the arrays that are gone; all of them where too many are not."""
+        for key, entry in [*self.known.items()]:  # a copy: other threads add to it meanwhile
+            if entry[0]() is None:
+                self.known.pop(key, None)
+        if len(self.known) >= _MOST_KNOWN:
+            self.known.clear()
 
     def stage(self, array: object, buffer: np.ndarray[Any, Any]) -> None:
         """Copy values into a buffer of this port, by the host.
 
         Raises:
-            TypeError: when they lie on the device.
+            TypeError: when they lie on the device, or are no numbers.
             ValueError: when dtype or shape are others.
         """
         if type(array) is not np.ndarray:
@@ -97,13 +108,24 @@ class HostPort:
                 if not describe(array, self.name).on_host:
                     self.check(array)  # says what is wrong with it
                 array = np.asarray(array)
-            else:  # numbers of Python have no dtype of their own
-                array = np.asarray(array, self.dtype)
+            else:
+                array = self._numbers(array)
         if array.dtype != self.dtype:
             raise ValueError(f"{self.name}: expected dtype {self.dtype}, came {array.dtype}")
         if array.shape != self.shape:
             raise ValueError(f"{self.name}: expected shape {self.shape}, came {array.shape}")
         buffer[...] = array
+
+    def _numbers(self, values: object) -> NDArray[Any]:
+        """Return an array of Python's numbers, which have no dtype of their own, but a kind."""
+        try:
+            given = np.asarray(values)
+            most = _KINDS.get(self.dtype.kind)
+            if most is None or _KINDS.get(given.dtype.kind, most + 1) <= most:
+                return np.asarray(values, self.dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.name}: expected numbers of {self.dtype}: {error}") from None
+        raise TypeError(f"{self.name}: expected numbers of {self.dtype}, came {given.dtype}")
 
     def check(self, array: object) -> ArrayInfo:
         """Describe an array of the host; refuse it unless it is of this dtype, shape and layout."""

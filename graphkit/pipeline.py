@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from graphkit.host_port import HostPort, port_of
 from graphkit.lifetime import live_captures, release_done, thread_captures
-from graphkit.pipeline_copies import choose_copies
+from graphkit.pipeline_copies import by_kernel, check_copies
 from graphkit.pipeline_function import PipelineFunction
 from graphkit.pipeline_request import Request
-from graphkit.pipeline_slot import PipelineSlot
+from graphkit.pipeline_slot import PipelineSlot, check_timeout
 from graphkit.runtime import current
 from graphkit.runtime.protocol import Runtime
 
@@ -54,7 +54,7 @@ class Pipeline:
         inputs: by name (shape, dtype), or an example: a device array of CuPy or PyTorch lets
             ``fn`` have arrays of that library.
         outputs: likewise, for arrays that ``fn`` writes; without them ``fn`` returns an array
-            (named ``"result"``) or a dict of arrays.
+            (named ``"result"``) or a dict of arrays, in memory that no other slot's have.
         scratch: likewise, for device arrays that ``fn`` is given to work in, of each slot its own.
             What CuPy and PyTorch allocate in ``fn`` is each slot's own anyway.
         slots: requests under way at once at most.
@@ -62,10 +62,9 @@ class Pipeline:
             memory may be passed, and changed at once after ``submit``. Otherwise they must be
             pinned (:func:`graphkit.empty_pinned`) and stay as they are until the request is done;
             the exec is pointed at them, and nothing is copied by the host.
-        copies: who copies, ``"kernel"`` (moved to other arrays by a store into pinned memory, but
-            reads the host's memory load by load) or ``"engine"`` (memcpy nodes, which leave the
-            multiprocessors alone, and are moved by cudaGraphExecMemcpyNodeSetParams1D);
-            ``"auto"`` takes the engine.
+        copies: who copies, ``"kernel"`` (moved to other arrays by a store into pinned memory) or
+            ``"engine"`` (memcpy nodes, moved by cuGraphExecMemcpyNodeSetParams); ``"auto"``
+            takes kernels for small arrays and the engine for large ones.
         warmups: eager runs of ``fn`` before a slot's capture, on zeros.
 
     Raises:
@@ -98,19 +97,23 @@ class Pipeline:
         function = PipelineFunction(
             fn, ports, outputs_named=outputs is not None, warmups=warmups, runtime=runtime
         )
-        chosen = choose_copies(copies)
+        chosen = check_copies(copies)
         with ExitStack() as unfinished:
             for _ in range(slots):
                 slot = PipelineSlot(function, ports, set(host_ports), chosen, runtime)
                 unfinished.callback(slot.close)
                 self._slots.append(slot)
-                _check_alike(self._slots[0], slot)
+                _check_alike(self._slots)
             unfinished.pop_all()
         # Of all slots the same ports, whose arrays need be looked at once only.
         self._ports: list[HostPort] = list(self._slots[0].ports.values())
         self._inputs = [port for port in self._ports if port.is_input]
+        self._entries = [(port.name, port.known, port) for port in self._ports]
         self._stage = bool(stage)
-        self.copies = chosen
+        self._most = slots
+        # In the order of the words, each once.
+        ways = {by_kernel(chosen, port.nbytes) for port in self._ports}
+        self.copies = " and ".join(("engine", "kernel")[way] for way in sorted(ways, reverse=True))
         self._ring.extend(self._slots)
 
     # --- requests --------------------------------------------------------------------------------
@@ -134,46 +137,39 @@ class Pipeline:
         """
         if live_captures and thread_captures():
             _refuse_capture()
+        if timeout is not None:
+            check_timeout(timeout)
         # By place, 0 for the slot's own memory. All is looked at before a slot is taken.
-        staged, addresses, found = self._stage, [], 0
-        for port in self._ports:
-            array = arrays.get(port.name)
+        addresses, found, ring = [], 0, self._ring
+        for name, known, port in self._entries:
+            array = arrays.get(name)
             if array is None:
-                addresses.append(self._own(port))
-                continue
-            found += 1
-            if staged and port.is_input:
+                if port.is_input:
+                    raise TypeError(f"{name}: expected an array for each input, came none")
                 addresses.append(0)
                 continue
-            known = port.known.get(id(array))
-            if known is not None and known[0]() is array:
-                addresses.append(known[1])
+            found += 1
+            entry = known.get(id(array))
+            if entry is not None and entry[0]() is array:
+                addresses.append(entry[1])
+            elif self._stage and port.is_input:
+                addresses.append(0)
             else:
                 addresses.append(port.address(array))
         if found != len(arrays):
             self._refuse_names(arrays)
         slot = self._take(timeout)
+        give_back = ring.appendleft  # without a request it is still the next one
         try:
-            if staged:
+            if self._stage:
                 for port in self._inputs:
                     port.stage(arrays[port.name], slot.inputs[port.name])
             given = arrays if found > len(self._inputs) else None
-            return self._begin(slot, addresses, given, arrays)
+            request = Request(slot, slot.begin(addresses, arrays), given)
+            give_back = ring.append
+            return request
         finally:
-            self._ring.append(slot)
-
-    def _begin(
-        self, slot: PipelineSlot, addresses: list[int], given: dict[str, Any] | None, kept: object
-    ) -> Request:
-        """Point the exec of a slot at what a request is given, and launch it."""
-        for place, address in enumerate(addresses):
-            slot.point[place](address or slot.own[place])
-        return Request(slot, slot.begin(kept), given)
-
-    def _own(self, port: HostPort) -> int:
-        if port.is_input:
-            raise TypeError(f"{port.name}: expected an array for each input, came none")
-        return 0
+            give_back(slot)
 
     def slot(self, *, timeout: float | None = None) -> RequestSlot:
         """Return a context that holds a free slot, to write inputs straight into its memory.
@@ -197,10 +193,22 @@ class Pipeline:
         Args:
             requests: the inputs of each by name; for a pipeline of one input just the array.
             copy: yield copies; else each result is good until the next one is asked for.
+
+        Raises:
+            TypeError: requests that are nothing to go through; what :meth:`submit` refuses.
         """
+        if not isinstance(requests, Iterable):
+            raise TypeError(
+                f"requests: expected arrays or mappings of them, came {type(requests).__name__}"
+            )
+        return self._map(requests, copy)
+
+    def _map(
+        self, requests: Iterable[Mapping[str, object] | NDArray[Any]], copy: bool
+    ) -> Iterator[Any]:
         under_way: deque[Request] = deque()
         for item in requests:
-            if len(under_way) == len(self._slots):
+            if len(under_way) == self._most:
                 yield under_way.popleft().result(copy=copy)
             arrays: Any = item if isinstance(item, Mapping) else {self._inputs[0].name: item}
             under_way.append(self.submit(**arrays))
@@ -226,7 +234,7 @@ class Pipeline:
             self._ring.appendleft(slot)
             raise TimeoutError(
                 f"pipeline: expected a free slot within {timeout} s, came none: all "
-                f"{len(self._slots)} are under way; take results first, or use more slots"
+                f"{self._most} are under way; take results first, or use more slots"
             )
         return slot
 
@@ -244,12 +252,12 @@ class Pipeline:
             if all(slot.writer == me for slot in self._slots):
                 raise ValueError(
                     f"pipeline: expected a slot that this thread does not hold, came all "
-                    f"{len(self._slots)} of them in `with pipeline.slot()`"
+                    f"{self._most} of them in `with pipeline.slot()`"
                 )
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
                     f"pipeline: expected a free slot within {timeout} s, came none: other threads "
-                    f"hold all {len(self._slots)}"
+                    f"hold all {self._most}"
                 )
             time.sleep(_NAP_SECONDS)
 
@@ -263,16 +271,16 @@ class Pipeline:
     @property
     def slots(self) -> int:
         """How many requests can be under way at once."""
-        return len(self._slots)
+        return self._most
 
     @property
     def under_way(self) -> int:
         """How many requests are under way now."""
-        return sum(not slot.done(slot.launched) for slot in self._slots)
+        return sum(not slot.done(slot.launched) for slot in [*self._slots])
 
     def synchronize(self) -> None:
         """Wait until every request so far is done; what they failed with their results tell."""
-        for slot in self._slots:
+        for slot in [*self._slots]:
             slot.wait(slot.launched, None)
 
     # --- the end ---------------------------------------------------------------------------------
@@ -280,13 +288,13 @@ class Pipeline:
     def close(self) -> None:
         """Wait for all requests, then give exec, streams and memory back. Twice is nothing.
 
-        Arrays that :meth:`Request.result` gave stay what they are, and keep their pinned memory;
-        results not asked for are lost.
+        Results stay what they are. Arrays that :meth:`Request.result` gave keep their pinned
+        memory, and requests that of the results they are still to give.
 
         Raises:
             ValueError: inside of ``with pipeline.slot()``, and while this thread captures.
         """
-        if self._closed:
+        if not self._slots:
             return
         if thread_captures():
             raise ValueError(
@@ -296,16 +304,18 @@ class Pipeline:
         if any(slot.writer == get_ident() for slot in self._slots):
             raise ValueError("pipeline: expected no slot in this thread's hands, came one")
         self._closed = True
-        for _ in self._slots:  # other threads bring theirs back
-            while True:
-                try:
-                    slot = self._ring.popleft()
-                except IndexError:
-                    time.sleep(_NAP_SECONDS)
-                    continue
+        while self._slots:
+            try:
+                slot = self._ring.popleft()
+            except IndexError:
+                time.sleep(_NAP_SECONDS)  # other threads bring theirs back
+                continue
+            try:
                 slot.wait(slot.number, None)
-                break
-        for slot in self._slots:
+            except BaseException:  # an interrupt; the next close() goes on
+                self._ring.appendleft(slot)
+                raise
+            self._slots.remove(slot)
             slot.close()
         release_done()  # what the launches kept, since they are done
 
@@ -318,6 +328,7 @@ class Pipeline:
     def __del__(self) -> None:
         # A constructor that failed has no ring; at interpreter exit the driver may be gone.
         if getattr(self, "_ring", None) and not sys.is_finalizing() and not live_captures:
+            self._slots = list(self._ring)  # nobody brings another one back
             self.close()
 
     def __repr__(self) -> str:
@@ -331,15 +342,16 @@ class RequestSlot:
     """A free slot in a thread's hands: made and entered by ``with pipeline.slot() as slot``.
 
     ``slot["x"]`` is its pinned buffer of input ``x``. Left without :meth:`submit`, it is as free
-    as it was.
+    as it was, and the next one to be used.
     """
 
     __slots__ = ("_pipeline", "_slot", "_timeout")
 
     def __init__(self, pipeline: Pipeline, timeout: float | None) -> None:
+        self._slot: PipelineSlot | None = None
+        check_timeout(timeout)
         self._pipeline = pipeline
         self._timeout = timeout
-        self._slot: PipelineSlot | None = None
 
     def __enter__(self) -> RequestSlot:
         if self._slot is not None:
@@ -354,11 +366,11 @@ class RequestSlot:
     def __exit__(self, *_: object) -> None:
         slot, self._slot = self._slot, None
         if slot is not None:
-            self._give_back(slot)
+            slot.writer = 0
+            self._pipeline._ring.appendleft(slot)
 
-    def _give_back(self, slot: PipelineSlot) -> None:
-        slot.writer = 0
-        self._pipeline._ring.append(slot)
+    def __del__(self) -> None:
+        self.__exit__()  # for who entered it by hand and forgot it
 
     def _held(self) -> PipelineSlot:
         if self._slot is None:
@@ -399,9 +411,10 @@ class RequestSlot:
             found += array is not None
         if found != len(outputs):
             pipeline._refuse_names(outputs)
-        request = pipeline._begin(slot, addresses, outputs or None, outputs)
+        request = Request(slot, slot.begin(addresses, outputs), outputs or None)
         self._slot = None
-        self._give_back(slot)
+        slot.writer = 0
+        pipeline._ring.append(slot)
         return request
 
 
@@ -420,14 +433,25 @@ def _ports(groups: Mapping[str, Any], runtime: Runtime) -> dict[str, HostPort]:
     return ports
 
 
-def _check_alike(first: PipelineSlot, slot: PipelineSlot) -> None:
-    """Refuse a function that returned other arrays for another slot."""
+def _check_alike(slots: list[PipelineSlot]) -> None:
+    """Refuse a function that returned other arrays for the last slot, or those of an earlier one.
+
+    The ports of all slots are in one order, since requests go through them by place.
+    """
     wanted, came = (
-        {port.name: (port.shape, str(port.dtype)) for port in each.ports.values()}
-        for each in (first, slot)
+        [(port.name, port.shape, str(port.dtype)) for port in each.ports.values()]
+        for each in (slots[0], slots[-1])
     )
     if came != wanted:
         raise TypeError(f"fn: expected the same outputs for every slot, {wanted}, came {came}")
+    spans = [(start, start + port.nbytes) for port, start in slots[-1].fetched.values()]
+    for slot in slots[:-1]:
+        for name, (port, start) in slot.fetched.items():
+            if any(start < end and first < start + port.nbytes for first, end in spans):
+                raise ValueError(
+                    f"{name}: expected an output of each slot's own, came the same memory for two "
+                    "slots, whose requests would mix; let fn allocate it, or name it in outputs="
+                )
 
 
 def _check_count(value: object, argument: str, least: int) -> None:

@@ -11,42 +11,65 @@ from graphkit.graph import Graph
 from graphkit.kernel import Kernel, Launch, Pointer
 from graphkit.node import Node
 
-__all__ = ["FETCH_RESULT", "SEND_INPUT", "Copies", "add_fetch", "add_send", "choose_copies"]
+__all__ = [
+    "FETCH_RESULT",
+    "SEND_INPUT",
+    "Copies",
+    "add_fetch",
+    "add_send",
+    "by_kernel",
+    "check_copies",
+]
 
-Copies = Literal["kernel", "engine"]
+Copies = Literal["auto", "kernel", "engine"]
 
-_THREADS = 256  # of a block
-_BYTES_PER_BLOCK = 16 * _THREADS  # one load of 16 bytes a thread
-_MOST_BLOCKS = 128  # beyond this the loads of longer loops keep the bus as busy
+_THREADS = 1024  # of a block at most
+_LEAST_THREADS = 64  # the second warp has work of its own
+_UNIT = 16  # bytes of a load
+_MOST_BLOCKS = 16  # beyond this the loads of longer loops keep the bus as busy
+# A guess, until it is measured: above it the engine's transfer is worth the changes to and fro.
+_MOST_BYTES_BY_KERNEL = 256 << 10
 
 
-def choose_copies(copies: str) -> Copies:
-    """Return who copies: as asked for, the engine where that is ``"auto"``.
-
-    Kernels read the host's memory over the bus load by load. Where that is fast they save the
-    change between engine and multiprocessors and a call of CUDA's each; on a virtual machine with
-    an H200 32 KB took them 60 us, the engine 3.
+def check_copies(copies: object) -> Copies:
+    """Return who copies, as asked for.
 
     Raises:
         ValueError: for another word.
     """
     if copies == "kernel":
         return "kernel"
-    if copies in ("auto", "engine"):
+    if copies == "engine":
         return "engine"
+    if copies == "auto":
+        return "auto"
     raise ValueError(f"copies: expected 'auto', 'kernel' or 'engine', came {copies!r}")
 
 
-def add_send(graph: Graph, source: int, to: DeviceArray) -> Node:
+def by_kernel(copies: Copies, nbytes: int) -> bool:
+    """Return whether a kernel copies an array of this size.
+
+    A memcpy node in front of kernels or behind them takes a change between engine and
+    multiprocessors, which costs more than a small copy; the engine is what moves much.
+    """
+    return copies == "kernel" or (copies == "auto" and nbytes <= _MOST_BYTES_BY_KERNEL)
+
+
+def add_send(
+    graph: Graph, source: int, to: DeviceArray, *, targets: int = 0, kept: int = 0, count: int = 0
+) -> Node:
     """Add a node that copies to the device from where a word in pinned memory points.
 
     Args:
         graph: where to.
         source: address of the word.
         to: an array without gaps.
+        targets: address of words in pinned memory that the node copies to the device as well.
+        kept: where to.
+        count: how many.
     """
-    args = (source, to.ptr, to.nbytes)
-    node = graph.add_kernel_node(SEND_INPUT, _blocks(to.nbytes), _THREADS, args)
+    args = (source, to.ptr, to.nbytes, targets, kept, count)
+    node = graph.add_kernel_node(SEND_INPUT, *_launch_shape(to.nbytes), args)
     graph.owners.append(to)
     return node
 
@@ -62,12 +85,12 @@ def add_fetch(
     signal: int = 0,
     arrived: int = 0,
 ) -> Node:
-    """Add a node that copies to where a word in pinned memory points, and signals the end.
+    """Add a node that copies to where a word points, and signals the end.
 
     Args:
         graph: where to; keeping the memory alive is the caller's.
         from_: device address.
-        target: address of the word.
+        target: address of the word, on the device or in pinned memory.
         nbytes: how much; with 0 the node only signals.
         deps: nodes it waits for.
         number: address of a device word that counts the launches.
@@ -75,19 +98,31 @@ def add_fetch(
         arrived: a device word of 4 bytes that is 0, for this node alone.
     """
     args = (from_, target, nbytes, number, signal, arrived)
-    return graph.add_kernel_node(
-        FETCH_RESULT, _blocks(nbytes), _THREADS if nbytes else 1, args, deps=deps
-    )
+    grid, block = _launch_shape(nbytes) if nbytes else (1, 1)
+    return graph.add_kernel_node(FETCH_RESULT, grid, block, args, deps=deps)
 
 
-def _blocks(nbytes: int) -> int:
-    return max(min(-(-nbytes // _BYTES_PER_BLOCK), _MOST_BLOCKS), 1)
+def _launch_shape(nbytes: int) -> tuple[int, int]:
+    """Return blocks and threads of a block: a load a thread, in as few blocks as that takes."""
+    units = -(-nbytes // _UNIT)
+    threads = min(max(-(-units // 32) * 32, _LEAST_THREADS), _THREADS)
+    return min(-(-units // threads), _MOST_BLOCKS), threads
 
 
 # --- the twins -----------------------------------------------------------------------------------
 
 
-def _send_input_twin(_launch: Launch, source: Pointer, to: Pointer, nbytes: int) -> None:
+def _send_input_twin(
+    _launch: Launch,
+    source: Pointer,
+    to: Pointer,
+    nbytes: int,
+    targets: Pointer,
+    kept: Pointer,
+    count: int,
+) -> None:
+    if count:
+        kept.view(count)[:] = targets.view(count)
     address = int(source.view(1)[0])
     to.view(nbytes)[:] = source.view(nbytes, address - source.address, "u1")
 

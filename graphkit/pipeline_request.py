@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphkit.pipeline_slot import PipelineSlot, values_of
+import numpy as np
+
+from graphkit.pipeline_slot import PipelineSlot, check_timeout, values_of
 
 __all__ = ["Request"]
 
@@ -12,16 +14,18 @@ __all__ = ["Request"]
 class Request:
     """One request of a :class:`graphkit.Pipeline`, made by its ``submit``.
 
-    It may be asked from any thread. The result lies in the slot's own pinned memory until that
-    slot is used again, ``slots`` submits later, unless the request was given an array for it.
+    It may be asked from any thread, also when the pipeline is closed. The result lies in the slot's
+    own pinned memory until that slot is used again, ``slots`` submits later, unless the request was
+    given an array for it.
     """
 
-    __slots__ = ("_given", "_number", "_slot")
+    __slots__ = ("_errors", "_given", "_number", "_slot")
 
     def __init__(self, slot: PipelineSlot, number: int, given: dict[str, Any] | None) -> None:
         self._slot = slot
         self._number = number
-        self._given = given  # the outputs that it was to write to, by name
+        self._given = given  # by name, among them outputs that it was to write to; or None
+        self._errors = slot.errors  # has its number when it failed
 
     def done(self) -> bool:
         """Return whether the result is there, or the request failed; wait for nothing.
@@ -38,15 +42,17 @@ class Request:
             timeout: seconds to wait at most.
 
         Raises:
+            TypeError, ValueError: a timeout that is no time.
             TimeoutError: when it is not done by then.
             Exception: what the request failed with.
         """
+        check_timeout(timeout)
         slot, number = self._slot, self._number
         if slot.number == number and not slot.wait(number, timeout):
             raise TimeoutError(f"request: expected it to be done within {timeout} s, came no end")
-        error = slot.error
-        if error is not None and error[0] == number:
-            raise error[1]
+        error = self._errors.get(number)
+        if error is not None:
+            raise error
 
     def result(self, *, copy: bool = False, timeout: float | None = None) -> Any:
         """Wait for the request and return its output as a NumPy array, several as a dict by name.
@@ -59,31 +65,30 @@ class Request:
 
         Raises:
             TimeoutError: when it is not done by then.
-            ValueError: when the slot was used again, or the pipeline closed, and the result with
-                that lost.
+            ValueError: when the slot was used again, and the result with that lost.
             Exception: what the request failed with.
         """
         slot, number = self._slot, self._number
-        if slot.signal[0] < number or slot.error is not None or not slot.by_signal:
+        if timeout is not None:
+            check_timeout(timeout)
+        if slot.signal[0] < number or self._errors or not slot.by_signal:
             self.wait(timeout)
-        given, outputs = self._given, slot.outputs
-        if given:
-            wanted = [name for name, port in slot.ports.items() if not port.is_input]
-            if not copy and all(name in given for name in wanted):
-                return values_of({name: given[name] for name in wanted})
-            outputs = {name: given.get(name, array) for name, array in outputs.items()}
+        given, outputs, lasts = self._given, slot.outputs, False
+        if given is not None:
+            outputs, lasts = {}, True
+            for name, own in slot.outputs.items():
+                outputs[name] = given.get(name, own)
+                lasts = lasts and name in given
         if copy:
-            outputs = {name: array.copy() for name, array in outputs.items()}
+            outputs = {name: np.array(array) for name, array in outputs.items()}
         # Looked at last: what is copied now was not overwritten meanwhile.
-        if slot.number != number:
+        if slot.number != number and not lasts:
             raise ValueError(
                 f"request: expected a result that is still there, came one of request {number} of "
                 f"its slot, where request {slot.number} is now; read it before as many submits as "
                 "the pipeline has slots, take result(copy=True), or submit with an array of your "
                 "own for it"
             )
-        if not outputs:
-            raise ValueError("request: expected an open pipeline, came one that was closed")
         return values_of(outputs)
 
     def __repr__(self) -> str:

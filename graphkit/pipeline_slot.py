@@ -17,12 +17,12 @@ from graphkit.errors import CudaError, GraphkitError
 from graphkit.frameworks import PrivateMemory
 from graphkit.host_port import HostPort
 from graphkit.lifetime import thread_captures
-from graphkit.pipeline_copies import Copies, add_fetch, add_send
+from graphkit.pipeline_copies import Copies, add_fetch, add_send, by_kernel
 from graphkit.pipeline_function import PipelineFunction
 from graphkit.runtime.protocol import MemcpyKind, MemcpyNodeParams, Runtime
 from graphkit.stream import Stream
 
-__all__ = ["PipelineSlot"]
+__all__ = ["PipelineSlot", "check_timeout", "values_of"]
 
 # Looks at the signal before the thread sleeps in CUDA, where it wakes later but lets others run.
 _LOOKS = 200
@@ -47,16 +47,20 @@ class PipelineSlot:
         inputs: pinned buffers of the inputs by name.
         outputs: pinned buffers of the outputs by name.
         ports: inputs and outputs by name.
+        fetched: of each output by name the port and the address on the device.
         number: of the last request, from 1 on.
         launched: of the last request that was launched: what others may wait for.
         signal: the number of the last request that is done is its first word, as the device wrote
             it.
-        point: by place among the ports what moves an input or output to an address.
-        own: by place the address of the slot's own buffer.
+        held: by place among the ports where the exec copies from or to, 0 for the slot's own
+            buffer; None while that changes.
+        move: likewise what moves it to an address.
+        own: likewise the address of the slot's own buffer.
         by_signal: whether the signal says it all: not on the simulator, where work goes on only
             when somebody asks, nor where a result might be read before its signal.
         launch: launches the exec on the slot's stream (cudaGraphLaunch).
-        error: the last request that failed, and what it raised.
+        errors: what requests failed of, by their numbers: of the last one at least. Each request
+            keeps the dict that was there when it began.
         kept: arrays of the request under way.
         writer: the thread that fills the buffers now, 0 for none.
     """
@@ -70,10 +74,11 @@ class PipelineSlot:
         runtime: Runtime,
     ) -> None:
         self.number = self.launched = 0
-        self.error: tuple[int, BaseException] | None = None
+        self.errors: dict[int, BaseException] = {}
         self.kept: object = None
         self.writer = 0
-        self.point: list[Callable[[int], object]] = []
+        self.held: list[int | None] = []
+        self.move: list[Callable[[int], object]] = []
         self.own: list[int] = []
         self._runtime = runtime
         self._cleanup = ExitStack()
@@ -87,18 +92,19 @@ class PipelineSlot:
             self._graph, returned = function.graph(arrays, self._stream, self._memory)
             self._cleanup.callback(self._graph.close)
             self.ports = {name: port for name, port in ports.items() if name in copied}
-            fetched = returned or {
+            self.fetched = returned or {
                 name: (port, arrays[name].ptr)
                 for name, port in self.ports.items()
                 if not port.is_input
             }
-            self.ports.update({name: port for name, (port, _) in fetched.items()})
+            self.ports.update({name: port for name, (port, _) in self.fetched.items()})
             self.inputs = {p.name: p.empty() for p in self.ports.values() if p.is_input}
             self.outputs = {p.name: p.empty() for p in self.ports.values() if not p.is_input}
             self._control = empty_pinned(_LINE * (2 + len(self.ports) // _LINE + 1), np.uint64)
             self._control[:] = 0
             self._arrived, self._count = zeros(1, np.uint32), zeros(1, np.uint64)
-            moving = self._add_copies(arrays, fetched, copies)
+            self._targets = zeros(len(self.fetched), np.uint64)
+            moving = self._add_copies(arrays, copies)
             self._exec = self._graph.instantiate(upload_stream=self._stream)
             self._cleanup.callback(self._exec.close)
             self._bind(moving)
@@ -119,7 +125,6 @@ class PipelineSlot:
     def _add_copies(
         self,
         arrays: dict[str, DeviceArray],
-        fetched: dict[str, tuple[HostPort, int]],
         copies: Copies,
     ) -> list[tuple[str, Any, MemcpyNodeParams]]:
         """Add the copies around what the graph holds; return the memcpy nodes to be moved."""
@@ -134,10 +139,21 @@ class PipelineSlot:
         moving: list[tuple[str, Any, MemcpyNodeParams]] = []
         sent, last = [], []
         places = {name: place for place, name in enumerate(self.ports)}
+        first = len(self.inputs)  # the results' places are behind those of the inputs
+        wanted = any(by_kernel(copies, port.nbytes) for port, _ in self.fetched.values())
+        brought: dict[str, int] = {}  # the words that the first send brings to the device
+        if wanted:
+            brought = {
+                "targets": self._word(first),
+                "kept": self._targets.ptr,
+                "count": len(self.fetched),
+            }
+        on_device = False
         for name, buffer in self.inputs.items():
             to = arrays[name]
-            if copies == "kernel":
-                sent.append(add_send(graph, self._word(places[name]), to))
+            if by_kernel(copies, to.nbytes):
+                sent.append(add_send(graph, self._word(places[name]), to, **brought))
+                on_device, brought = on_device or wanted, {}
             else:
                 params = _copy(to.ptr, buffer.ctypes.data, to.nbytes, MemcpyKind.HOST_TO_DEVICE)
                 sent.append(graph.add_memcpy_node(to, buffer))
@@ -146,49 +162,64 @@ class PipelineSlot:
             for head in heads:
                 graph.add_dependency(node, head)
         before = tails or sent
-        alone = len(fetched) == 1
+        alone = len(self.fetched) == 1
         end = {
             "number": self._count.ptr,
             "signal": int(self._control.ctypes.data),
             "arrived": self._arrived.ptr,
         }
-        for name, (port, address) in fetched.items():
-            if copies == "kernel":
-                place = self._word(places[name])
-                told = end if alone else {"arrived": self._arrived.ptr}
-                last.append(add_fetch(graph, address, place, port.nbytes, before, **told))
+        told = False
+        for name, (port, address) in self.fetched.items():
+            if by_kernel(copies, port.nbytes):
+                word = self._word(places[name])
+                if on_device:
+                    word = self._targets.ptr + 8 * (places[name] - first)
+                told = alone
+                signal = end if alone else {"arrived": self._arrived.ptr}
+                last.append(add_fetch(graph, address, word, port.nbytes, before, **signal))
             else:
                 host = int(self.outputs[name].ctypes.data)
                 params = _copy(host, address, port.nbytes, MemcpyKind.DEFAULT)
                 last.append(graph.add_memcpy_node(host, address, nbytes=port.nbytes, deps=before))
                 moving.append((name, last[-1], params))
-        if copies != "kernel" or not alone:
+        if not told:
             add_fetch(graph, 0, 0, 0, last, **end)
-        words = self._control, self._arrived, self._count
+        words = self._control, self._arrived, self._count, self._targets
         graph.owners.extend((*words, arrays, self.inputs, self.outputs))
         return moving
 
     def _bind(self, moving: list[tuple[str, Any, MemcpyNodeParams]]) -> None:
-        """Find for each port what moves it: a store, or a call (...MemcpyNodeSetParams1D)."""
-        set_params, exe = self._runtime.graph_exec_memcpy_node_set_params, self._exec.ptr
-        movers = {
-            name: _Mover(set_params, exe, node.ptr, params, to_host=not self.ports[name].is_input)
+        """Find for each port what moves it: a store, or a call (cuGraphExecMemcpyNodeSetParams)."""
+        make, exe = self._runtime.memcpy_node_setter, self._exec.ptr
+        setters = {
+            name: make(exe, node.ptr, params, moves_dst=not self.ports[name].is_input)
             for name, node, params in moving
         }
         store = self._control.data.__setitem__
         buffers = {**self.inputs, **self.outputs}
         for place, name in enumerate(self.ports):
-            mover = movers.get(name)
-            self.point.append(mover.move if mover else partial(store, _LINE + place))
-            self.own.append(int(buffers[name].ctypes.data))
-            self.point[place](self.own[place])
+            own = int(buffers[name].ctypes.data)
+            if name not in setters:
+                store(_LINE + place, own)
+            self.move.append(setters.get(name) or partial(store, _LINE + place))
+            self.own.append(own)
+            self.held.append(0)
 
     # --- requests --------------------------------------------------------------------------------
 
-    def begin(self, kept: object) -> int:
-        """Launch the exec for a request that everything is in place for; return its number."""
+    def begin(self, addresses: list[int], kept: object) -> int:
+        """Launch the exec for a request, and return its number.
+
+        Args:
+            addresses: by place where to copy from or to, 0 for the slot's own buffers.
+            kept: what must stay alive until the request is done.
+        """
+        if addresses != self.held:
+            self._move(addresses)
         number = self.number + 1
         earlier = self.kept
+        if self.errors:
+            self.errors = {}
         # Before the launch: who copies an earlier result meanwhile sees that it may be overwritten.
         self.number, self.kept = number, kept
         try:
@@ -200,6 +231,14 @@ class PipelineSlot:
         self.launched = number
         return number
 
+    def _move(self, addresses: list[int]) -> None:
+        held = self.held
+        for place, address in enumerate(addresses):
+            if held[place] != address:
+                held[place] = None  # whatever breaks this off, the next request does it again
+                self.move[place](address or self.own[place])
+                held[place] = address
+
     def done(self, number: int) -> bool:
         """Return whether a request is done, be it with an error."""
         if self.by_signal:
@@ -207,10 +246,10 @@ class PipelineSlot:
                 return True
             self._looks += 1
             if self._looks % _LOOKS_PER_QUERY:
-                return self._failed(number)
+                return number in self.errors
         if not thread_captures():
             self._query(number)
-        return self.signal[0] >= number or self._failed(number)
+        return self.signal[0] >= number or number in self.errors
 
     def _query(self, number: int) -> bool:
         """Ask CUDA whether a request is done (cudaStreamQuery), and note what it failed of.
@@ -220,7 +259,7 @@ class PipelineSlot:
         try:
             idle = self._runtime.stream_query(self._handle)
         except Exception as error:
-            self._note(number, error)
+            self._note(error)
             return True
         if idle:
             self._expect_signal(number)
@@ -228,18 +267,17 @@ class PipelineSlot:
 
     def _expect_signal(self, number: int) -> None:
         """Note an error where a request is over and has not signalled its end."""
-        if self.signal[0] < number and not self._failed(number):
-            self._note(number, GraphkitError("the request was dropped: its launch failed"))
+        if self.signal[0] < number and number not in self.errors:
+            self._note(GraphkitError("the request was dropped: its launch failed"))
 
-    def _note(self, number: int, error: Exception) -> None:
+    def _note(self, error: Exception) -> None:
+        """Note what the last request failed of: whoever came before it is done."""
         # Without this frame, which refers to the slot: no cycle.
         traceback = error.__traceback__
-        self.error = number, error.with_traceback(traceback.tb_next if traceback else None)
+        number = self.number
+        self.errors[number] = error.with_traceback(traceback.tb_next if traceback else None)
         with suppress(CudaError):  # where the device is lost, nothing is counted any more
             self._count.set(np.array([number], np.uint64))
-
-    def _failed(self, number: int) -> bool:
-        return self.error is not None and self.error[0] == number
 
     def wait(self, number: int, timeout: float | None) -> bool:
         """Wait until a request is done; return False when the time is over before.
@@ -255,7 +293,7 @@ class PipelineSlot:
             for _ in range(_LOOKS):
                 if signal[0] >= number:
                     return True
-        if self._failed(number):
+        if number in self.errors:
             return True
         if thread_captures():
             raise ValueError(
@@ -267,7 +305,7 @@ class PipelineSlot:
         try:
             self._runtime.stream_synchronize(self._handle)
         except Exception as error:
-            self._note(number, error)
+            self._note(error)
         else:
             self._expect_signal(number)
         return True
@@ -281,17 +319,17 @@ class PipelineSlot:
         return True
 
     def close(self) -> None:
-        """Give everything back; the requests must be done."""
+        """Give everything back but what the last request has left; the requests must be done."""
         self.kept = None
-        self.inputs, self.outputs = {}, {}
-        self.point.clear()
+        self.inputs = {}
+        self.move.clear()
         self.launch = _refuse_launch
         # What is asked of it from now on: every request is done.
         self.by_signal = True
         self.signal = np.array((self.number,), np.uint64).data
         self._cleanup.close()
         del self._graph, self._exec, self._memory, self._arrived, self._count
-        del self._control
+        del self._control, self._targets
 
 
 def _refuse_launch() -> None:
@@ -310,31 +348,18 @@ def _copy(dst: int, src: int, nbytes: int, kind: MemcpyKind) -> MemcpyNodeParams
     return MemcpyNodeParams(dst, nbytes, 1, src, nbytes, 1, nbytes, 1, 1, kind)
 
 
-class _Mover:
-    """Moves the host's end of a memcpy node of an exec, where it is not there already."""
+def check_timeout(timeout: object) -> None:
+    """Refuse what is no time to wait for at most.
 
-    __slots__ = ("_exec", "_held", "_node", "_set_params", "_to_host")
-
-    def __init__(
-        self,
-        set_params: Callable[[int, int, MemcpyNodeParams], None],
-        exec_: int,
-        node: int,
-        params: MemcpyNodeParams,
-        *,
-        to_host: bool,
-    ) -> None:
-        self._set_params, self._exec, self._node = set_params, exec_, node
-        self._held = params
-        self._to_host = to_host
-
-    def move(self, address: int) -> None:
-        held = self._held
-        if address == (held.dst if self._to_host else held.src):
-            return
-        new = held._replace(dst=address) if self._to_host else held._replace(src=address)
-        self._set_params(self._exec, self._node, new)
-        self._held = new
+    Raises:
+        TypeError, ValueError: unless it is None or 0 seconds or more.
+    """
+    if timeout is None:
+        return
+    if not isinstance(timeout, (int, float, np.integer, np.floating)) or isinstance(timeout, bool):
+        raise TypeError(f"timeout: expected seconds or None, came {type(timeout).__name__}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout: expected 0 seconds or more, came {timeout}")
 
 
 def values_of(buffers: dict[str, NDArray[Any]]) -> Any:

@@ -20,7 +20,8 @@ from graphkit.bound import (
     restore,
 )
 from graphkit.buffers import Buffer, check_no_overlap
-from graphkit.differences import BufferWord, ScalarWord, Span, find_words
+from graphkit.compared import Span
+from graphkit.differences import BufferWord, ScalarWord, find_words
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
 from graphkit.lifetime import live_captures

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphkit.buffers import ALIGNMENT, Buffer
+from graphkit.compared import Again, Captures, Moved
 from graphkit.device_array import DeviceArray
-from graphkit.differences import Again, Captures, Moved
 from graphkit.errors import RebindError
 from graphkit.forensics import capture_call
 from graphkit.frameworks import PrivateMemory, draws_random_numbers, view_like

@@ -28,7 +28,7 @@ LAYERS = (
     ("graph",),
     ("capture",),
     ("signature", "buckets", "lattice", "frameworks", "staging", "topology", "pipeline_copies"),
-    ("cost_model", "exec_memory", "snapshot", "differences", "buffers"),
+    ("cost_model", "exec_memory", "snapshot", "compared", "scalar_codes", "differences", "buffers"),
     ("pool_policy", "retarget", "returned", "user_function", "arena", "in_flight", "request_shape"),
     ("unset_bytes", "forensics"),
     ("recapture", "bound", "rebind", "baked", "pipeline_function"),

@@ -1,10 +1,15 @@
 """Pipelines: every request gives its own result, in whatever order, or says why it cannot."""
 
 import gc
+import queue
+import re
 import threading
+import time
 from collections import deque
 from importlib.resources import files
+from itertools import count
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cuda.bindings import nvrtc  # of the extra `test`, as in kernels/test_nvrtc.py
@@ -13,6 +18,7 @@ from sample_kernels import ADD_SCALAR, AXPY, FLIP
 
 import graphkit as gk
 from graphkit.pipeline import Pipeline
+from graphkit.pipeline_slot import PipelineSlot
 
 SHAPE = (6, 5)
 FLOATS = (SHAPE, np.float32)
@@ -95,6 +101,56 @@ def test_an_array_may_lie_where_another_one_was(runtime):
                 kept.append(view)
 
 
+def test_any_number_of_arrays_may_be_alive(runtime):
+    room = gk.empty_pinned((1100, 2))
+    room[...] = np.arange(1100, dtype=np.float32)[:, None]
+    spec = (2, np.float32)
+    with Pipeline(add_three, {"x": spec}, {"y": spec}) as pipeline:
+        for i, (x, y) in enumerate(zip(room, pipeline.map(list(room)), strict=True)):
+            assert y.tolist() == [i + 3, i + 3], x
+
+
+def test_threads_may_bring_arrays_that_nobody_saw_before(runtime):
+    (port,) = Pipeline(lambda x: x, {"x": FLOATS}, slots=1)._inputs
+    (x,) = numbered(1)
+
+    class Died:
+        """A weak reference; while it is asked, another thread brings an array."""
+
+        def __call__(self):
+            port.known[len(port.known)] = (Died, 0)
+
+    for key in range(1024):
+        port.known[-1 - key] = Died(), 0
+    assert port.address(x) == x.ctypes.data
+    assert port.address(x) == x.ctypes.data
+
+
+class Movable:
+    """An array of a library whose arrays can be given other memory."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
+def test_an_array_may_move_to_other_memory_between_requests(runtime):
+    first, second = numbered(2)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}) as pipeline:
+        x = Movable(first)
+        np.testing.assert_array_equal(pipeline.submit(x=x).result(), first + 3)
+        x.array = second
+        np.testing.assert_array_equal(pipeline.submit(x=x).result(), second + 3)
+        x.array = np.zeros(SHAPE, np.float32)
+        with pytest.raises(ValueError, match=r"^x: expected pinned host memory"):
+            pipeline.submit(x=x)
+
+
 @COPIES
 def test_a_request_writes_to_the_array_it_was_given(runtime, copies):
     xs, ys = numbered(7), [gk.empty_pinned(SHAPE) for _ in range(7)]
@@ -107,6 +163,9 @@ def test_a_request_writes_to_the_array_it_was_given(runtime, copies):
         # The next request without one writes to the slot's own again.
         np.testing.assert_array_equal(pipeline.submit(x=xs[0]).result(), xs[0] + 3)
         np.testing.assert_array_equal(ys[5], xs[5] + 3)
+        copy = requests[0].result(copy=True)
+        assert copy is not ys[0]
+        np.testing.assert_array_equal(copy, xs[0] + 3)
 
 
 @COPIES
@@ -176,6 +235,33 @@ def test_staged_inputs_may_be_pageable_and_change_at_once(runtime):
             pipeline.submit(x=gk.zeros(SHAPE))
     with Pipeline(add_three, {"x": (2, "f4")}, {"y": (2, "f4")}, stage=True) as pipeline:
         assert pipeline.submit(x=[1, 2]).result().tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "numbers", "message"),
+    [
+        ("i4", [1.5, 2], r"TypeError: x: expected numbers of int32, came float64"),
+        ("i4", ["1", "2"], r"TypeError: x: expected numbers of int32, came <U1"),
+        ("f4", [None, 1], r"TypeError: x: expected numbers of float32, came object"),
+        ("f4", [1j, 2], r"TypeError: x: expected numbers of float32, came complex128"),
+        ("u1", [1, 256], r"ValueError: x: expected numbers of uint8: .*256"),
+        ("u1", [1, [2]], r"ValueError: x: expected numbers of uint8: "),
+        ("u1", 3, r"ValueError: x: expected shape \(2,\), came \(\)"),
+    ],
+)
+def test_staged_numbers_are_not_cut(runtime, dtype, numbers, message):
+    with Pipeline(lambda x: x, {"x": (2, dtype)}, stage=True, slots=1) as pipeline:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            pipeline.submit(x=numbers)
+        assert re.match(message, f"{caught.type.__name__}: {caught.value}")
+        assert pipeline.submit(x=[True, False]).result().tolist() == [1, 0]
+        assert pipeline.submit(x=(3, 4)).result().tolist() == [3, 4]
+
+
+def test_staged_numbers_of_a_dtype_that_numpy_does_not_know(runtime):
+    spec = (2, ml_dtypes.bfloat16)
+    with Pipeline(lambda x: x, {"x": spec}, stage=True, slots=1) as pipeline:
+        assert pipeline.submit(x=[1.5, 2]).result().tolist() == [1.5, 2]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -293,6 +379,53 @@ def test_a_view_is_good_until_its_slot_is_used_again(runtime):
         np.testing.assert_array_equal(view, xs[2] + 3)
 
 
+def test_what_comes_to_no_request_uses_no_slot_up(runtime):
+    xs = numbered(3)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=2, stage=True) as pipeline:
+        first, second = (pipeline.submit(x=x) for x in xs[:2])
+        first.wait()
+        view = second.result()
+        with pipeline.slot():
+            pass
+        with pytest.raises(ValueError, match="x: expected shape"):
+            pipeline.submit(x=xs[2][0])
+        with pytest.raises(TypeError, match="z: expected one of"), pipeline.slot() as slot:
+            slot.submit(z=xs[2])
+        # One submit behind the second, which is good for one.
+        pipeline.submit(x=xs[2]).wait()
+        np.testing.assert_array_equal(view, xs[1] + 3)
+        assert second.result() is view
+        with pytest.raises(ValueError, match="expected a result that is still there"):
+            first.result()
+
+
+@COPIES
+def test_a_request_that_was_interrupted_on_its_way_leaves_nothing_behind(runtime, copies):
+    first, second = numbered(2)
+    outputs = {"y": FLOATS}
+    with Pipeline(add_three, {"x": FLOATS}, outputs, slots=1, copies=copies) as pipeline:
+        np.testing.assert_array_equal(pipeline.submit(x=first).result(), first + 3)
+        (slot,) = pipeline._slots
+        move = slot.move[0]
+
+        def interrupted(address):
+            move(address)
+            raise KeyboardInterrupt
+
+        slot.move[0] = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.submit(x=second)
+        slot.move[0] = move
+        np.testing.assert_array_equal(pipeline.submit(x=first).result(), first + 3)
+
+
+def test_a_slot_that_was_entered_and_forgotten_comes_back(runtime):
+    (x,) = numbered(1)
+    with Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=1) as pipeline:
+        pipeline.slot().__enter__()["x"][...] = 1
+        np.testing.assert_array_equal(pipeline.submit(x=x, timeout=10).result(), x + 3)
+
+
 def test_of_two_outputs_the_given_one_lasts_but_is_not_told_alone(runtime):
     outputs = {"total": FLOATS, "flipped": (120, np.uint8)}
     with Pipeline(two_outputs, {"a": FLOATS, "b": FLOATS}, outputs, slots=1) as pipeline:
@@ -305,21 +438,26 @@ def test_of_two_outputs_the_given_one_lasts_but_is_not_told_alone(runtime):
         np.testing.assert_array_equal(total, a + 2 * b)
 
 
+def identity(x, y, stream):
+    """y = x; a twin that fails below zero stands for a launch that does."""
+    CHECKED(1, 1, (x, y), stream=stream)
+
+
+def checked_twin(launch, x, y):
+    if x.view(1)[0] < 0:
+        raise ArithmeticError(f"{x.view(1)[0]} is below zero")
+    y.view(1)[0] = x.view(1)[0]
+
+
+CHECKED = gk.Kernel(
+    'extern "C" __global__ void f(const float* x, float* y) {}', "f", twin=checked_twin
+)
+ONE = (1, np.float32)
+
+
 def test_a_request_that_fails_says_so_and_its_slot_goes_on(sim):
-    def failing(launch, x, y):
-        if x.view(1)[0] < 0:
-            raise ArithmeticError("below zero")
-        y.view(1)[0] = x.view(1)[0]
-
-    kernel = gk.Kernel(
-        'extern "C" __global__ void f(const float* x, float* y) {}', "f", twin=failing
-    )
-
-    def fn(x, y, stream):
-        kernel(1, 1, (x, y), stream=stream)
-
     good, bad = pinned(np.float32([5])), pinned(np.float32([-1]))
-    with Pipeline(fn, {"x": (1, "f4")}, {"y": (1, "f4")}, slots=1) as pipeline:
+    with Pipeline(identity, {"x": ONE}, {"y": ONE}, slots=1) as pipeline:
         failed = pipeline.submit(x=bad)
         while not failed.done():
             pass
@@ -335,6 +473,16 @@ def test_a_request_that_fails_says_so_and_its_slot_goes_on(sim):
         pipeline.synchronize()
         assert pipeline.submit(x=good).result()[0] == 5
     del failed, unseen
+
+
+def test_every_request_of_a_slot_that_fails_raises_its_own_error(sim):
+    xs, y = [pinned(np.float32([-i])) for i in range(4)], gk.empty_pinned(1)
+    with Pipeline(identity, {"x": ONE}, {"y": ONE}, slots=1) as pipeline:
+        requests = [pipeline.submit(x=x, y=y) for x in xs]
+        for i, request in enumerate(requests[1:], 1):
+            with pytest.raises(ArithmeticError, match=f"-{i}.0 is below zero"):
+                request.result()
+        assert requests[0].result() is y
 
 
 # --- back-pressure -------------------------------------------------------------------------------
@@ -428,7 +576,77 @@ def test_threads_get_their_own_results(runtime, slots):
     assert wrong == []
 
 
+def test_results_are_read_by_other_threads_while_the_pipeline_closes(runtime):
+    pipeline = Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=3)
+    waiting, seen, raised = queue.Queue(16), [], []
+
+    def submits(seed):
+        room = gk.empty_pinned((40, *SHAPE))
+        room[...] = 100 * seed + np.arange(40, dtype=np.float32)[:, None, None]
+        try:
+            for i in count():  # a new view each time
+                y = gk.empty_pinned(SHAPE)
+                waiting.put((pipeline.submit(x=room[i % 40], y=y), room[i % 40] + 3))
+        except Exception as error:
+            raised.append(str(error))
+
+    def reads():
+        while (item := waiting.get()) is not None:
+            request, expected = item
+            try:
+                request.done()
+                seen.append(np.array_equal(request.result(), expected))
+            except Exception as error:
+                seen.append(str(error))
+
+    submitters = [threading.Thread(target=submits, args=(seed,)) for seed in range(4)]
+    readers = [threading.Thread(target=reads) for _ in range(2)]
+    for thread in (*submitters, *readers):
+        thread.start()
+    while len(seen) < 30:
+        time.sleep(0.001)
+    pipeline.close()
+    for thread in submitters:
+        thread.join()
+    for _ in readers:
+        waiting.put(None)
+    for thread in readers:
+        thread.join()
+    assert raised == ["pipeline: expected an open one, came a closed one"] * 4
+    assert set(seen) == {True}
+
+
 # --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "message"),
+    [
+        ("5", TypeError, "timeout: expected seconds or None, came str"),
+        (True, TypeError, "timeout: expected seconds or None, came bool"),
+        (-1, ValueError, "timeout: expected 0 seconds or more, came -1"),
+        (float("nan"), ValueError, "timeout: expected 0 seconds or more, came nan"),
+    ],
+)
+def test_what_is_no_timeout(pipeline, timeout, error, message):
+    (x,) = numbered(1)
+    request = pipeline.submit(x=x, timeout=np.float32(2))
+    for refused in (
+        lambda: pipeline.submit(x=x, timeout=timeout),
+        lambda: pipeline.slot(timeout=timeout),
+        lambda: request.wait(timeout),
+    ):
+        with pytest.raises(error, match=message):
+            refused()
+    np.testing.assert_array_equal(request.result(timeout=10), x + 3)
+
+
+def test_what_map_does_not_take(pipeline):
+    with pytest.raises(TypeError, match="requests: expected arrays or mappings of them, came int"):
+        pipeline.map(3)
+    results = pipeline.map([np.zeros(SHAPE, np.float32)])
+    with pytest.raises(ValueError, match="x: expected pinned host memory"):
+        next(results)
 
 
 def test_what_may_not_stand_in_a_request(pipeline):
@@ -520,6 +738,25 @@ def test_a_function_returns_the_same_for_every_slot(runtime):
         Pipeline(lambda x: made.pop(), {"x": FLOATS}, slots=2, warmups=0)
 
 
+def test_a_function_returns_its_outputs_in_one_order(runtime):
+    made = [{name: gk.zeros(3) for name in names} for names in ("ab", "ba")]
+    with pytest.raises(TypeError, match="fn: expected the same outputs for every slot"):
+        Pipeline(lambda x: made.pop(), {"x": FLOATS}, slots=2, warmups=0)
+
+
+def test_slots_do_not_share_an_output(runtime):
+    shared = gk.zeros((2, *SHAPE))
+    parts = iter(shared[i] for i in range(2))
+    with pytest.raises(ValueError, match=r"^result: expected an output of each slot's own"):
+        Pipeline(lambda x: shared, {"x": FLOATS})
+    with pytest.raises(ValueError, match=r"^y: expected an output of each slot's own"):
+        Pipeline(lambda x: {"y": shared[1]}, {"x": FLOATS}, slots=2)
+    with Pipeline(lambda x: next(parts), {"x": FLOATS}, slots=2, warmups=0) as pipeline:
+        assert pipeline.slots == 2
+    with Pipeline(lambda x: shared, {"x": FLOATS}, slots=1) as pipeline:
+        assert pipeline.slots == 1
+
+
 def test_a_function_that_fails_at_the_capture_leaves_nothing_behind(runtime):
     def allocates(x, y, stream):
         gk.zeros(3)
@@ -578,11 +815,15 @@ def test_close_waits_and_gives_pinned_memory_back(runtime):
     before, given = pipeline.submit(x=x), pipeline.submit(x=x, y=y)
     pipeline.close()
     np.testing.assert_array_equal(y, x + 3)
-    assert gk.live_handles() == {"pinned memory": 2}
     assert before.done()
-    assert given.result() is y or pytest.fail("what it was given is there")
-    with pytest.raises(ValueError, match="came one that was closed"):
-        before.result()
+    np.testing.assert_array_equal(before.result(), x + 3)
+    assert given.result() is y
+    # Beside x and y what these two requests could still be asked for.
+    assert gk.live_handles() == {"pinned memory": 4}
+    del before, given
+    assert gk.live_handles() == {"pinned memory": 2}
+    assert pipeline.slots == 3
+    assert pipeline.under_way == 0
     for refused in (lambda: pipeline.submit(x=x), lambda: pipeline.slot().__enter__()):
         with pytest.raises(ValueError, match="pipeline: expected an open one, came a closed one"):
             refused()
@@ -607,11 +848,87 @@ def test_a_dropped_pipeline_closes_itself(runtime):
     assert gk.live_handles() == {"pinned memory": 1}
 
 
+def test_a_request_outlives_its_pipeline(runtime):
+    (x,) = numbered(1)
+    request = Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}).submit(x=x)
+    assert gk.live_handles() == {"pinned memory": 2}
+    assert request.done()
+    np.testing.assert_array_equal(request.result(), x + 3)
+
+
+def test_a_pipeline_dropped_in_a_capture_finishes_its_requests(runtime, stream):
+    (x,) = numbered(1)
+    device_x, device_y = gk.asarray(x), gk.empty(SHAPE)
+    pipeline = Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS})
+    request = pipeline.submit(x=x)
+    with gk.capture(stream) as graph:
+        del pipeline
+        gc.collect()
+        add_three(device_x, device_y, stream)
+    assert len(graph.nodes) == 1
+    graph.close()
+    np.testing.assert_array_equal(request.result(), x + 3)
+
+
+def test_closing_goes_on_where_an_interrupt_broke_it_off(runtime, monkeypatch):
+    (x,) = numbered(1)
+    pipeline = Pipeline(add_three, {"x": FLOATS}, {"y": FLOATS}, slots=2)
+    request = pipeline.submit(x=x)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PipelineSlot, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.close()
+    pipeline.close()
+    np.testing.assert_array_equal(request.result(), x + 3)
+    del request
+    assert gk.live_handles() == {"pinned memory": 1}
+
+
 @pytest.mark.parametrize("copies", ["auto", "kernel", "engine"])
 def test_who_copies_is_said(runtime, copies):
     outputs = {"y": FLOATS}
     with Pipeline(add_three, {"x": FLOATS}, outputs, slots=1, copies=copies) as pipeline:
-        assert pipeline.copies == ("engine" if copies == "auto" else copies)
+        assert pipeline.copies == ("kernel" if copies == "auto" else copies)
+
+
+LARGE = 1 << 18  # floats: 1 MB, which the engine copies
+
+
+def mixed(graph, x, more, y, z):
+    graph.add_kernel_node(ADD_SCALAR, blocks(y.size), BLOCK, (x, y, 3.0, y.size))
+    graph.add_kernel_node(ADD_SCALAR, blocks(z.size), BLOCK, (more, z, 4.0, z.size))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "copies"),
+    [
+        ((LARGE, LARGE, LARGE, LARGE), "engine"),
+        ((8, LARGE, 8, LARGE), "kernel and engine"),
+        ((LARGE, 8, LARGE, 8), "kernel and engine"),
+        ((LARGE, LARGE, 8, 8), "kernel and engine"),
+        ((8, 8, 8, 8), "kernel"),
+    ],
+    ids=str,
+)
+def test_each_array_is_copied_by_what_suits_its_size(runtime, sizes, copies):
+    specs = [((size,), "f4") for size in sizes]
+    inputs = dict(zip(("x", "more"), specs[:2], strict=True))
+    outputs = dict(zip(("y", "z"), specs[2:], strict=True))
+    with Pipeline(mixed, inputs, outputs, slots=2) as pipeline:
+        assert pipeline.copies == copies
+        for turn in range(5):
+            x, more = (gk.empty_pinned(size) for size in sizes[:2])
+            x[:], more[:] = np.arange(sizes[0]) + turn, np.arange(sizes[1]) - turn
+            y = gk.empty_pinned(sizes[2])
+            result = pipeline.submit(x=x, more=more, y=y).result()
+            small = min(sizes[0], sizes[2]), min(sizes[1], sizes[3])
+            assert result["y"] is y
+            np.testing.assert_array_equal(y[: small[0]], x[: small[0]] + 3)
+            np.testing.assert_array_equal(result["z"][: small[1]], more[: small[1]] + 4)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])

@@ -634,6 +634,19 @@ class Runtime(Protocol):
         """
         ...
 
+    def memcpy_node_setter(
+        self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
+    ) -> Callable[[int], Any]:
+        """Return cuGraphExecMemcpyNodeSetParams prebound to all but one address.
+
+        Args:
+            exec_: the exec.
+            node: the node.
+            params: a copy in one dimension.
+            moves_dst: whether the address is that of the destination; else it is the source's.
+        """
+        ...
+
     def kernel_node_struct(self, params: KernelNodeParams) -> Any:
         """Return ``params`` as :meth:`kernel_nodes_setter` takes them, for any exec and node."""
         ...

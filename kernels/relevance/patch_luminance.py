@@ -38,8 +38,10 @@ def twin(
         differences = patches - patches[:, :1]
         shift = differences.mean(axis=1)
         spread = ((differences - shift[:, None]) ** 2).mean(axis=1)
-        mean.view(rows * columns)[...] = np.where(np.isnan(spread), np.nan, patches[:, 0] + shift)
-        variance.view(rows * columns)[...] = spread
+        # The kernel's sum of squares is float32.
+        finite = (differences**2).sum(axis=1) <= np.finfo(np.float32).max
+        mean.view(rows * columns)[...] = np.where(finite, patches[:, 0] + shift, np.nan)
+        variance.view(rows * columns)[...] = np.where(finite, spread, np.nan)
 
 
 PATCH_LUMINANCE = Kernel(source("patch_luminance"), "patch_luminance", twin=twin)
@@ -48,7 +50,8 @@ PATCH_LUMINANCE = Kernel(source("patch_luminance"), "patch_luminance", twin=twin
 def patch_luminance(image: object, mean: object, variance: object, patch: int) -> KernelLaunch:
     """Return the launch of the mean and the population variance of luminance in each patch.
 
-    Both are NaN where a pixel is not finite. The variance of a patch of one colour is exactly 0.
+    Both are NaN where a pixel is not finite, or so large that float32 does not hold the sum of the
+    squares. The variance of a patch of one colour is exactly 0.
 
     Args:
         image: float32 [3, height, width], red, green and blue.

@@ -67,17 +67,20 @@ class RelevanceExec:
         launches = relevance_launches(settings, image, features, query, buffers)
         self.graph, self.nodes = relevance_graph(launches)
         self.exec = self.graph.instantiate()
-        self._addresses: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         self.result = Relevance(buffers.indices, buffers.tokens, buffers.selected)
 
     def rebind(self, addresses: dict[str, int], arrays: dict[str, object]) -> None:
-        """Give the nodes the arrays that lie elsewhere (cuGraphExecKernelNodeSetParams each)."""
+        """Give the nodes the arrays that are others (cuGraphExecKernelNodeSetParams each)."""
         for name, address in addresses.items():
-            if self._addresses.get(name) != address:
+            # The array itself, too: the exec keeps the one that it was given alive, and another one
+            # may own the same address by now.
+            place = address, id(arrays[name])
+            if self._places.get(name) != place:
                 for node, parameter in _READS[name]:
                     changed = {parameter: arrays[name]}
                     self.exec.set_kernel_node_params(self.nodes[node], args=changed)
-                self._addresses[name] = address
+                self._places[name] = place
 
     def close(self) -> None:
         """Destroy the exec and the graph."""

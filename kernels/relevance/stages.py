@@ -69,7 +69,8 @@ class RelevanceSettings:
         check_real("inhibition", self.inhibition)
         check_count("radius", self.radius, 0, 2**15)
         check_real("saturation", self.saturation, above=0.0)
-        check_budget(self.k, self.total_tokens, self.least_tokens, self.most_tokens)
+        budget = self.total_tokens, self.least_tokens, self.most_tokens
+        check_budget(self.k, *budget, suffix="_tokens")
 
 
 @dataclass(frozen=True)

@@ -63,21 +63,30 @@ def twin(
 TOKEN_BUDGET = Kernel(source("token_budget"), "token_budget", twin=twin)
 
 
-def check_budget(k: int, total: object, least: object, most: object) -> tuple[int, int, int]:
+def check_budget(
+    k: int, total: object, least: object, most: object, *, suffix: str = ""
+) -> tuple[int, int, int]:
     """Return the total and the bounds of a budget.
+
+    Args:
+        k: patches.
+        total: tokens of all of them.
+        least: tokens of one, at least.
+        most: tokens of one, at most.
+        suffix: what the caller's names for these have behind them.
 
     Raises:
         TypeError: when one of them is no int.
         ValueError: when a bound is out of its own bounds, or no budget of k patches has the total.
     """
-    high = check_count("most", most, 1, min(MOST_TOKENS, (2**31 - 1) // k))
-    low = check_count("least", least, 0, high)
+    high = check_count(f"most{suffix}", most, 1, min(MOST_TOKENS, (2**31 - 1) // k))
+    low = check_count(f"least{suffix}", least, 0, high)
     if not isinstance(total, int) or isinstance(total, bool):
-        raise TypeError(f"total: expected an int, came {type(total).__name__}")
+        raise TypeError(f"total{suffix}: expected an int, came {type(total).__name__}")
     if not k * low <= total <= k * high:
         raise ValueError(
-            f"total: expected {k * low} to {k * high} tokens, for {k} patches of {low} to {high}, "
-            f"came {total}"
+            f"total{suffix}: expected {k * low} to {k * high} tokens, for {k} patches of {low} to "
+            f"{high}, came {total}"
         )
     return total, low, high
 

@@ -64,6 +64,16 @@ def test_a_pixel_that_is_not_finite_makes_nan_of_its_patch_alone(run, poisoned, 
         np.testing.assert_array_equal(np.isnan(moment), np.arange(9) == 4)
 
 
+def test_pixels_too_large_to_be_squared_make_nan_of_their_patch(run, poisoned, rng):
+    image = rng.standard_normal((3, 48, 48)).astype(np.float32)
+    image[:, 16:32, 16:32] *= np.float32(1e25)
+    image[:, 32:, 32:] = np.float32(1e25)  # one colour: nothing is squared but 0
+    mean, variance = find(run, poisoned, image, 16)
+    for moment in (mean, variance):
+        np.testing.assert_array_equal(np.isnan(moment), np.arange(9) == 4)
+    assert variance[8] == 0
+
+
 def test_an_image_off_the_grid_of_sixteen_bytes(run, poisoned, reference, rng):
     values = rng.random(3 + 3 * 32 * 48).astype(np.float32)
     memory = gk.asarray(values)

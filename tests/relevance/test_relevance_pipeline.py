@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from graphkit.kernels.relevance import RelevancePipeline
@@ -161,6 +164,29 @@ def test_launches_in_flight_keep_what_they_read(new_pipeline, stream, reference)
     check(answer, last, reference, 4096)
 
 
+class LentArray:
+    """Somebody's array over memory that may have been another one's before."""
+
+    def __init__(self, array):
+        self.array = array
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.array.__cuda_array_interface__
+
+
+def test_an_array_at_the_address_of_another_one_is_kept_alive_as_well(new_pipeline, stream):
+    pipeline = new_pipeline(k=2, total_tokens=200)
+    arrays = Request(64).arrays()
+    images = [LentArray(arrays["image"]) for _ in range(2)]
+    known = [weakref.ref(image) for image in images]
+    while images:
+        pipeline(**{**arrays, "image": images.pop()})
+    gc.collect()
+    assert known[0]() is not None
+    stream.synchronize()
+
+
 def test_equal_patches_are_selected_in_order_and_share_alike(new_pipeline, stream):
     pipeline = new_pipeline(k=7, total_tokens=1000)
     image, features = np.full((3, 224, 224), 0.4, np.float32), np.ones((196, WIDTH), np.float32)
@@ -292,9 +318,9 @@ def test_a_freed_array_is_refused(new_pipeline, stream):
     [
         ({"k": 0}, ValueError, r"^k: expected 1 to 12288, came 0"),
         ({"k": 2.0}, TypeError, r"^k: expected an int, came float"),
-        ({"total_tokens": 2047}, ValueError, r"^total: expected 2048 to 12800 tokens, for 32"),
-        ({"total_tokens": 12801}, ValueError, r"^total: expected 2048 to 12800 tokens, for 32"),
-        ({"least_tokens": 500}, ValueError, r"^least: expected 0 to 400, came 500"),
+        ({"total_tokens": 2047}, ValueError, r"^total_tokens: expected 2048 to 12800 tokens,"),
+        ({"total_tokens": 12801}, ValueError, r"^total_tokens: expected 2048 to 12800 tokens,"),
+        ({"least_tokens": 500}, ValueError, r"^least_tokens: expected 0 to 400, came 500"),
         ({"patch": 0}, ValueError, r"^patch: expected 1 to 2147483647, came 0"),
         ({"weights": (1, 2)}, ValueError, r"^weights: expected three numbers, came 2"),
         ({"saturation": 0}, ValueError, r"^saturation: expected a finite number above 0, came 0"),

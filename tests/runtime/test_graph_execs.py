@@ -353,6 +353,24 @@ def test_setting_the_parameters_of_a_copy(runtime, made, graph):
     assert made.read(z) == [2.0] * (N - 1) + [0.0]
 
 
+@pytest.mark.parametrize("moves_dst", [False, True])
+def test_the_memcpy_node_setter_moves_one_end(runtime, made, graph, moves_dst):
+    x, y, z = made.device(1.0), made.device(2.0), made.device(0.0)
+    params = made.copy(z, x)
+    node = runtime.graph_add_memcpy_node(graph, [], params)
+    exe = made.exec(graph)
+    setter = runtime.memcpy_node_setter(exe, node, params, moves_dst=moves_dst)
+    setter(y)
+    made.run(exe)
+    assert (made.value(y), made.value(z)) == ((1, 0) if moves_dst else (2, 2))
+    nothing = made.copy(z, x, 0)
+    refused = runtime.memcpy_node_setter(exe, node, nothing, moves_dst=moves_dst)
+    assert made.code(refused, z if moves_dst else x) == 1
+    setter(z if moves_dst else x)
+    made.run(exe)
+    assert made.value(z) == 1
+
+
 def test_what_a_copy_cannot_become(runtime, made, graph):
     x, y = made.device(1.0), made.device(2.0)
     pinned, _ = made.pinned()

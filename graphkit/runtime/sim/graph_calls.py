@@ -722,6 +722,15 @@ class GraphCalls(StreamCalls):
 
         return set_params
 
+    def memcpy_node_setter(
+        self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
+    ) -> Callable[[int], Any]:
+        def set_address(address: int) -> None:
+            moved = params._replace(dst=address) if moves_dst else params._replace(src=address)
+            self.graph_exec_memcpy_node_set_params(exec_, node, moved)
+
+        return set_address
+
     def kernel_node_struct(self, params: KernelNodeParams) -> KernelNodeParams:
         return params
 

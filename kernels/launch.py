@@ -31,6 +31,7 @@ class KernelLaunch(NamedTuple):
         block: threads of a block along x, y, z.
         args: the arguments by position.
         shared_mem: dynamic shared memory of a block in bytes.
+        cluster: blocks of a cluster; None where the kernel asks for none.
     """
 
     kernel: Kernel
@@ -38,10 +39,18 @@ class KernelLaunch(NamedTuple):
     block: Dim3
     args: tuple[object, ...]
     shared_mem: int = 0
+    cluster: Dim3 | None = None
 
     def launch(self, stream: object) -> None:
         """Launch the kernel on a stream, which may capture (cuLaunchKernelEx)."""
-        self.kernel(self.grid, self.block, self.args, stream=stream, shared_mem=self.shared_mem)
+        self.kernel(
+            self.grid,
+            self.block,
+            self.args,
+            stream=stream,
+            shared_mem=self.shared_mem,
+            cluster=self.cluster,
+        )
 
     def add_to(self, graph: Graph, deps: Node | Iterable[Node] = ()) -> Node:
         """Add a kernel node to a graph, behind ``deps`` (cudaGraphAddKernelNode)."""
@@ -52,6 +61,7 @@ class KernelLaunch(NamedTuple):
             self.args,
             deps=deps,
             shared_mem=self.shared_mem,
+            cluster=self.cluster,
         )
 
 

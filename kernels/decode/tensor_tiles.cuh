@@ -28,7 +28,8 @@ constexpr int STAGE_BYTES = (ROWS + BATCH) * DEPTH * 2;
 constexpr int DOWN = WARP_ROWS / 16, ACROSS = BATCH / 8;  // products of a warp
 constexpr int STEPS = DEPTH / 16 / WARP_SPLIT;            // of 16 of k that a warp adds up in a stage
 constexpr int PITCH = ROWS + 4;                           // so that a warp's sums lie in 32 banks
-constexpr int SHARE = BATCH / SPLIT;                      // of the batch that a block finishes
+// Of the batch, what a block finishes; a macro, since not every kernel has use for it.
+#define SHARE (BATCH / SPLIT)
 
 static_assert(BATCH == 8 || (BATCH % 16 == 0 && BATCH <= 64), "whole products across, by twos");
 static_assert(WARP_ROWS % 16 == 0 && ROWS % WARP_ROWS == 0, "whole products down");
@@ -227,6 +228,7 @@ struct Stages {
     // Before wait_for_previous: nobody writes weights.
     __device__ __forceinline__ void begin_weights() const {
         if (threadIdx.x < LOADERS) {
+#pragma unroll 1
             for (int stage = 0; stage < STAGES; ++stage) {
                 if (stage < count) load_weights(stage);
                 commit();
@@ -236,6 +238,7 @@ struct Stages {
 
     __device__ __forceinline__ void begin_inputs() const {
         if (threadIdx.x >= LOADERS) {
+#pragma unroll 1
             for (int stage = 0; stage < STAGES; ++stage) {
                 if (stage < count) load_inputs(stage);
                 commit();

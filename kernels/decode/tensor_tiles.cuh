@@ -108,6 +108,21 @@ __device__ __forceinline__ unsigned long long evict_first() {
     return policy;
 }
 
+// Matrices of 8 x 8, whose rows of 16 bytes are where lanes 0 to 7, 8 to 15 and so on say.
+__device__ __forceinline__ void load_four(unsigned int (&to)[4], unsigned int row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(row)
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_two(unsigned int (&to)[2], unsigned int row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(row)
+                 : "memory");
+}
+
 // c += a * b, of 16 x 16 and 16 x 8.
 __device__ __forceinline__ void multiply(
     float (&c)[4], const unsigned int (&a)[4], const unsigned int* b) {
@@ -149,27 +164,17 @@ struct Sums {
             unsigned int a[DOWN][4];
 #pragma unroll
             for (int m = 0; m < DOWN; ++m)
-                asm volatile(
-                    "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                    : "=r"(a[m][0]), "=r"(a[m][1]), "=r"(a[m][2]), "=r"(a[m][3])
-                    : "r"(weights + a_chunk * 16 + m * (16 * DEPTH * 2))
-                    : "memory");
+                load_four(a[m], weights + a_chunk * 16 + m * (16 * DEPTH * 2));
             if (ACROSS == 1) {
                 unsigned int b[2];
-                asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                             : "=r"(b[0]), "=r"(b[1])
-                             : "r"(inputs + b_chunk * 16)
-                             : "memory");
+                load_two(b, inputs + b_chunk * 16);
 #pragma unroll
                 for (int m = 0; m < DOWN; ++m) multiply(of[m][0], a[m], b);
             }
 #pragma unroll
             for (int n = 0; n + 1 < ACROSS; n += 2) {
                 unsigned int b[4];
-                asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                             : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                             : "r"(inputs + b_chunk * 16 + n * (8 * DEPTH * 2))
-                             : "memory");
+                load_four(b, inputs + b_chunk * 16 + n * (8 * DEPTH * 2));
 #pragma unroll
                 for (int m = 0; m < DOWN; ++m) {
                     multiply(of[m][n], a[m], b);
@@ -286,11 +291,11 @@ struct Part {
 };
 
 __device__ __forceinline__ void cluster_arrive() {
-    if (SPLIT > 1) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    if (SPLIT > 1) asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }
 
 __device__ __forceinline__ void cluster_wait() {
-    if (SPLIT > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    if (SPLIT > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // Write this warp's sums where all blocks of the cluster find them. The block must have met since it
@@ -318,6 +323,22 @@ __device__ __forceinline__ void publish(const Sums& sums) {
     }
 }
 
+// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ unsigned int peer(unsigned int local, int block) {
+    unsigned int address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(local), "r"(block));
+    return address;
+}
+
+__device__ __forceinline__ float4 load_sums(unsigned int from) {
+    float4 sums;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(sums.x), "=f"(sums.y), "=f"(sums.z), "=f"(sums.w)
+                 : "r"(from)
+                 : "memory");
+    return sums;
+}
+
 // Four neighbouring rows of the tile, of which the first is a multiple of 4, for b of the batch.
 __device__ __forceinline__ float4 total(int b, int row) {
     float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -325,24 +346,10 @@ __device__ __forceinline__ float4 total(int b, int row) {
         shared_address(reinterpret_cast<const float*>(ring) + b * PITCH + row);
 #pragma unroll
     for (int block = 0; block < SPLIT; ++block) {
-        unsigned int address = local;
-        if (SPLIT > 1)
-            asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(local), "r"(block));
+        const unsigned int from = SPLIT > 1 ? peer(local, block) : local;
 #pragma unroll
         for (int group = 0; group < WARP_SPLIT; ++group) {
-            float4 part;
-            const unsigned int from = address + group * (BATCH * PITCH * 4);
-            if (SPLIT > 1) {
-                asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                             : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
-                             : "r"(from)
-                             : "memory");
-            } else {
-                asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                             : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
-                             : "r"(from)
-                             : "memory");
-            }
+            const float4 part = load_sums(from + group * (BATCH * PITCH * 4));
             sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
         }
     }

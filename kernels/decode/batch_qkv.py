@@ -176,9 +176,7 @@ def batch_qkv(
     aligned("q", q, (batch, width), np.float32)
     heads = width // head_dim
     tiles = tiles or qkv_tiles(hidden, heads, kv_heads, head_dim, batch)
-    kernel = qkv_kernel(
-        *(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch)
-    )
+    kernel = qkv_kernel(*(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch))
     args = (
         *(xg, squares, wq, wk, wv, cos_table, sin_table, position),
         *(NULL if block_table is None else block_table, q, k_cache, v_cache),

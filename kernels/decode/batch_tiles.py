@@ -175,7 +175,7 @@ def batch_of(argument: str, array: object, expected: tuple[int | str, ...]) -> t
     return batch, eights(argument, "a width", width)
 
 
-def real_rows(rows: int | None, batch: int) -> int:
+def real_rows(rows: object, batch: int) -> int:
     """Return the rows of a batch that are no padding: all by default.
 
     Raises:

@@ -6,19 +6,23 @@
 #include "tensor_tiles.cuh"
 
 struct GateUp {
-    static constexpr bool WHOLE = INTERMEDIATE % (ROWS / 2) == 0;
+    static constexpr bool WHOLE = INTERMEDIATE % (ROWS / 2) == 0, PERSISTENT = false;
+    static constexpr long long STEP = AT_ONCE % 16 == 0 ? (long long)AT_ONCE / 2 * HIDDEN : 0;
 
     const __nv_bfloat16 *gate, *up;
-    int tile, first;
+    int tile;
 
-    __device__ __forceinline__ int k(int stage) const { return (first + stage) * DEPTH; }
-
-    __device__ __forceinline__ const __nv_bfloat16* weight(int, int row) const {
-        const int j = (tile * (ROWS / 16) + row / 16) * 8 + row % 8;
-        return WHOLE || j < INTERMEDIATE 
-                   ? (row % 16 < 8 ? gate : up) + (long long)j * HIDDEN
-                   : nullptr;
+    __device__ __forceinline__ int of(int row) const {
+        return (tile * (ROWS / 16) + row / 16) * 8 + row % 8;
     }
+
+    __device__ __forceinline__ bool has(int row) const { return of(row) < INTERMEDIATE; }
+
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        return (row % 16 < 8 ? gate : up) + (long long)of(row) * HIDDEN;
+    }
+
+    __device__ __forceinline__ void next() {}
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(
@@ -27,10 +31,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(
     __shared__ Norm norm;
     using P = Part<HIDDEN>;
     const int tile = tile_of_block();
-    const Stages<HIDDEN, GateUp> stages = {
-        {gate, up, tile, P::first()}, xg, rows, P::count(), evict_first()};
+    Stages<HIDDEN, GateUp> stages = {{gate, up, tile}, xg, rows, P::count(), P::first()};
 
     let_next_start();
+    stages.start();
     stages.begin_weights();
     wait_for_previous();
     stages.begin_inputs();

@@ -17,26 +17,30 @@ constexpr int ALL_HEADS = HEADS + 2 * KV_HEADS;
 static_assert(HEAD_DIM % 16 == 0, "a head is whole units");
 
 struct Heads {
-    static constexpr bool WHOLE = ALL_HEADS * HEAD_DIM % ROWS == 0;
+    static constexpr bool WHOLE = ALL_HEADS * HEAD_DIM % ROWS == 0, PERSISTENT = false;
+    static constexpr long long STEP = 0;
 
     const __nv_bfloat16 *wq, *wk, *wv;
-    int tile, first;
+    int tile;
 
-    __device__ __forceinline__ int k(int stage) const { return (first + stage) * DEPTH; }
+    __device__ __forceinline__ bool has(int row) const {
+        return tile * (ROWS / 16) + row / 16 < ALL_HEADS * UNITS;
+    }
 
-    __device__ __forceinline__ const __nv_bfloat16* weight(int, int row) const {
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
         int unit = tile * (ROWS / 16) + row / 16;
         // Worked out anew for each stage: kept, the addresses of all rows would fill the registers.
         asm volatile("" : "+r"(unit));
         const int head = unit / UNITS;
         const int element = unit % UNITS * 8 + row % 8 + (row % 16 < 8 ? 0 : HALF);
-        if (!WHOLE && head >= ALL_HEADS) return nullptr;
         const __nv_bfloat16* matrix = head < HEADS ? wq : head < HEADS + KV_HEADS ? wk : wv;
         const int there = head < HEADS              ? head
                           : head < HEADS + KV_HEADS ? head - HEADS
                                                     : head - HEADS - KV_HEADS;
         return matrix + (long long)(there * HEAD_DIM + element) * HIDDEN;
     }
+
+    __device__ __forceinline__ void next() {}
 };
 
 // An item is four neighbours of the lower half of a head, and their partners.
@@ -100,10 +104,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     __shared__ Norm norm;
     using P = Part<HIDDEN>;
     const int tile = tile_of_block();
-    const Stages<HIDDEN, Heads> stages = {
-        {wq, wk, wv, tile, P::first()}, xg, rows, P::count(), evict_first()};
+    Stages<HIDDEN, Heads> stages = {{wq, wk, wv, tile}, xg, rows, P::count(), P::first()};
 
     let_next_start();
+    stages.start();
     stages.begin_weights();
     wait_for_previous();
     stages.begin_inputs();

@@ -6,17 +6,19 @@
 #include "tensor_tiles.cuh"
 
 struct Rows {
-    static constexpr bool WHOLE = HIDDEN % ROWS == 0;
+    static constexpr bool WHOLE = HIDDEN % ROWS == 0, PERSISTENT = false;
+    static constexpr long long STEP = (long long)AT_ONCE * WIDTH;
 
     const __nv_bfloat16* matrix;
-    int tile, first;
+    int tile;
 
-    __device__ __forceinline__ int k(int stage) const { return (first + stage) * DEPTH; }
+    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < HIDDEN; }
 
-    __device__ __forceinline__ const __nv_bfloat16* weight(int, int row) const {
-        const int n = tile * ROWS + row;
-        return WHOLE || n < HIDDEN ? matrix + (long long)n * WIDTH : nullptr;
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        return matrix + (long long)(tile * ROWS + row) * WIDTH;
     }
+
+    __device__ __forceinline__ void next() {}
 };
 
 // An item is four neighbours of x; the items of a row of the batch lie in neighbouring lanes.
@@ -29,10 +31,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     __nv_bfloat16* xg, float* squares, int rows) {
     using P = Part<WIDTH>;
     const int tile = tile_of_block();
-    const Stages<WIDTH, Rows> stages = {
-        {weight, tile, P::first()}, input, rows, P::count(), evict_first()};
+    Stages<WIDTH, Rows> stages = {{weight, tile}, input, rows, P::count(), P::first()};
 
     let_next_start();
+    stages.start();
     stages.begin_weights();
     wait_for_previous();
     stages.begin_inputs();

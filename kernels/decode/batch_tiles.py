@@ -49,6 +49,7 @@ class Tiles(NamedTuple):
         stages: stages in shared memory, 2 or more; all but one are on their way.
         warp_rows: rows of a warp: 16, 32 or 64.
         warp_split: groups of warps that share a stage's k: 1, 2 or 4.
+        prefetch: stages beyond those in shared memory that are on their way to the L2; 0 for none.
     """
 
     rows: int = 128
@@ -57,6 +58,7 @@ class Tiles(NamedTuple):
     stages: int = 4
     warp_rows: int = 16
     warp_split: int = 1
+    prefetch: int = 8
 
     @property
     def threads(self) -> int:
@@ -83,7 +85,7 @@ class Tiles(NamedTuple):
         Raises:
             ValueError: when no kernel can be made of them.
         """
-        rows, split, depth, stages, warp_rows, warp_split = self
+        rows, split, depth, stages, warp_rows, warp_split, prefetch = self
         if (
             warp_rows not in (16, 32, 64)
             or rows % warp_rows
@@ -92,6 +94,7 @@ class Tiles(NamedTuple):
             or stages < 2
             or warp_split not in (1, 2, 4)
             or depth % (16 * warp_split)
+            or prefetch < 0
             or not 2 * WARP <= self.threads <= 1024
             or self.shared_mem(batch) > MOST_SHARED - 4096
         ):

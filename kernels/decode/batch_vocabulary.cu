@@ -13,20 +13,19 @@ constexpr int STAGES_OF_TILE = (HIDDEN + DEPTH - 1) / DEPTH;
 constexpr int TILES = (VOCABULARY + ROWS - 1) / ROWS;
 
 struct Tokens {
-    static constexpr bool WHOLE = VOCABULARY % ROWS == 0;
+    static constexpr bool WHOLE = VOCABULARY % ROWS == 0, PERSISTENT = true;
+    static constexpr long long STEP = (long long)AT_ONCE * HIDDEN;
 
     const __nv_bfloat16* matrix;
+    int tile;
 
-    __device__ __forceinline__ int k(int stage) const { return stage % STAGES_OF_TILE * DEPTH; }
+    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < VOCABULARY; }
 
-    __device__ __forceinline__ static int first_row(int stage) {
-        return (blockIdx.x + stage / STAGES_OF_TILE * gridDim.x) * ROWS;
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        return matrix + ((long long)tile * ROWS + row) * HIDDEN;
     }
 
-    __device__ __forceinline__ const __nv_bfloat16* weight(int stage, int row) const {
-        const int n = first_row(stage) + row;
-        return WHOLE || n < VOCABULARY ? matrix + (long long)n * HIDDEN : nullptr;
-    }
+    __device__ __forceinline__ void next() { tile += gridDim.x; }
 };
 
 typedef unsigned long long Candidate;  // value in the upper half, complement of the index below
@@ -51,11 +50,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
     __shared__ Norm norm;
     __shared__ Candidate candidates[ROW_WARPS][BATCH];
     const int mine = (TILES - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    const Stages<HIDDEN, Tokens> stages = {
-        {weight}, xg, rows, max(mine, 0) * STAGES_OF_TILE, evict_first()};
+    Stages<HIDDEN, Tokens> stages = {
+        {weight, (int)blockIdx.x}, xg, rows, max(mine, 0) * STAGES_OF_TILE, 0, STAGES_OF_TILE};
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     let_next_start();
+    stages.start();
     stages.begin_weights();
     wait_for_previous();
     stages.begin_inputs();
@@ -65,8 +65,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
     norm.finish(HIDDEN, eps);
     __syncthreads();
 
-    for (int stage = 0; stage < stages.count;) {
-        const int row0 = Tokens::first_row(stage) + warp * WARP_ROWS + lane / 4;
+    int stage = 0;
+    for (int tile = blockIdx.x; tile < TILES; tile += gridDim.x) {
+        const int row0 = tile * ROWS + warp * WARP_ROWS + lane / 4;
         Sums sums;
         sums.clear();
         for (int i = 0; i < STAGES_OF_TILE; ++i, ++stage) sums.add(stages.next(stage));

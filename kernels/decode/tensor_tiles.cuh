@@ -185,91 +185,152 @@ struct Sums {
     }
 };
 
-// The way of `count` stages through the ring. Where::weight(stage, row) is a row of the weights, or
-// null where there is none, which is nowhere if Where::WHOLE; Where::k(stage) is where the stage
-// begins in it, of K in all.
+// A thread copies the same chunk of every AT_ONCEth row of a stage.
+constexpr int AT_ONCE = LOADERS / CHUNKS;
+
+// PREFETCH stages beyond the ring are on their way to the L2, so that memory is busy too while the
+// ring is full and this kernel waits for the one ahead. Every row has its turn once in BUNDLE stages,
+// and is sent so many at once.
+constexpr int BUNDLE = 4;
+
+__device__ __forceinline__ void fetch_to_l2(const __nv_bfloat16* from, int elements) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(elements * 2)
+                 : "memory");
+}
+
+// The way of `count` stages through the ring, as this thread goes it. Where says what the weights
+// are: row(r) is row r of the tile, of K elements; has(r) whether there is one, as everywhere if
+// WHOLE; STEP elements lie between rows that are AT_ONCE apart, or it is 0 where that differs. Where
+// `turns` is not 0 the stages go on with another tile behind so many, the one of where.next().
 template <int K, typename Where>
 struct Stages {
     Where where;
     const __nv_bfloat16* input;  // [BATCH, K]
     int rows, count;             // rows of it that are no padding; stages
+    int first;                   // of k, in stages
+    int turns;
+
+    // Of what is sent next: the ring's place, and this thread's chunk of its first row there.
+    unsigned int slot;
+    const __nv_bfloat16* from;
+    int k, turn;
+    unsigned int read_slot;  // of what is added up next
     unsigned long long policy;
 
-    __device__ __forceinline__ static unsigned int slot(int stage) {
-        return shared_address(ring) + stage % STAGES * STAGE_BYTES;
+    __device__ __forceinline__ static bool loads_weights() { return threadIdx.x < LOADERS; }
+    __device__ __forceinline__ static int own_row() { return threadIdx.x % LOADERS / CHUNKS; }
+    __device__ __forceinline__ static int own_chunk() { return threadIdx.x % CHUNKS; }
+
+    __device__ __forceinline__ void start() {
+        slot = read_slot = shared_address(ring);
+        policy = evict_first();
+        turn = 0;
+        start_tile();
     }
 
-    // A thread copies the same chunk of every AT_ONCEth row.
-    static constexpr int AT_ONCE = LOADERS / CHUNKS;
-
-    __device__ __forceinline__ void load_weights(int stage) const {
-        const int thread = threadIdx.x % LOADERS, chunk = thread % CHUNKS;
-        const int k = where.k(stage) + chunk * 8;
-        const unsigned int to = slot(stage);
-#pragma unroll
-        for (int row0 = 0; row0 < ROWS; row0 += AT_ONCE) {
-            const int row = row0 + thread / CHUNKS;
-            if (row0 + AT_ONCE > ROWS && row >= ROWS) break;
-            const __nv_bfloat16* from = where.weight(stage, row);
-            const bool there = (Where::WHOLE || from) && (K % DEPTH == 0 || k < K);
-            // What is not there is not read, but its address shall be good all the same.
-            fetch_weight(to + place(row, chunk), there ? from + k : input, there, policy);
+    __device__ __forceinline__ void start_tile() {
+        k = first * DEPTH + own_chunk() * 8;
+        if (!loads_weights()) {
+            from = input + own_row() * K + k;
+        } else if (Where::STEP != 0) {
+            from = where.row(own_row()) + k;
         }
     }
 
-    __device__ __forceinline__ void load_inputs(int stage) const {
-        const int thread = threadIdx.x % LOADERS, chunk = thread % CHUNKS;
-        const int k = where.k(stage) + chunk * 8;
-        const unsigned int to = slot(stage) + WEIGHT_BYTES;
+    // To the row `row0 + own_row()` of the stage: neighbours of 8 rows keep their order of chunks.
+    __device__ __forceinline__ static int place_of(int row0) {
+        return AT_ONCE % 8 == 0 ? place(own_row(), own_chunk()) + row0 * (DEPTH * 2)
+                                : place(row0 + own_row(), own_chunk());
+    }
+
+    // What is not there is not read, but its address is good all the same.
+    __device__ __forceinline__ void send() {
+        if (loads_weights()) {
 #pragma unroll
-        for (int row0 = 0; row0 < BATCH; row0 += AT_ONCE) {
-            const int row = row0 + thread / CHUNKS;
-            if (row0 + AT_ONCE > BATCH && row >= BATCH) break;
-            const bool there = row < rows && (K % DEPTH == 0 || k < K);
-            fetch_input(to + place(row, chunk), there ? input + row * K + k : input, there);
+            for (int row0 = 0; row0 < ROWS; row0 += AT_ONCE) {
+                const int row = row0 + own_row();
+                if (row0 + AT_ONCE > ROWS && row >= ROWS) break;
+                const bool there = (Where::WHOLE || where.has(row)) && (K % DEPTH == 0 || k < K);
+                const __nv_bfloat16* source =
+                    Where::STEP != 0 ? from + (long long)(row0 / AT_ONCE) * Where::STEP
+                    : there          ? where.row(row) + k
+                                     : nullptr;
+                fetch_weight(slot + place_of(row0), there ? source : input, there, policy);
+            }
+        } else {
+#pragma unroll
+            for (int row0 = 0; row0 < BATCH; row0 += AT_ONCE) {
+                const int row = row0 + own_row();
+                if (row0 + AT_ONCE > BATCH && row >= BATCH) break;
+                const bool there = row < rows && (K % DEPTH == 0 || k < K);
+                fetch_input(slot + WEIGHT_BYTES + place_of(row0), there ? from + row0 * K : input,
+                            there);
+            }
         }
+        slot += STAGE_BYTES;
+        if (slot == shared_address(ring) + STAGES * STAGE_BYTES) slot = shared_address(ring);
+        from += DEPTH;
+        k += DEPTH;
+        if (Where::PERSISTENT && ++turn == turns) {
+            turn = 0;
+            where.next();
+            start_tile();
+        }
+    }
+
+    // Send stages [begin, end) of a row to the L2, those that there are.
+    __device__ __forceinline__ void prefetch(int row, int begin, int end) const {
+        const int k0 = (first + begin) * DEPTH;
+        const int elements = min((first + min(end, count)) * DEPTH, K) - k0;
+        if (elements > 0 && (Where::WHOLE || where.has(row)))
+            fetch_to_l2(where.row(row) + k0, elements);
     }
 
     // Before wait_for_previous: nobody writes weights.
-    __device__ __forceinline__ void begin_weights() const {
-        if (threadIdx.x < LOADERS) {
+    __device__ __forceinline__ void begin_weights() {
+        if (!loads_weights()) return;
 #pragma unroll 1
-            for (int stage = 0; stage < STAGES; ++stage) {
-                if (stage < count) load_weights(stage);
-                commit();
-            }
+        for (int stage = 0; stage < STAGES; ++stage) {
+            if (stage < count) send();
+            commit();
+        }
+        if (PREFETCH > 0) {
+            // Up to where the first turn of the row goes on.
+            for (int row = threadIdx.x; row < ROWS; row += LOADERS)
+                prefetch(row, STAGES, STAGES + PREFETCH + (row + BUNDLE - 1) % BUNDLE);
         }
     }
 
-    __device__ __forceinline__ void begin_inputs() const {
-        if (threadIdx.x >= LOADERS) {
+    __device__ __forceinline__ void begin_inputs() {
+        if (loads_weights()) return;
 #pragma unroll 1
-            for (int stage = 0; stage < STAGES; ++stage) {
-                if (stage < count) load_inputs(stage);
-                commit();
-            }
+        for (int stage = 0; stage < STAGES; ++stage) {
+            if (stage < count) send();
+            commit();
         }
     }
 
-    // Wait for a stage, and send the next one to where the one before it was.
-    __device__ __forceinline__ unsigned int next(int stage) const {
+    // Wait for a stage, and send another one to where the one before it was.
+    __device__ __forceinline__ unsigned int next(int stage) {
         if (stage == 0) {
             arrived<STAGES - 1>();
             __syncthreads();
         } else {
             arrived<STAGES - 2>();
             __syncthreads();  // and the stage before this one is no longer read
-            const int ahead = stage - 1 + STAGES;
-            if (ahead < count) {
-                if (threadIdx.x < LOADERS) {
-                    load_weights(ahead);
-                } else {
-                    load_inputs(ahead);
-                }
-            }
+            if (stage - 1 + STAGES < count) send();
             commit();
+            const int begin = stage - 1 + STAGES + PREFETCH;
+            if (PREFETCH > 0 && !Where::PERSISTENT && begin < count) {
+                for (int row = threadIdx.x; row < ROWS; row += THREADS)
+                    if (row % BUNDLE == stage % BUNDLE) prefetch(row, begin, begin + BUNDLE);
+            }
         }
-        return slot(stage);
+        const unsigned int here = read_slot;
+        read_slot += STAGE_BYTES;
+        if (read_slot == shared_address(ring) + STAGES * STAGE_BYTES)
+            read_slot = shared_address(ring);
+        return here;
     }
 };
 

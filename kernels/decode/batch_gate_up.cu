@@ -27,7 +27,7 @@ struct GateUp {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(
     const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* gate,
-    const __nv_bfloat16* up, __nv_bfloat16* h, int tiles, int rows, float eps) {
+    const __nv_bfloat16* up, __nv_bfloat16* h, int parts, int rows, float eps) {
     __shared__ Norm norm;
     using P = Part<HIDDEN>;
     const int tile = tile_of_block();
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(
     stages.begin_weights();
     wait_for_previous();
     stages.begin_inputs();
-    norm.read(squares, tiles);
+    norm.read(squares, parts);
 
     Sums sums;
     sums.clear();

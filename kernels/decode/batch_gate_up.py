@@ -43,13 +43,13 @@ def gate_up_kernel(batch: int, hidden: int, intermediate: int, tiles: Tiles) -> 
         gate: Pointer,
         up: Pointer,
         h: Pointer,
-        tiles: int,
+        parts: int,
         rows: int,
         eps: float,
     ) -> None:
         """Do what batch_gate_up does."""
         x = floats(xg.view((rows, hidden)))
-        scale = norm_scale(squares, tiles, rows, batch, hidden, eps)
+        scale = norm_scale(squares, parts, rows, batch, hidden, eps)
         gates, ups = (x @ floats(w.view((intermediate, hidden))).T * scale for w in (gate, up))
         with np.errstate(over="ignore"):  # exp(-x) may be infinite: x / (1 + inf) is 0
             h.view((rows, intermediate))[...] = gates / (1.0 + np.exp(-gates)) * ups

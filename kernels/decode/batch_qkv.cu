@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* wq,
     const __nv_bfloat16* wk, const __nv_bfloat16* wv, const float* cos_table,
     const float* sin_table, const int* position, const int* block_table, float* q,
-    __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, int tiles, int rows, int slots, int pages,
+    __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, int parts, int rows, int slots, int pages,
     int max_len, float eps) {
     __shared__ Norm norm;
     using P = Part<HIDDEN>;
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     stages.begin_weights();
     wait_for_previous();
     stages.begin_inputs();
-    norm.read(squares, tiles);
+    norm.read(squares, parts);
 
     // Early, so that nothing waits for it in the end, where it is little.
     Target targets[TURNS];

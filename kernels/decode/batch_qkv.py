@@ -52,7 +52,7 @@ def qkv_kernel(
         q: Pointer,
         k_cache: Pointer,
         v_cache: Pointer,
-        tiles: int,
+        parts: int,
         rows: int,
         slots: int,
         pages: int,
@@ -61,7 +61,7 @@ def qkv_kernel(
     ) -> None:
         """Do what batch_qkv does."""
         x = floats(xg.view((rows, hidden)))
-        scale = norm_scale(squares, tiles, rows, batch, hidden, eps)
+        scale = norm_scale(squares, parts, rows, batch, hidden, eps)
         queries, keys, values = (
             (x @ floats(matrix.view((count * head_dim, hidden))).T * scale).reshape(
                 int(rows), count, head_dim

@@ -124,12 +124,11 @@ def shared_tiles(n: int, k: int, batch: int, rows: tuple[int, ...] = (128, 96)) 
         blocks = min(-(-n // height) * split, MULTIPROCESSORS)
         if blocks > most:
             best, most = Tiles(height, split), blocks
-    # A warp of 32 rows reads the inputs half as often; with a small batch that is little.
-    warp_rows, warp_split = (32, 2) if batch > 16 else (16, 1)
+    # A warp of 32 rows reads the inputs half as often, and its products wait less for one another.
     return best._replace(
         stages=_stages(batch, best.rows, best.depth, -(-k // best.split)),
-        warp_rows=warp_rows,
-        warp_split=warp_split,
+        warp_rows=32,
+        warp_split=2,
     )
 
 
@@ -227,10 +226,10 @@ def launch_of(
 
 
 def norm_scale(
-    squares: Pointer, tiles: int, rows: int, batch: int, width: int, eps: float
+    squares: Pointer, parts: int, rows: int, batch: int, width: int, eps: float
 ) -> NDArray[np.float32]:
     """Return 1 / rms of each row, as [rows, 1], from the sums of squares."""
-    sums = squares.view((tiles, batch))[:, : int(rows)].sum(axis=0, dtype=np.float32)
+    sums = squares.view((parts, batch))[:, : int(rows)].sum(axis=0, dtype=np.float32)
     scale: NDArray[np.float32] = 1.0 / np.sqrt(sums / np.float32(width) + eps, dtype=np.float32)
     return scale.astype(np.float32)[:, None]
 

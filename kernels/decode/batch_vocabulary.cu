@@ -46,7 +46,7 @@ __device__ __forceinline__ float value_of(Candidate best) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
     const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* weight, float* logits,
-    float* best, int* best_index, int tiles, int rows, float eps) {
+    float* best, int* best_index, int parts, int rows, float eps) {
     __shared__ Norm norm;
     __shared__ Candidate candidates[ROW_WARPS][BATCH];
     const int mine = (TILES - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
     stages.begin_weights();
     wait_for_previous();
     stages.begin_inputs();
-    norm.read(squares, tiles);
+    norm.read(squares, parts);
     for (int b = lane; b < BATCH; b += 32) candidates[warp][b] = 0;
     __syncthreads();
     norm.finish(HIDDEN, eps);

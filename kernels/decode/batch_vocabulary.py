@@ -54,13 +54,13 @@ def vocabulary_kernel(batch: int, hidden: int, vocabulary: int, tiles: Tiles) ->
         logits: Pointer,
         best: Pointer,
         best_index: Pointer,
-        tiles: int,
+        parts: int,
         rows: int,
         eps: float,
     ) -> None:
         """Do what batch_vocabulary does."""
         x = floats(xg.view((rows, hidden)))
-        scale = norm_scale(squares, tiles, rows, batch, hidden, eps)
+        scale = norm_scale(squares, parts, rows, batch, hidden, eps)
         values = x @ floats(weight.view((vocabulary, hidden))).T * scale
         if logits:
             logits.view((rows, vocabulary))[...] = values

@@ -419,20 +419,20 @@ __device__ __forceinline__ float4 total(int b, int row) {
 
 // --- the RMSNorm that was left out ---------------------------------------------------------------
 
-// Add up the squares of each row of the batch, from all tiles of columns; and behind a barrier of
+// Add up the squares of each row of the batch, from all parts of the columns; and behind a barrier of
 // the block make 1 / rms of them, which is there behind the next barrier.
 struct Norm {
-    static constexpr int PARTS = THREADS / BATCH < 1 ? 1 : THREADS / BATCH;
+    static constexpr int SHARES = THREADS / BATCH < 1 ? 1 : THREADS / BATCH;
 
-    float parts[PARTS][BATCH], scale[BATCH];
+    float share[SHARES][BATCH], scale[BATCH];
 
-    __device__ __forceinline__ void read(const float* squares, int tiles) {
-        for (int i = threadIdx.x; i < PARTS * BATCH; i += THREADS) {
+    __device__ __forceinline__ void read(const float* squares, int parts) {
+        for (int i = threadIdx.x; i < SHARES * BATCH; i += THREADS) {
             float sum = 0.0f;
 #pragma unroll 4
-            for (int tile = i / BATCH; tile < tiles; tile += PARTS)
-                sum += __ldcg(squares + tile * BATCH + i % BATCH);
-            parts[i / BATCH][i % BATCH] = sum;
+            for (int part = i / BATCH; part < parts; part += SHARES)
+                sum += __ldcg(squares + part * BATCH + i % BATCH);
+            share[i / BATCH][i % BATCH] = sum;
         }
     }
 
@@ -440,7 +440,7 @@ struct Norm {
         for (int b = threadIdx.x; b < BATCH; b += THREADS) {
             float sum = 0.0f;
 #pragma unroll 4
-            for (int part = 0; part < PARTS; ++part) sum += parts[part][b];
+            for (int i = 0; i < SHARES; ++i) sum += share[i][b];
             scale[b] = rsqrtf(sum / (float)width + eps);
         }
     }

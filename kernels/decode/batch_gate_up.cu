@@ -6,7 +6,8 @@
 #include "tensor_tiles.cuh"
 
 struct GateUp {
-    static constexpr bool WHOLE = INTERMEDIATE % (ROWS / 2) == 0, PERSISTENT = false;
+    static constexpr bool WHOLE = INTERMEDIATE % (ROWS / 2) == 0;
+    static constexpr int TURN = ONE_TILE;
     static constexpr long long STEP = AT_ONCE % 16 == 0 ? (long long)AT_ONCE / 2 * HIDDEN : 0;
 
     const __nv_bfloat16 *gate, *up;
@@ -22,7 +23,7 @@ struct GateUp {
         return (row % 16 < 8 ? gate : up) + (long long)of(row) * HIDDEN;
     }
 
-    __device__ __forceinline__ void next() {}
+    __device__ __forceinline__ GateUp tile_after(int) const { return *this; }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(

@@ -17,7 +17,8 @@ constexpr int ALL_HEADS = HEADS + 2 * KV_HEADS;
 static_assert(HEAD_DIM % 16 == 0, "a head is whole units");
 
 struct Heads {
-    static constexpr bool WHOLE = ALL_HEADS * HEAD_DIM % ROWS == 0, PERSISTENT = false;
+    static constexpr bool WHOLE = ALL_HEADS * HEAD_DIM % ROWS == 0;
+    static constexpr int TURN = ONE_TILE;
     static constexpr long long STEP = 0;
 
     const __nv_bfloat16 *wq, *wk, *wv;
@@ -40,7 +41,7 @@ struct Heads {
         return matrix + (long long)(there * HEAD_DIM + element) * HIDDEN;
     }
 
-    __device__ __forceinline__ void next() {}
+    __device__ __forceinline__ Heads tile_after(int) const { return *this; }
 };
 
 // An item is four neighbours of the lower half of a head, and their partners.

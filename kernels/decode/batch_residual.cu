@@ -6,7 +6,8 @@
 #include "tensor_tiles.cuh"
 
 struct Rows {
-    static constexpr bool WHOLE = HIDDEN % ROWS == 0, PERSISTENT = false;
+    static constexpr bool WHOLE = HIDDEN % ROWS == 0;
+    static constexpr int TURN = ONE_TILE;
     static constexpr long long STEP = (long long)AT_ONCE * WIDTH;
 
     const __nv_bfloat16* matrix;
@@ -18,7 +19,7 @@ struct Rows {
         return matrix + (long long)(tile * ROWS + row) * WIDTH;
     }
 
-    __device__ __forceinline__ void next() {}
+    __device__ __forceinline__ Rows tile_after(int) const { return *this; }
 };
 
 // An item is four neighbours of x; the items of a row of the batch lie in neighbouring lanes.

@@ -13,7 +13,8 @@ constexpr int STAGES_OF_TILE = (HIDDEN + DEPTH - 1) / DEPTH;
 constexpr int TILES = (VOCABULARY + ROWS - 1) / ROWS;
 
 struct Tokens {
-    static constexpr bool WHOLE = VOCABULARY % ROWS == 0, PERSISTENT = true;
+    static constexpr bool WHOLE = VOCABULARY % ROWS == 0;
+    static constexpr int TURN = STAGES_OF_TILE;
     static constexpr long long STEP = (long long)AT_ONCE * HIDDEN;
 
     const __nv_bfloat16* matrix;
@@ -25,7 +26,9 @@ struct Tokens {
         return matrix + ((long long)tile * ROWS + row) * HIDDEN;
     }
 
-    __device__ __forceinline__ void next() { tile += gridDim.x; }
+    __device__ __forceinline__ Tokens tile_after(int turns) const {
+        return {matrix, tile + turns * (int)gridDim.x};
+    }
 };
 
 typedef unsigned long long Candidate;  // value in the upper half, complement of the index below
@@ -51,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
     __shared__ Candidate candidates[ROW_WARPS][BATCH];
     const int mine = (TILES - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
     Stages<HIDDEN, Tokens> stages = {
-        {weight, (int)blockIdx.x}, xg, rows, max(mine, 0) * STAGES_OF_TILE, 0, STAGES_OF_TILE};
+        {weight, (int)blockIdx.x}, xg, rows, max(mine, 0) * STAGES_OF_TILE, 0};
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     let_next_start();

@@ -69,6 +69,8 @@ __device__ __forceinline__ void wait_for_previous() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+#define ONE_TILE (1 << 30)  // stages: more than any tile has
+
 // --- stages on their way -------------------------------------------------------------------------
 
 // Where a chunk of a row lies in a stage: any 8 neighbouring rows have the same chunk in all banks.
@@ -190,8 +192,8 @@ constexpr int AT_ONCE = LOADERS / CHUNKS;
 
 // PREFETCH stages beyond the ring are on their way to the L2, so that memory is busy too while the
 // ring is full and this kernel waits for the one ahead. Every row has its turn once in BUNDLE stages,
-// and is sent so many at once.
-constexpr int BUNDLE = 4;
+// and 512 bytes of it are sent at once: memory likes them better than the 128 of a stage.
+constexpr int BUNDLE = 256 / DEPTH;
 
 __device__ __forceinline__ void fetch_to_l2(const __nv_bfloat16* from, int elements) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(elements * 2)
@@ -200,20 +202,20 @@ __device__ __forceinline__ void fetch_to_l2(const __nv_bfloat16* from, int eleme
 
 // The way of `count` stages through the ring, as this thread goes it. Where says what the weights
 // are: row(r) is row r of the tile, of K elements; has(r) whether there is one, as everywhere if
-// WHOLE; STEP elements lie between rows that are AT_ONCE apart, or it is 0 where that differs. Where
-// `turns` is not 0 the stages go on with another tile behind so many, the one of where.next().
+// WHOLE; STEP elements lie between rows that are AT_ONCE apart, or it is 0 where that differs. After
+// every TURN stages there comes another tile: tile_after(n) is the one after n of them.
 template <int K, typename Where>
 struct Stages {
     Where where;
     const __nv_bfloat16* input;  // [BATCH, K]
     int rows, count;             // rows of it that are no padding; stages
     int first;                   // of k, in stages
-    int turns;
 
     // Of what is sent next: the ring's place, and this thread's chunk of its first row there.
     unsigned int slot;
     const __nv_bfloat16* from;
-    int k, turn;
+    int k, sent;             // and how many stages were
+    Where now;               // the tile that it is of
     unsigned int read_slot;  // of what is added up next
     unsigned long long policy;
 
@@ -224,16 +226,17 @@ struct Stages {
     __device__ __forceinline__ void start() {
         slot = read_slot = shared_address(ring);
         policy = evict_first();
-        turn = 0;
+        sent = 0;
         start_tile();
     }
 
     __device__ __forceinline__ void start_tile() {
+        now = where.tile_after(sent / Where::TURN);
         k = first * DEPTH + own_chunk() * 8;
         if (!loads_weights()) {
             from = input + own_row() * K + k;
         } else if (Where::STEP != 0) {
-            from = where.row(own_row()) + k;
+            from = now.row(own_row()) + k;
         }
     }
 
@@ -250,10 +253,10 @@ struct Stages {
             for (int row0 = 0; row0 < ROWS; row0 += AT_ONCE) {
                 const int row = row0 + own_row();
                 if (row0 + AT_ONCE > ROWS && row >= ROWS) break;
-                const bool there = (Where::WHOLE || where.has(row)) && (K % DEPTH == 0 || k < K);
+                const bool there = (Where::WHOLE || now.has(row)) && (K % DEPTH == 0 || k < K);
                 const __nv_bfloat16* source =
                     Where::STEP != 0 ? from + (long long)(row0 / AT_ONCE) * Where::STEP
-                    : there          ? where.row(row) + k
+                    : there          ? now.row(row) + k
                                      : nullptr;
                 fetch_weight(slot + place_of(row0), there ? source : input, there, policy);
             }
@@ -271,19 +274,21 @@ struct Stages {
         if (slot == shared_address(ring) + STAGES * STAGE_BYTES) slot = shared_address(ring);
         from += DEPTH;
         k += DEPTH;
-        if (Where::PERSISTENT && ++turn == turns) {
-            turn = 0;
-            where.next();
-            start_tile();
-        }
+        if (++sent % Where::TURN == 0) start_tile();
     }
 
     // Send stages [begin, end) of a row to the L2, those that there are.
     __device__ __forceinline__ void prefetch(int row, int begin, int end) const {
-        const int k0 = (first + begin) * DEPTH;
-        const int elements = min((first + min(end, count)) * DEPTH, K) - k0;
-        if (elements > 0 && (Where::WHOLE || where.has(row)))
-            fetch_to_l2(where.row(row) + k0, elements);
+        end = min(end, count);
+        while (begin < end) {
+            const int tile = begin / Where::TURN, in_tile = begin % Where::TURN;
+            const int here = min(end - begin, Where::TURN - in_tile);
+            const Where there = where.tile_after(tile);
+            const int k0 = (first + in_tile) * DEPTH, k1 = min(k0 + here * DEPTH, K);
+            if (k0 < k1 && (Where::WHOLE || there.has(row)))
+                fetch_to_l2(there.row(row) + k0, k1 - k0);
+            begin += here;
+        }
     }
 
     // Before wait_for_previous: nobody writes weights.
@@ -321,7 +326,7 @@ struct Stages {
             if (stage - 1 + STAGES < count) send();
             commit();
             const int begin = stage - 1 + STAGES + PREFETCH;
-            if (PREFETCH > 0 && !Where::PERSISTENT && begin < count) {
+            if (PREFETCH > 0 && begin < count) {
                 for (int row = threadIdx.x; row < ROWS; row += THREADS)
                     if (row % BUNDLE == stage % BUNDLE) prefetch(row, begin, begin + BUNDLE);
             }

@@ -1,0 +1,95 @@
+"""The projections of a batch compile without a warning, and keep everything in registers.
+
+Needs NVRTC, but no driver. With the extents of a Llama of 1B parameters, for which the tiles are
+chosen, and with those of the tests.
+"""
+
+import pytest
+from batch_cases import BATCHES, MODELS, Extents
+from cuda.bindings import nvrtc  # of the extra `test`: a missing compiler is an error, not a skip
+from graphkit.kernels.decode import batch_gate_up, batch_qkv, batch_residual, batch_vocabulary
+
+from graphkit.c_signature import parse_signature
+
+LARGE = Extents(2048, 8192, 32, 8, 64, 128256)
+KERNELS = (
+    "batch_qkv",
+    "batch_residual",
+    "batch_residual of h",
+    "batch_gate_up",
+    "batch_vocabulary",
+)
+
+
+def kernel_for(name, batch, extents, page=0):
+    hidden, intermediate, heads, kv_heads, head_dim, vocabulary = extents
+    if name == "batch_qkv":
+        shape = (hidden, heads, kv_heads, head_dim)
+        tiles = batch_qkv.qkv_tiles(*shape, batch)
+        return batch_qkv.qkv_kernel(batch, *shape, page, tiles)
+    if name == "batch_gate_up":
+        tiles = batch_gate_up.gate_up_tiles(hidden, intermediate, batch)
+        return batch_gate_up.gate_up_kernel(batch, hidden, intermediate, tiles)
+    if name == "batch_vocabulary":
+        tiles = batch_vocabulary.vocabulary_tiles(batch)
+        return batch_vocabulary.vocabulary_kernel(batch, hidden, vocabulary, tiles)
+    width = intermediate if name.endswith(" of h") else heads * head_dim
+    tiles = batch_residual.residual_tiles(hidden, width, batch)
+    return batch_residual.residual_kernel(batch, hidden, width, tiles)
+
+
+def checked(result):
+    status, *values = result
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
+    return values[0] if values else None
+
+
+def log_of(kernel, architecture, *options):
+    """Compile a kernel as it is and return what the compiler says."""
+    program = checked(nvrtc.nvrtcCreateProgram(kernel.code.encode(), b"kernel.cu", 0, [], []))
+    flags = [f"--gpu-architecture={architecture}", *kernel.options, *options]
+    flags = [flag.encode() for flag in flags]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
+    log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
+    checked(nvrtc.nvrtcGetProgramLog(program, log))
+    messages = log.decode().strip("\0 \n")
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, messages
+    checked(nvrtc.nvrtcDestroyProgram(program))
+    return messages
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_uses_no_local_memory(name, batch):
+    log = log_of(kernel_for(name, batch, LARGE), "sm_90", "--ptxas-options=-v")
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in log
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_without_a_warning(name, model, architecture):
+    assert not log_of(kernel_for(name, 16, MODELS[model], page=4), architecture)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", KERNELS[:-1])
+def test_two_blocks_of_a_chain_fit_on_a_multiprocessor(name, batch):
+    """So that the next kernel may fetch its weights while this one works."""
+    kernel = kernel_for(name, batch, LARGE)
+    log = log_of(kernel, "sm_90", "--ptxas-options=-v")
+    registers = int(log.split("Used ")[1].split(" registers")[0])
+    constants = dict(option[2:].split("=") for option in kernel.options)
+    rows, warp_rows, split = (int(constants[n]) for n in ("ROWS", "WARP_ROWS", "WARP_SPLIT"))
+    ring = int(constants["STAGES"]) * (rows + batch) * int(constants["DEPTH"]) * 2
+    assert 2 * registers * (rows // warp_rows * split * 32) <= 65_536
+    assert 2 * (ring + 4096) <= 228 << 10
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if " " not in name])
+def test_a_kernel_and_its_twin_take_what_the_source_says(name):
+    kernel = kernel_for(name, 8, MODELS["bundled"])
+    assert kernel.name == name
+    assert kernel.parameters == parse_signature(kernel.code, name)
+    taken = kernel.twin.__code__.co_varnames[: kernel.twin.__code__.co_argcount]
+    assert list(taken) == ["launch", *(item.name for item in kernel.parameters)]

@@ -7,8 +7,6 @@
 #include "weight_stream.cuh"
 
 struct GateUpWork {
-    static constexpr bool TOGETHER = false;
-    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *gate, *up;
     float* out;
@@ -45,9 +43,7 @@ extern "C" __global__ void BLOCK_LIMITS gate_up_silu(
         Gain own_gain;
         own_gain.load(gain);
         wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, batch);
-        own_gain.apply(vectors, stream.shared);
-        stream.sum(vectors);
+        take_vectors(x, &own_gain, batch, stream.shared);
+        stream.multiply_all();
     }
 }

@@ -150,7 +150,6 @@ class FusedLlama:
                     *(*projections, self.x, weight("input_layernorm"), self._cosines, self._sines),
                     *(self._q, *caches, positions, eps),
                     block_table=self.block_table,
-                    ahead=(weight("mlp.gate_proj"), weight("mlp.up_proj")),
                 ),
             )
             add(

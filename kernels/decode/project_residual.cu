@@ -8,8 +8,6 @@
 #include "weight_stream.cuh"
 
 struct ResidualWork {
-    static constexpr bool TOGETHER = true;
-    static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
     float* x;
@@ -47,8 +45,7 @@ extern "C" __global__ void BLOCK_LIMITS project_residual(
         stream.finish(batch);
     } else {
         wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(input, batch);
-        stream.sum(vectors);
+        take_vectors(input, nullptr, batch, stream.shared);
+        stream.multiply_all();
     }
 }

@@ -9,8 +9,6 @@
 #include "larger.cuh"
 
 struct VocabularyWork {
-    static constexpr bool TOGETHER = true;
-    static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
     float* logits;
@@ -73,9 +71,7 @@ extern "C" __global__ void BLOCK_LIMITS project_vocabulary(
         Gain own_gain;
         own_gain.load(gain);
         wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, batch);
-        own_gain.apply(vectors, stream.shared);
-        stream.sum(vectors);
+        take_vectors(x, &own_gain, batch, stream.shared);
+        stream.multiply_all();
     }
 }

@@ -4,26 +4,14 @@
 // q[b, h] = rotate(weight_q[h] . norm(x[b])), and likewise k and v, which go to the cache as
 // bfloat16. A pair is two rows of a head that turn together, half a head apart.
 //
-// -D options: K (hidden size), HEADS, KV_HEADS, HEAD_DIM, PAGE (tokens of a page; 0: no pages),
-// EARLY (pairs of gate and up that a block lets the L2 cache take).
+// -D options: K (hidden size), HEADS, KV_HEADS, HEAD_DIM, PAGE (tokens of a page; 0: no pages).
 
 #include "weight_stream.cuh"
 #include "cache_place.cuh"
 
 constexpr int TURNS = HEAD_DIM / 2;  // pairs of a head
 
-// The matrices of the MLP, which come after attention: the memory would rest meanwhile.
-struct AheadRows {
-    const __nv_bfloat16 *gate, *up;
-
-    __device__ __forceinline__ const __nv_bfloat16* row(int pair, int half) const {
-        return (half ? up : gate) + (long long)pair * K;
-    }
-};
-
 struct QkvWork {
-    static constexpr bool TOGETHER = false;
-    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *weight_q, *weight_k, *weight_v;
     const float *cosines, *sines;
@@ -83,8 +71,7 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
     const __nv_bfloat16* weight_q, const __nv_bfloat16* weight_k, const __nv_bfloat16* weight_v,
     const float* x, const float* gain, const float* cosines, const float* sines, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, const int* block_table, const int* positions,
-    const __nv_bfloat16* gate, const __nv_bfloat16* up, int inner, int batch, int max_len,
-    float eps) {
+    int batch, int max_len, float eps) {
     extern __shared__ __align__(128) unsigned char memory[];
     launch_dependents();
     QkvWork work{(HEADS + 2 * KV_HEADS) * TURNS, weight_q, weight_k, weight_v, cosines, sines, q,
@@ -92,14 +79,6 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
     Stream<QkvWork> stream(memory, work);
     if (stream.is_fetcher()) {
         stream.fetch();
-        if (threadIdx.x % 32 == 0) {
-            // Those that the same block of gate_up_silu begins with.
-            const int begin = (int)((long long)inner * blockIdx.x / gridDim.x);
-            while (!stream.shared.hurry) __nanosleep(100);
-            stream.fetch_ahead(
-                AheadRows{gate, up}, begin + threadIdx.x / 32 - SUMMERS, min(begin + EARLY, inner),
-                [] { return false; });
-        }
     } else if (stream.is_finisher()) {
         wait_for_predecessor();
         stream.finish(batch);
@@ -107,9 +86,7 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
         Gain own_gain;
         own_gain.load(gain);
         wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, batch);
-        own_gain.apply(vectors, stream.shared);
-        stream.sum(vectors);
+        take_vectors(x, &own_gain, batch, stream.shared);
+        stream.multiply_all();
     }
 }

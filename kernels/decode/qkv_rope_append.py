@@ -21,9 +21,6 @@ from .weight_stream import WeightStream, normed
 __all__ = ["qkv_rope_append"]
 
 
-EARLY = 8  # pairs of rows of gate and up
-
-
 @cache
 def _kernel(stream: WeightStream, heads: int, layout: CacheLayout) -> Kernel:
     kv_heads, head_dim = layout.kv_heads, layout.head_dim
@@ -42,9 +39,6 @@ def _kernel(stream: WeightStream, heads: int, layout: CacheLayout) -> Kernel:
         v_cache: Pointer,
         block_table: Pointer,
         positions: Pointer,
-        gate: Pointer,
-        up: Pointer,
-        inner: int,
         batch: int,
         max_len: int,
         eps: np.float32,
@@ -75,7 +69,6 @@ def _kernel(stream: WeightStream, heads: int, layout: CacheLayout) -> Kernel:
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
         PAGE=layout.page,
-        EARLY=EARLY,
     )
     code = source("qkv_rope_append")
     return Kernel(code, "qkv_rope_append", twin=twin, options=(*stream.options, *extents))
@@ -96,7 +89,6 @@ def qkv_rope_append(
     eps: float,
     *,
     block_table: object | None = None,
-    ahead: tuple[object, object] | None = None,
 ) -> KernelLaunch:
     """Return the launch of q, k and v of one token a row, rotated, and of the append to the cache.
 
@@ -120,8 +112,6 @@ def qkv_rope_append(
         positions: int32 [batch].
         eps: of the norm.
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
-        ahead: bfloat16 [inner, hidden] twice, gate and up of the same layer: of their first rows
-            the L2 cache takes some, while the memory has nothing else to do.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -143,15 +133,11 @@ def qkv_rope_append(
     check("sines", sines, table)
     if table[0] < layout.max_len:
         raise ValueError(f"cosines: expected {layout.max_len} rows or more, came {table[0]}")
-    inner = 0
-    if ahead is not None:
-        inner, _ = check("ahead", ahead[0], ("inner", hidden), BFLOAT16)
-        check("ahead", ahead[1], (inner, hidden), BFLOAT16)
     pairs = (width + 2 * layout.kv_heads * layout.head_dim) // 2
     stream = WeightStream.of("weight_q", hidden, pairs, batch)
     args = (
         *(weight_q, weight_k, weight_v, x, gain, cosines, sines, q, k_cache, v_cache),
         *(NULL if block_table is None else block_table, positions),
-        *(*(ahead or (NULL, NULL)), inner, batch, layout.max_len, float(eps)),
+        *(batch, layout.max_len, float(eps)),
     )
     return stream.launch(_kernel(stream, width // layout.head_dim, layout), args)

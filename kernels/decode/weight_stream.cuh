@@ -2,33 +2,50 @@
 // device memory.
 //
 // A block has eleven warps. Two fetch pairs of rows into a ring in shared memory, by bulk copies that
-// complete on an mbarrier each: one thread cannot ask as fast as the memory gives. Eight take their eighth of every row against their part of the
-// vectors, which a lane holds in registers, in float32. One adds up what the eight found and does
-// with it what the kernel is for. They meet at mbarriers only, never all at once.
+// complete on an mbarrier each. Eight multiply eight columns at a time by the vectors, each warp
+// its part of k, on the tensor cores: with the cores' ordinary instructions the products of a row
+// take nearly as long as its way from memory, and a block never catches up. One warp adds up what
+// the eight found and does with it what the kernel is for. They meet at mbarriers.
+//
+// mma.m16n8k16 has room for 16 rows of inputs where there are one or two vectors. Eight of them are
+// vectors rounded to bfloat16, eight what the rounding left: together 16 bits of mantissa. And a row
+// of weights that is long is cut into slices, each a column of its own and the vectors' slices rows
+// of their own, so that a column is never longer than the ring can hold eight of; of the products
+// only those count whose slices agree.
 //
 // The fetching begins before griddepcontrol.wait: weights depend on nothing, so it fills the time
 // in which the kernel ahead of this one ends. Until the vectors are there, no more than FLIGHT pairs
 // are asked for and not yet there: what is behind them in the queues of the memory, such as the
-// vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the same order.
+// vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the
+// same order.
 //
-// -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; STAGES of the ring, and
-// FLIGHT, in pairs; AHEAD, pairs that the L2 cache takes, and PACE, cycles for two; TAKEN, pairs that are summed at once, a power of two.
+// A multiprocessor should hold two blocks, one of this kernel and one of the next: with a block to
+// each multiprocessor, and each taking half of its shared memory, a block can only come in where
+// the kernel before the last has left, so that no multiprocessor gets two.
+//
+// -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; SLICES of a row: 1, 2 or 4;
+// STAGES of the ring, and FLIGHT, in pairs.
 
 #include "bfloat16.cuh"
 #include "fresh.cuh"
 
-constexpr int SUMMERS = 8;                               // warps that sum
-constexpr int FETCHERS = 2;                               // warps that fetch
-constexpr int FINISHER = SUMMERS + FETCHERS;              // the last warp
+constexpr int SUMMERS = 8;                              // warps that multiply
+constexpr int FETCHERS = 2;                             // warps that fetch
+constexpr int FINISHER = SUMMERS + FETCHERS;            // the last warp
 constexpr int THREADS = 32 * (FINISHER + 1);
-constexpr int CHUNKS = K / 8;                             // of sixteen bytes, in a row
-constexpr int OWN = (CHUNKS + 32 * SUMMERS - 1) / (32 * SUMMERS);  // of them, a lane's
-constexpr int SUMS = 2 * TAKEN * VECTORS;                 // of the pairs that are taken at once
-constexpr int BENCHES = 4;                                // where sums wait for the finisher
+constexpr int CHUNKS = K / 8;                           // of sixteen bytes, in a row
+constexpr int ROWS = 8 / SLICES;                        // of weights that are taken at once
+constexpr int TAKEN = ROWS / 2;                         // pairs of them
+constexpr int STEP = 4 * SLICES;                        // chunks of a row in one ldmatrix
+constexpr int STEPS = (CHUNKS + STEP - 1) / STEP;
+constexpr int BENCHES = 4;                              // where sums wait for the finisher
 constexpr unsigned int ROW_BYTES = K * 2;
-static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES && TAKEN <= STAGES, "see above");
+// So that the eight columns of an ldmatrix lie in different banks.
+constexpr unsigned int PITCH = (ROW_BYTES + 127) / 128 * 128 + 16 * SLICES;
+static_assert(K % 8 == 0 && VECTORS * SLICES <= 8 && FLIGHT <= STAGES, "see above");
 // So that two blocks leave registers for one of split_attention.
-#define BLOCK_LIMITS __maxnreg__(VECTORS * OWN > 4 ? 96 : 56)
+#define BLOCK_LIMITS __maxnreg__(56)
+static_assert(STAGES % TAKEN == 0, "the rows that are taken at once lie one behind the other");
 
 // --- CUDA's instructions -------------------------------------------------------------------------
 
@@ -91,44 +108,32 @@ __device__ __forceinline__ void bulk_copy(
         : "memory");
 }
 
-__device__ __forceinline__ void prefetch(const void* from, unsigned int bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+// Four 8x8 matrices of bfloat16: lane i gives the address of row i % 8 of matrix i / 8.
+__device__ __forceinline__ void load_matrices(const void* row, unsigned int (&to)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 
-// --- sums over lanes -----------------------------------------------------------------------------
-
-// Sums each of COUNT values over the lanes. Lane i ends up with value i / (32 / COUNT).
-template <int COUNT>
-__device__ __forceinline__ float sum_over_lanes(float (&value)[COUNT]) {
-    const int lane = threadIdx.x % 32;
-    int count = COUNT;
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-        if (count > 1) {
-            count /= 2;
-#pragma unroll
-            for (int i = 0; i < COUNT / 2; ++i) {
-                if (i < count) {
-                    const bool upper = lane & offset;
-                    const float give = upper ? value[i] : value[i + count];
-                    const float keep = upper ? value[i + count] : value[i];
-                    value[i] = keep + __shfl_xor_sync(~0u, give, offset);
-                }
-            }
-        } else {
-            value[0] += __shfl_xor_sync(~0u, value[0], offset);
-        }
-    }
-    return value[0];
+__device__ __forceinline__ void multiply(
+    float (&sums)[4], const uint4& inputs, unsigned int low, unsigned int high) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(inputs.x), "r"(inputs.y), "r"(inputs.z), "r"(inputs.w), "r"(low), "r"(high));
 }
 
 // --- a block's shared memory ---------------------------------------------------------------------
 
 struct Shared {
-    unsigned char ring[STAGES][2][ROW_BYTES];
+    unsigned char ring[STAGES][2][PITCH];
+    // The vectors as mma wants them: for each row of inputs and 16 of k four lanes' registers.
+    uint4 inputs[VECTORS * SLICES][2 * STEPS][4];
     unsigned long long full[STAGES], empty[STAGES];
     unsigned long long summed[BENCHES], finished[BENCHES];
-    float sums[BENCHES][SUMS][SUMMERS];
+    float sums[BENCHES][ROWS * VECTORS][SUMMERS];
     float squares[VECTORS][SUMMERS];
     volatile int hurry;  // the vectors are there
 };
@@ -142,71 +147,85 @@ __device__ __forceinline__ float sum_of_summers(const float (&sums)[SUMMERS]) {
 
 // --- the vectors ---------------------------------------------------------------------------------
 
-// What a lane of a summing warp holds of the vectors.
-struct Vectors {
-    float at[VECTORS][OWN][8];
+constexpr int OWN = (STEPS * STEP + 32 * SUMMERS - 1) / (32 * SUMMERS);  // chunks of a thread
 
-    // float32 [batch, K]. Only behind wait_for_predecessor.
-    __device__ __forceinline__ void load(const float* from, int batch) {
-#pragma unroll
-        for (int b = 0; b < VECTORS; ++b) {
-#pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                const int chunk = threadIdx.x + 32 * SUMMERS * i;
-                float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f), high = low;
-                if (b < batch && chunk < CHUNKS) {
-                    const float4* eight =
-                        reinterpret_cast<const float4*>(from + (long long)b * K + chunk * 8);
-                    low = load_fresh(eight);
-                    high = load_fresh(eight + 1);
-                }
-                at[b][i][0] = low.x, at[b][i][1] = low.y, at[b][i][2] = low.z, at[b][i][3] = low.w;
-                at[b][i][4] = high.x, at[b][i][5] = high.y, at[b][i][6] = high.z;
-                at[b][i][7] = high.w;
-            }
-        }
-    }
-};
-
-// The gain of a root mean square norm, loaded while others still write what it belongs to.
+// The gain of a root mean square norm, or nothing to multiply by.
 struct Gain {
     float4 at[OWN][2];
 
+    // Loads a thread's part: while others still write what it belongs to.
     __device__ __forceinline__ void load(const float* from) {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const int chunk = threadIdx.x + 32 * SUMMERS * i;
+            at[i][0] = at[i][1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             if (chunk < CHUNKS) {
                 at[i][0] = reinterpret_cast<const float4*>(from + chunk * 8)[0];
                 at[i][1] = reinterpret_cast<const float4*>(from + chunk * 8)[1];
             }
         }
     }
+};
 
-    // Multiplies the vectors, and notes their squares: the root comes in behind the sums.
-    __device__ __forceinline__ void apply(Vectors& vectors, Shared& shared) const {
+__device__ __forceinline__ unsigned int rounded_pair(float low, float high) {
+    unsigned int pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// Puts float32 [batch, K], times the gain where there is one, where the multiplying warps find it,
+// and notes the squares: the root of the norm comes in behind the sums. Only behind
+// wait_for_predecessor; the multiplying warps together.
+__device__ __forceinline__ void take_vectors(
+    const float* from, const Gain* gain, int batch, Shared& shared) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-        for (int b = 0; b < VECTORS; ++b) {
-            float square = 0.0f;
+    for (int b = 0; b < VECTORS; ++b) {
+        float square = 0.0f;
 #pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                const float gains[8] = {at[i][0].x, at[i][0].y, at[i][0].z, at[i][0].w,
-                                        at[i][1].x, at[i][1].y, at[i][1].z, at[i][1].w};
-                const bool there = threadIdx.x + 32 * SUMMERS * i < CHUNKS;
+        for (int i = 0; i < OWN; ++i) {
+            const int chunk = threadIdx.x + 32 * SUMMERS * i;
+            if (chunk >= STEPS * STEP) continue;
+            float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f), high = low;
+            if (b < batch && chunk < CHUNKS) {
+                const float4* eight =
+                    reinterpret_cast<const float4*>(from + (long long)b * K + chunk * 8);
+                low = load_fresh(eight);
+                high = load_fresh(eight + 1);
+            }
+            float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            if (gain) {
+                const float gains[8] = {gain->at[i][0].x, gain->at[i][0].y, gain->at[i][0].z,
+                                        gain->at[i][0].w, gain->at[i][1].x, gain->at[i][1].y,
+                                        gain->at[i][1].z, gain->at[i][1].w};
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
-                    const float x = vectors.at[b][i][j];
-                    square = fmaf(x, x, square);
-                    vectors.at[b][i][j] = there ? x * gains[j] : 0.0f;
+                    square = fmaf(x[j], x[j], square);
+                    x[j] *= gains[j];
                 }
             }
+            // A chunk is half of the 16 of k of an mma, for one slice.
+            const int slice = chunk % SLICES, half = chunk / SLICES;
+            uint4* to = shared.inputs[slice * VECTORS + b][half / 2];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const unsigned int upper = rounded_pair(x[2 * j], x[2 * j + 1]);
+                const unsigned int rest = rounded_pair(
+                    x[2 * j] - __uint_as_float(upper << 16),
+                    x[2 * j + 1] - __uint_as_float(upper & 0xffff0000u));
+                reinterpret_cast<uint2*>(to + j)[half % 2] = make_uint2(upper, rest);
+            }
+        }
+        if (gain) {
 #pragma unroll
             for (int lanes = 16; lanes > 0; lanes /= 2)
                 square += __shfl_xor_sync(~0u, square, lanes);
-            if (threadIdx.x % 32 == 0) shared.squares[b][threadIdx.x / 32] = square;
+            if (lane == 0) shared.squares[b][warp] = square;
         }
     }
-};
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * SUMMERS) : "memory");
+    if (threadIdx.x == 0) shared.hurry = 1;
+}
 
 // The factor of a root mean square norm, of what Gain::apply noted. For the finisher.
 __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float eps) {
@@ -218,7 +237,6 @@ __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float 
 // `Work` says where the rows are and what becomes of their sums:
 //   pairs                    how many pairs of rows there are
 //   row(pair, half)          where a row begins; null where the last pair has no second
-//   TOGETHER, LAST           whether the rows of a pair lie one behind the other, of so many in all
 //   early(pair, b)           what can be loaded before the sums are there
 //   finish(shared, pair, b, low, high)  the sums of both rows with vector b
 // The last two are called by a lane of the finisher for each pair and vector. A block has
@@ -252,20 +270,6 @@ struct Stream {
     __device__ __forceinline__ bool is_fetcher() const { return threadIdx.x / 32 - SUMMERS < FETCHERS && threadIdx.x / 32 >= SUMMERS; }
     __device__ __forceinline__ bool is_finisher() const { return threadIdx.x / 32 == FINISHER; }
 
-    // Lets the L2 cache take pairs from `at` to `end`, each fetcher every other one, no faster than
-    // the memory gives them: it says nothing when it has one.
-    template <typename Rows, typename Until>
-    __device__ __forceinline__ void fetch_ahead(
-        const Rows& rows, int at, int end, const Until& until) {
-        long long next = clock64();
-        for (; at < end && !until(); at += FETCHERS) {
-            prefetch(rows.row(at, 0), ROW_BYTES);
-            prefetch(rows.row(at, 1), ROW_BYTES);
-            next += PACE;
-            while (clock64() < next) {}
-        }
-    }
-
     // A lane of each fetcher asks for every other pair, one behind the other.
     __device__ __forceinline__ void fetch() {
         if (threadIdx.x % 32) return;
@@ -274,88 +278,82 @@ struct Stream {
         int stage = at, round = 0, landing = at;  // the stage that is looked at for what arrived
         for (; at < count; at += FETCHERS) {
             unsigned long long* full = &shared.full[stage];
-            if (round) {
-                // The ring is full: until the vectors are there, nothing leaves it.
-                if (AHEAD && at < STAGES + FETCHERS)
-                    fetch_ahead(work, first + at, first + min(count, at + AHEAD),
-                                [&] { return shared.hurry; });
-                barrier_wait(&shared.empty[stage], (round - 1) % 2);
-            }
+            if (round) barrier_wait(&shared.empty[stage], (round - 1) % 2);
             if (at >= FLIGHT && !shared.hurry) {
                 barrier_wait(&shared.full[landing % STAGES], landing / STAGES % 2);
                 landing += FETCHERS;
             }
-            if (Work::TOGETHER && 2 * (first + at) + 1 < Work::LAST) {
-                barrier_expect(full, 2 * ROW_BYTES);
-                bulk_copy(
-                    shared.ring[stage][0], work.row(first + at, 0), 2 * ROW_BYTES, full, policy);
-            } else {
-                const __nv_bfloat16* low = work.row(first + at, 0);
-                const __nv_bfloat16* high = work.row(first + at, 1);
-                barrier_expect(full, high ? 2 * ROW_BYTES : ROW_BYTES);
-                bulk_copy(shared.ring[stage][0], low, ROW_BYTES, full, policy);
-                if (high) bulk_copy(shared.ring[stage][1], high, ROW_BYTES, full, policy);
-            }
+            const __nv_bfloat16* low = work.row(first + at, 0);
+            const __nv_bfloat16* high = work.row(first + at, 1);
+            barrier_expect(full, high ? 2 * ROW_BYTES : ROW_BYTES);
+            bulk_copy(shared.ring[stage][0], low, ROW_BYTES, full, policy);
+            if (high) bulk_copy(shared.ring[stage][1], high, ROW_BYTES, full, policy);
             stage += FETCHERS;
             if (stage >= STAGES) stage -= STAGES, ++round;
         }
     }
 
-    // The sums of pairs at `at` and behind it, as far as there are any, for one lane's chunks.
-    __device__ __forceinline__ void add_up(int at, const Vectors& vectors, float (&sum)[SUMS]) {
-#pragma unroll
-        for (int i = 0; i < SUMS; ++i) sum[i] = 0.0f;
-#pragma unroll
-        for (int taken = 0; taken < TAKEN; ++taken) {
-            const int stage = (at + taken) % STAGES;
-            if (at + taken < count)
-                barrier_wait(&shared.full[stage], (at + taken) / STAGES % 2);
-#pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                const int chunk = threadIdx.x + 32 * SUMMERS * i;
-                if (CHUNKS % (32 * SUMMERS) == 0 || chunk < CHUNKS) {
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        const uint4 pairs = *reinterpret_cast<const uint4*>(
-                            shared.ring[stage][half] + chunk * 16);
-                        const unsigned int words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-#pragma unroll
-                        for (int j = 0; j < 4; ++j) {
-                            // A bfloat16 is the upper half of the float of the same value.
-                            const float even = __uint_as_float(words[j] << 16);
-                            const float odd = __uint_as_float(words[j] & 0xffff0000u);
-#pragma unroll
-                            for (int b = 0; b < VECTORS; ++b) {
-                                float& s = sum[(taken * 2 + half) * VECTORS + b];
-                                s = fmaf(even, vectors.at[b][i][2 * j], s);
-                                s = fmaf(odd, vectors.at[b][i][2 * j + 1], s);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    // A summing warp's part.
-    __device__ __forceinline__ void sum(const Vectors& vectors) {
+    // A multiplying warp's part: every eighth step of k.
+    __device__ __forceinline__ void multiply_all() {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        // A use of a value that was loaded, so that this is behind the load.
-        if (threadIdx.x == 0) shared.hurry = __float_as_int(vectors.at[0][0][0]) | 1;
-        int turn = 0;
+        const int input = lane / 4;  // this lane's row of inputs, of which some are there
+        // The column whose address this lane gives, which is a slice of a row, and its own columns.
+        const int column = lane % 8, row = column % ROWS, slice = column / ROWS;
+        const int own_slice = lane / 4 / ROWS;
+        int stage = 0, phase = 0, turn = 0;
 #pragma unroll 1
         for (int at = 0; at < count; at += TAKEN, ++turn) {
-            float sum[SUMS];
-            add_up(at, vectors, sum);
+#pragma unroll
+            for (int taken = 0; taken < TAKEN; ++taken) {
+                if (at + taken < count) barrier_wait(&shared.full[stage + taken], phase);
+            }
+            const unsigned char* from = shared.ring[stage][0] + row * PITCH + slice * 16 +
+                                        lane / 8 * 16 * SLICES;
+            float sums[2][4] = {};
+#pragma unroll 4
+            for (int step = warp; step < STEPS; step += SUMMERS) {
+                unsigned int weights[4];
+                load_matrices(from + step * 16 * STEP, weights);
+                if (CHUNKS % STEP) {  // what is behind the row's end is anything
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        if ((step * 4 + i) * SLICES + own_slice >= CHUNKS) weights[i] = 0;
+                    }
+                }
+                uint4 inputs[2] = {};
+                if (input < VECTORS * SLICES) {
+                    inputs[0] = shared.inputs[input][2 * step][lane % 4];
+                    inputs[1] = shared.inputs[input][2 * step + 1][lane % 4];
+                }
+                multiply(sums[0], inputs[0], weights[0], weights[1]);
+                multiply(sums[1], inputs[1], weights[2], weights[3]);
+            }
             __syncwarp();
-            if (lane < TAKEN && at + lane < count)
-                barrier_arrive(&shared.empty[(at + lane) % STAGES]);
-            const float total = sum_over_lanes(sum);
+            if (lane < TAKEN && at + lane < count) barrier_arrive(&shared.empty[stage + lane]);
+
+            // A lane has two neighbouring columns of its row of inputs, and of what was left of it.
+            float low = sums[0][0] + sums[1][0] + (sums[0][2] + sums[1][2]);
+            float high = sums[0][1] + sums[1][1] + (sums[0][3] + sums[1][3]);
+            const int first_column = lane % 4 * 2;
+            const bool agrees =
+                input < VECTORS * SLICES && first_column / ROWS == input / VECTORS;
+            // The lanes of the slices of a row and a vector.
+#pragma unroll
+            for (int i = 1; i < SLICES; i *= 2) {
+                low += __shfl_xor_sync(~0u, low, i * (4 * VECTORS + ROWS / 2));
+                high += __shfl_xor_sync(~0u, high, i * (4 * VECTORS + ROWS / 2));
+            }
             const int bench = turn % BENCHES;
             if (turn >= BENCHES) barrier_wait(&shared.finished[bench], (turn / BENCHES - 1) % 2);
-            if (lane % (32 / SUMS) == 0) shared.sums[bench][lane / (32 / SUMS)][warp] = total;
+            if (agrees && input < VECTORS) {
+                float(*to)[SUMMERS] = shared.sums[bench] + first_column * VECTORS + input;
+                to[0][warp] = low;
+                to[VECTORS][warp] = high;
+            }
             __syncwarp();
             if (lane == 0) barrier_arrive(&shared.summed[bench]);
+            stage += TAKEN;
+            if (stage == STAGES) stage = 0, phase ^= 1;
         }
     }
 

@@ -19,10 +19,9 @@ from .sources import options
 __all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
 
 SUMMERS, FETCHERS, BENCHES = 8, 2, 4  # as in weight_stream.cuh
-MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for batches
-_MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
+MOST_VECTORS = 2
+_SLICE = 2048  # elements of a row that are a column of their own, about
 _FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
-AHEAD, PACE = 28, 860
 _MOST_STAGES = 32
 _ATTENTION = 8 << 10  # of shared memory for a block of split_attention
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
@@ -37,16 +36,18 @@ class WeightStream:
         pairs: of rows, in all.
         blocks: that share them: one a multiprocessor.
         vectors: 1 or 2.
-        taken: pairs that are summed at once.
+        slices: of a row.
         stages: pairs in the ring.
+        flight: pairs that are asked for and not yet there, at most.
     """
 
     k: int
     pairs: int
     blocks: int
     vectors: int
-    taken: int
+    slices: int
     stages: int
+    flight: int
 
     @classmethod
     def of(cls, argument: str, k: int, pairs: int, batch: int) -> WeightStream:
@@ -67,13 +68,15 @@ class WeightStream:
         if batch > MOST_VECTORS:
             raise ValueError(f"batch: expected at most {MOST_VECTORS} vectors, came {batch}")
         blocks = min(pairs, multiprocessors())
-        taken = 4
-        while taken > 1 and (2 * taken * batch > _MOST_SUMS or 4 * taken * k > _FLIGHT):
-            taken //= 2
+        slices = 1
+        while slices < 4 and k > slices * _SLICE:
+            slices *= 2
+        taken = 4 // slices
         whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         for most in (_half_of_shared_memory(), whole):
-            for stages in range(_MOST_STAGES, taken, -1):
-                chosen = cls(k, pairs, blocks, batch, taken, stages)
+            for stages in range(_MOST_STAGES // taken * taken, taken, -taken):
+                flight = max(FETCHERS, min(stages, _FLIGHT // (4 * k)))
+                chosen = cls(k, pairs, blocks, batch, slices, stages, flight)
                 if chosen.shared_mem <= most:
                     return chosen
         raise ValueError(
@@ -84,16 +87,22 @@ class WeightStream:
     @property
     def shared_mem(self) -> int:
         """Dynamic shared memory in bytes: ``Shared`` of weight_stream.cuh."""
-        floats = (BENCHES * 2 * self.taken + 1) * self.vectors * SUMMERS
-        return self.stages * (4 * self.k + 16) + 16 * BENCHES + 4 * floats + 8
+        pitch = -(-2 * self.k // 128) * 128 + 16 * self.slices
+        steps = -(-self.k // (32 * self.slices))
+        inputs = self.vectors * self.slices * steps * 128
+        floats = (BENCHES * 8 // self.slices + 1) * self.vectors * SUMMERS
+        barriers = 8 * (2 * self.stages + 2 * BENCHES)
+        return 2 * self.stages * pitch + inputs + barriers + 4 * floats + 16
 
     @property
     def options(self) -> tuple[str, ...]:
         """The -D options of weight_stream.cuh."""
-        flight = max(FETCHERS, min(self.stages, _FLIGHT // (4 * self.k)))
         return options(
-            K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken,
-            AHEAD=AHEAD if self.pairs<=8192 and self.pairs>2000 else 0, PACE=PACE,
+            K=self.k,
+            VECTORS=self.vectors,
+            SLICES=self.slices,
+            STAGES=self.stages,
+            FLIGHT=self.flight,
         )
 
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:

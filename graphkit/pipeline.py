@@ -63,7 +63,7 @@ class Pipeline:
             pinned (:func:`graphkit.empty_pinned`) and stay as they are until the request is done;
             the exec is pointed at them, and nothing is copied by the host.
         copies: who copies, ``"kernel"`` (moved to other arrays by a store into pinned memory) or
-            ``"engine"`` (memcpy nodes, moved by cuGraphExecMemcpyNodeSetParams); ``"auto"``
+            ``"engine"`` (memcpy nodes, moved by cudaGraphExecMemcpyNodeSetParams1D); ``"auto"``
             takes kernels for small arrays and the engine for large ones.
         warmups: eager runs of ``fn`` before a slot's capture, on zeros.
 

@@ -189,7 +189,7 @@ class PipelineSlot:
         return moving
 
     def _bind(self, moving: list[tuple[str, Any, MemcpyNodeParams]]) -> None:
-        """Find for each port what moves it: a store, or a call (cuGraphExecMemcpyNodeSetParams)."""
+        """Find for each port what moves it: a store, or a call (...MemcpyNodeSetParams1D)."""
         make, exe = self._runtime.memcpy_node_setter, self._exec.ptr
         setters = {
             name: make(exe, node.ptr, params, moves_dst=not self.ports[name].is_input)

@@ -19,7 +19,7 @@ from graphkit.errors import CudaError, RuntimeUnavailableError, explain, refuse_
 from graphkit.runtime import cuda_bindings, cuda_driver, cuda_load, cuda_params, cuda_probe
 from graphkit.runtime.cuda_bindings import driver, node_list, refuse
 from graphkit.runtime.cuda_bindings import runtime as cudart
-from graphkit.runtime.cuda_params import KernelBlock, MemcpyBlock
+from graphkit.runtime.cuda_params import KernelBlock
 from graphkit.runtime.protocol import (
     CaptureInfo,
     CaptureMode,
@@ -63,7 +63,7 @@ _NO_CONTEXT: Final = (StatusCode.DEVICE_UNINITIALIZED, StatusCode.INITIALIZATION
 # Prebound: a module attribute of cuda.bindings costs two dictionary look-ups per call.
 _add_kernel_node: Callable[..., Any] = driver.cuGraphAddKernelNode
 _exec_kernel_node_set_params: Callable[..., Any] = driver.cuGraphExecKernelNodeSetParams
-_exec_memcpy_node_set_params: Callable[..., Any] = driver.cuGraphExecMemcpyNodeSetParams
+_exec_memcpy_node_set_params_1d: Callable[..., Any] = cudart.cudaGraphExecMemcpyNodeSetParams1D
 
 # Blocks nobody is using. A list, not one block per thread: the bindings let go of Python's lock
 # during a call, and a finalizer may run between filling a block and using it; pop and append are
@@ -984,24 +984,22 @@ class CudaRuntime:
     def memcpy_node_setter(
         self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
     ) -> Callable[[int], Any]:
-        # The driver's call: the runtime's of one dimension asks for both addresses again and takes
-        # more than twice as long.
-        call = _exec_memcpy_node_set_params
-        block = MemcpyBlock(params, moves_dst=moves_dst)  # its own: one address of it is changed
-        struct, place = block.params, block.address
-        _, context = _driver(driver.cuCtxGetCurrent)
-        exec_handle, node_handle = driver.CUgraphExec(exec_), driver.CUgraphNode(node)
+        call, name = _exec_memcpy_node_set_params_1d, "cudaGraphExecMemcpyNodeSetParams1D"
+        exec_handle, node_handle = cudart.cudaGraphExec_t(exec_), cudart.cudaGraphNode_t(node)
+        dst, src, nbytes = params.dst, params.src, params.width
+        kind = cudart.cudaMemcpyKind(int(params.kind))
 
-        def move(address: int) -> None:
-            try:
-                _thread.ready  # noqa: B018 - costs a fifth of asking the driver
-            except AttributeError:
-                _ensure_context()
-            place.value = address
-            if call(exec_handle, node_handle, struct, context)[0]:
-                _driver(call, exec_handle, node_handle, struct, context)  # to say why it fails
+        def move_dst(address: int) -> None:
+            status = call(exec_handle, node_handle, address, src, nbytes, kind)[0]
+            if status:
+                refuse(name, status)
 
-        return move
+        def move_src(address: int) -> None:
+            status = call(exec_handle, node_handle, dst, address, nbytes, kind)[0]
+            if status:
+                refuse(name, status)
+
+        return move_dst if moves_dst else move_src
 
     def kernel_node_struct(self, params: KernelNodeParams) -> Any:
         return KernelBlock().fill(params)

@@ -22,7 +22,6 @@ from graphkit.runtime.protocol import (
 
 __all__ = [
     "KernelBlock",
-    "MemcpyBlock",
     "conditional_bodies",
     "conditional_struct",
     "host_struct",
@@ -81,38 +80,6 @@ class KernelBlock:
             0,
         )
         return self.params
-
-
-# struct CUDA_MEMCPY3D begins with size_t srcXInBytes, srcY, srcZ, srcLOD; CUmemorytype
-#   srcMemoryType; void *srcHost; CUdeviceptr srcDevice; CUarray srcArray; void *reserved0; size_t
-#   srcPitch, srcHeight; from byte 88 on the same of the destination.
-_SRC_DEVICE: Final = 48
-_DST_DEVICE: Final = 136
-
-
-class MemcpyBlock:
-    """A CUDA_MEMCPY3D of a copy in one dimension, of which one address is written in place.
-
-    Both memory types are CU_MEMORYTYPE_UNIFIED: CUDA finds out from an address whose it is.
-
-    Attributes:
-        params: the struct.
-        address: its ``srcDevice`` or ``dstDevice``, a ``c_uint64`` in the struct's memory.
-    """
-
-    __slots__ = ("address", "params")
-
-    def __init__(self, params: MemcpyNodeParams, *, moves_dst: bool) -> None:
-        block = driver.CUDA_MEMCPY3D()
-        block.srcMemoryType = block.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_UNIFIED
-        block.srcDevice = driver.CUdeviceptr(params.src)
-        block.dstDevice = driver.CUdeviceptr(params.dst)
-        block.srcPitch = block.dstPitch = block.WidthInBytes = params.width
-        block.srcHeight = block.dstHeight = block.Height = block.Depth = 1
-        self.params: Any = block
-        offset = _DST_DEVICE if moves_dst else _SRC_DEVICE
-        # The struct owns this memory; whoever uses the one holds the other, too.
-        self.address = ctypes.c_uint64.from_address(block.getPtr() + offset)
 
 
 def memcpy_struct(params: MemcpyNodeParams) -> Any:

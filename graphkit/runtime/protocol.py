@@ -637,7 +637,7 @@ class Runtime(Protocol):
     def memcpy_node_setter(
         self, exec_: int, node: int, params: MemcpyNodeParams, *, moves_dst: bool
     ) -> Callable[[int], Any]:
-        """Return cuGraphExecMemcpyNodeSetParams prebound to all but one address.
+        """Return ``graph_exec_memcpy_node_set_params`` prebound to all but one address.
 
         Args:
             exec_: the exec.

@@ -8,6 +8,15 @@ __device__ __forceinline__ float load_fresh(const float* from) {
     return value;
 }
 
+__device__ __forceinline__ float2 load_fresh(const float2* from) {
+    float2 value;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(value.x), "=f"(value.y)
+                 : "l"(from)
+                 : "memory");
+    return value;
+}
+
 __device__ __forceinline__ float4 load_fresh(const float4* from) {
     float4 value;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"

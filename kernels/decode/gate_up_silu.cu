@@ -40,10 +40,10 @@ extern "C" __global__ void BLOCK_LIMITS gate_up_silu(
         wait_for_predecessor();
         stream.finish(batch);
     } else {
-        Gain own_gain;
-        own_gain.load(gain);
+        const Gain own_gain(gain);
         wait_for_predecessor();
-        take_vectors(x, &own_gain, batch, stream.shared);
-        stream.multiply_all();
+        Vectors vectors;
+        vectors.load(x, &own_gain, batch, stream.shared);
+        stream.multiply_all(vectors);
     }
 }

@@ -45,7 +45,8 @@ extern "C" __global__ void BLOCK_LIMITS project_residual(
         stream.finish(batch);
     } else {
         wait_for_predecessor();
-        take_vectors(input, nullptr, batch, stream.shared);
-        stream.multiply_all();
+        Vectors vectors;
+        vectors.load(input, nullptr, batch, stream.shared);
+        stream.multiply_all(vectors);
     }
 }

@@ -18,9 +18,9 @@ from .sources import options
 
 __all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
 
-SUMMERS, FETCHERS, BENCHES = 8, 2, 4  # as in weight_stream.cuh
+MULTIPLIERS, BENCHES = 8, 4  # as in weight_stream.cuh
 MOST_VECTORS = 2
-_SLICE = 2048  # elements of a row that are a column of their own, about
+_MOST_TAKEN = 32 << 10  # bytes of the pairs that are multiplied at once
 _FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
 _MOST_STAGES = 32
 _ATTENTION = 8 << 10  # of shared memory for a block of split_attention
@@ -36,7 +36,7 @@ class WeightStream:
         pairs: of rows, in all.
         blocks: that share them: one a multiprocessor.
         vectors: 1 or 2.
-        slices: of a row.
+        taken: pairs that are multiplied at once.
         stages: pairs in the ring.
         flight: pairs that are asked for and not yet there, at most.
     """
@@ -45,7 +45,7 @@ class WeightStream:
     pairs: int
     blocks: int
     vectors: int
-    slices: int
+    taken: int
     stages: int
     flight: int
 
@@ -68,15 +68,14 @@ class WeightStream:
         if batch > MOST_VECTORS:
             raise ValueError(f"batch: expected at most {MOST_VECTORS} vectors, came {batch}")
         blocks = min(pairs, multiprocessors())
-        slices = 1
-        while slices < 4 and k > slices * _SLICE:
-            slices *= 2
-        taken = 4 // slices
+        taken = 4
+        while taken > 1 and taken * 4 * k > _MOST_TAKEN:
+            taken //= 2
         whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         for most in (_half_of_shared_memory(), whole):
-            for stages in range(_MOST_STAGES // taken * taken, taken, -taken):
-                flight = max(FETCHERS, min(stages, _FLIGHT // (4 * k)))
-                chosen = cls(k, pairs, blocks, batch, slices, stages, flight)
+            for stages in range(_MOST_STAGES, taken, -1):
+                flight = max(1, min(stages, _FLIGHT // (4 * k)))
+                chosen = cls(k, pairs, blocks, batch, taken, stages, flight)
                 if chosen.shared_mem <= most:
                     return chosen
         raise ValueError(
@@ -87,12 +86,9 @@ class WeightStream:
     @property
     def shared_mem(self) -> int:
         """Dynamic shared memory in bytes: ``Shared`` of weight_stream.cuh."""
-        pitch = -(-2 * self.k // 128) * 128 + 16 * self.slices
-        steps = -(-self.k // (32 * self.slices))
-        inputs = self.vectors * self.slices * steps * 128
-        floats = (BENCHES * 8 // self.slices + 1) * self.vectors * SUMMERS
+        floats = (BENCHES * 2 * self.taken + 1) * self.vectors * MULTIPLIERS
         barriers = 8 * (2 * self.stages + 2 * BENCHES)
-        return 2 * self.stages * pitch + inputs + barriers + 4 * floats + 16
+        return self.stages * 4 * self.k + 512 + barriers + 4 * floats + 8
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -100,7 +96,7 @@ class WeightStream:
         return options(
             K=self.k,
             VECTORS=self.vectors,
-            SLICES=self.slices,
+            TAKEN=self.taken,
             STAGES=self.stages,
             FLIGHT=self.flight,
         )
@@ -108,7 +104,7 @@ class WeightStream:
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:
         """Return the launch with its blocks."""
         kernel.max_dynamic_shared_size_bytes = self.shared_mem
-        block = ((SUMMERS + FETCHERS + 1) * WARP, 1, 1)
+        block = ((MULTIPLIERS + 2) * WARP, 1, 1)
         return KernelLaunch(kernel, (self.blocks, 1, 1), block, args, self.shared_mem)
 
 

@@ -44,9 +44,10 @@ extern "C" __global__ void BLOCK_LIMITS project_residual(
         wait_for_predecessor();
         stream.finish(batch);
     } else {
-        wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(input, nullptr, batch, stream.shared);
-        stream.multiply_all(vectors);
+        Vectors zeros;
+        stream.multiply_all(zeros, [&](Vectors& vectors) {
+            wait_for_predecessor();
+            vectors.load(input, nullptr, batch, stream.shared);
+        });
     }
 }

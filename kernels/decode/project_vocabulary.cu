@@ -69,9 +69,10 @@ extern "C" __global__ void BLOCK_LIMITS project_vocabulary(
         work.write_best(best_value, best_index, batch);
     } else {
         const Gain own_gain(gain);
-        wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, &own_gain, batch, stream.shared);
-        stream.multiply_all(vectors);
+        Vectors zeros;
+        stream.multiply_all(zeros, [&](Vectors& vectors) {
+            wait_for_predecessor();
+            vectors.load(x, &own_gain, batch, stream.shared);
+        });
     }
 }

@@ -84,9 +84,10 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
         stream.finish(batch);
     } else {
         const Gain own_gain(gain);
-        wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, &own_gain, batch, stream.shared);
-        stream.multiply_all(vectors);
+        Vectors zeros;
+        stream.multiply_all(zeros, [&](Vectors& vectors) {
+            wait_for_predecessor();
+            vectors.load(x, &own_gain, batch, stream.shared);
+        });
     }
 }

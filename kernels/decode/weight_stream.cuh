@@ -40,7 +40,7 @@ constexpr int BENCHES = 4;                              // where sums wait for t
 constexpr unsigned int ROW_BYTES = K * 2;
 static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES && TAKEN <= STAGES, "see above");
 // So that two blocks leave registers for one of split_attention.
-#define BLOCK_LIMITS __maxnreg__(VECTORS * OWN > 4 ? 96 : 56)
+#define BLOCK_LIMITS __maxnreg__(VECTORS * OWN > 4 ? 96 : 64)
 
 // --- CUDA's instructions -------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ struct Gain {
 
 // What a lane holds of the vectors, as mma wants it.
 struct Vectors {
-    unsigned int at[VECTORS][OWN][2][4];
+    unsigned int at[VECTORS][OWN][2][4] = {};
 
     // Takes float32 [batch, K], times the gain where there is one, and notes the squares: the root
     // of the norm comes in behind the sums. Only behind wait_for_predecessor.
@@ -353,12 +353,16 @@ struct Stream {
         }
     }
 
-    // A multiplying warp's part.
-    __device__ __forceinline__ void multiply_all(const Vectors& vectors) {
+    // A multiplying warp's part. Its first turn is a rehearsal, ahead of griddepcontrol.wait and with
+    // vectors of zeros: it brings the instructions into the caches, which costs a kernel that runs for
+    // two microseconds one of them. `ready` waits and loads the vectors.
+    template <typename Ready>
+    __device__ __forceinline__ void multiply_all(Vectors& vectors, const Ready& ready) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         int stage = 0, phase = 0, turn = 0;
+        bool rehearsal = true;
 #pragma unroll 1
-        for (int at = 0; at < count; at += TAKEN, ++turn) {
+        for (int at = 0; at < count;) {
             float sum[SUMS];
             int taken_stage = stage, taken_phase = phase;
 #pragma unroll
@@ -374,17 +378,23 @@ struct Stream {
                     multiply_row(shared.ring[there][half], vectors,
                                  sum + (taken * 2 + half) * VECTORS);
             }
-            __syncwarp();
-            if (lane < TAKEN && at + lane < count)
-                barrier_arrive(&shared.empty[(stage + lane) % STAGES]);
             const float total = sum_over_lanes(sum);
             const int bench = turn % BENCHES;
             if (turn >= BENCHES) barrier_wait(&shared.finished[bench], (turn / BENCHES - 1) % 2);
             if (lane % (32 / SUMS) == 0) shared.sums[bench][lane / (32 / SUMS)][warp] = total;
             __syncwarp();
+            if (rehearsal) {
+                rehearsal = false;
+                ready(vectors);
+                continue;
+            }
+            if (lane < TAKEN && at + lane < count)
+                barrier_arrive(&shared.empty[(stage + lane) % STAGES]);
             if (lane == 0) barrier_arrive(&shared.summed[bench]);
             stage = taken_stage;
             phase = taken_phase;
+            at += TAKEN;
+            ++turn;
         }
     }
 

@@ -7,6 +7,8 @@
 #include "weight_stream.cuh"
 
 struct GateUpWork {
+    static constexpr bool TOGETHER = false;
+    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *gate, *up;
     float* out;
@@ -40,11 +42,12 @@ extern "C" __global__ void BLOCK_LIMITS gate_up_silu(
         wait_for_predecessor();
         stream.finish(batch);
     } else {
-        const Gain own_gain(gain);
-        Vectors zeros;
-        stream.multiply_all(zeros, [&](Vectors& vectors) {
-            wait_for_predecessor();
-            vectors.load(x, &own_gain, batch, stream.shared);
-        });
+        Gain own_gain;
+        own_gain.load(gain);
+        wait_for_predecessor();
+        Vectors vectors;
+        vectors.load(x, batch);
+        own_gain.apply(vectors, stream.shared);
+        stream.sum(vectors);
     }
 }

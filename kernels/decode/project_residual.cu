@@ -8,6 +8,8 @@
 #include "weight_stream.cuh"
 
 struct ResidualWork {
+    static constexpr bool TOGETHER = true;
+    static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
     float* x;
@@ -44,10 +46,9 @@ extern "C" __global__ void BLOCK_LIMITS project_residual(
         wait_for_predecessor();
         stream.finish(batch);
     } else {
-        Vectors zeros;
-        stream.multiply_all(zeros, [&](Vectors& vectors) {
-            wait_for_predecessor();
-            vectors.load(input, nullptr, batch, stream.shared);
-        });
+        wait_for_predecessor();
+        Vectors vectors;
+        vectors.load(input, batch);
+        stream.sum(vectors);
     }
 }

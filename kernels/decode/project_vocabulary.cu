@@ -9,6 +9,8 @@
 #include "larger.cuh"
 
 struct VocabularyWork {
+    static constexpr bool TOGETHER = true;
+    static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
     float* logits;
@@ -68,11 +70,12 @@ extern "C" __global__ void BLOCK_LIMITS project_vocabulary(
         stream.finish(batch);
         work.write_best(best_value, best_index, batch);
     } else {
-        const Gain own_gain(gain);
-        Vectors zeros;
-        stream.multiply_all(zeros, [&](Vectors& vectors) {
-            wait_for_predecessor();
-            vectors.load(x, &own_gain, batch, stream.shared);
-        });
+        Gain own_gain;
+        own_gain.load(gain);
+        wait_for_predecessor();
+        Vectors vectors;
+        vectors.load(x, batch);
+        own_gain.apply(vectors, stream.shared);
+        stream.sum(vectors);
     }
 }

@@ -12,6 +12,8 @@
 constexpr int TURNS = HEAD_DIM / 2;  // pairs of a head
 
 struct QkvWork {
+    static constexpr bool TOGETHER = false;
+    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *weight_q, *weight_k, *weight_v;
     const float *cosines, *sines;
@@ -83,11 +85,12 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
         wait_for_predecessor();
         stream.finish(batch);
     } else {
-        const Gain own_gain(gain);
-        Vectors zeros;
-        stream.multiply_all(zeros, [&](Vectors& vectors) {
-            wait_for_predecessor();
-            vectors.load(x, &own_gain, batch, stream.shared);
-        });
+        Gain own_gain;
+        own_gain.load(gain);
+        wait_for_predecessor();
+        Vectors vectors;
+        vectors.load(x, batch);
+        own_gain.apply(vectors, stream.shared);
+        stream.sum(vectors);
     }
 }

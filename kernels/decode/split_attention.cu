@@ -98,15 +98,28 @@ __device__ __forceinline__ void attend(
     if (rank >= active) return;  // at once: the next kernel fetches weights in its place
     load(k, k_cache, 0, length - 1);
     load(v, v_cache, 0, length - 1);
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    load(k, k_cache, length - 1, length);  // the newest row, which the kernel ahead of this wrote
+    load(v, v_cache, length - 1, length);
 
-    float query[HEADS][8] = {}, most[HEADS], sum[HEADS] = {}, row[HEADS][8] = {};
+    float query[HEADS][8], most[HEADS], sum[HEADS], row[HEADS][8];
 #pragma unroll
-    for (int h = 0; h < HEADS; ++h) most[h] = MINUS_INFINITY;
-    // The first turn is a rehearsal, with queries of zeros: it brings the instructions into the
-    // caches while the kernel ahead of this one is still at work.
-    bool rehearsal = true;
-#pragma unroll 1
-    while (rehearsal || first < length) {
+    for (int h = 0; h < HEADS; ++h) {
+        most[h] = MINUS_INFINITY;
+        sum[h] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) row[h][j] = query[h][j] = 0.0f;
+        if (holds) {
+            const float4* from = reinterpret_cast<const float4*>(
+                q + ((long long)b * KV_HEADS * GROUP + first_head + h) * HEAD_DIM + part * 8);
+            const float4 low = load_fresh(from), high = load_fresh(from + 1);
+            const float eight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int j = 0; j < 8; ++j) query[h][j] = eight[j] * (scale * LOG2_E);
+        }
+    }
+
+    while (first < length) {
         float score[TIMES][HEADS];
 #pragma unroll
         for (int i = 0; i < TIMES; ++i) {
@@ -130,10 +143,8 @@ __device__ __forceinline__ void attend(
             }
         }
         const int tile_first = first;
-        if (!rehearsal) {
-            first += active * WARPS * TILE;
-            load(k, k_cache, 0, length);  // the next tile's, while this one's are looked at
-        }
+        first += active * WARPS * TILE;
+        load(k, k_cache, 0, length);  // the next tile's, while this one's are looked at
 
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
@@ -166,30 +177,7 @@ __device__ __forceinline__ void attend(
                 for (int j = 0; j < 8; ++j) row[h][j] = fmaf(score[i][h], value[j], row[h][j]);
             }
         }
-        if (!rehearsal) {
-            load(v, v_cache, 0, length);
-            continue;
-        }
-        rehearsal = false;
-        asm volatile("griddepcontrol.wait;" ::: "memory");
-        load(k, k_cache, length - 1, length);  // the newest row: the kernel ahead of this wrote it
-        load(v, v_cache, length - 1, length);
-#pragma unroll
-        for (int h = 0; h < HEADS; ++h) {
-            most[h] = MINUS_INFINITY;
-            sum[h] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < 8; ++j) row[h][j] = 0.0f;
-            if (holds) {
-                const float4* from = reinterpret_cast<const float4*>(
-                    q + ((long long)b * KV_HEADS * GROUP + first_head + h) * HEAD_DIM + part * 8);
-                const float4 low = load_fresh(from), high = load_fresh(from + 1);
-                const float eight[8] = {low.x, low.y, low.z, low.w,
-                                        high.x, high.y, high.z, high.w};
-#pragma unroll
-                for (int j = 0; j < 8; ++j) query[h][j] = eight[j] * (scale * LOG2_E);
-            }
-        }
+        load(v, v_cache, 0, length);
     }
 
     // Over the groups of lanes.

@@ -24,7 +24,6 @@ __all__ = ["found_shape", "split_attention"]
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
 _REGISTERS = 23 << 10  # of a block: what two blocks of the other kernels leave, and some more
-SHORT = (8, 4)
 _LONG = 2048  # places of a sequence, from which on reading the cache is what costs
 
 
@@ -47,7 +46,7 @@ class _Tiling(NamedTuple):
     def of(cls, batch: int, heads: int, kv_heads: int, max_len: int) -> _Tiling:
         group = heads // kv_heads
         if max_len < _LONG and batch == 1:
-            return cls(1, max(1, multiprocessors() // heads), SHORT[0], SHORT[1])
+            return cls(1, max(1, multiprocessors() // heads), 8, 4)
         return cls(group, max(1, 2 * multiprocessors() // (batch * kv_heads)), 4, 4)
 
 

@@ -18,10 +18,10 @@ from .sources import options
 
 __all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
 
-MULTIPLIERS, BENCHES = 8, 4  # as in weight_stream.cuh
-MOST_VECTORS = 2
-_MOST_TAKEN = 32 << 10  # bytes of the pairs that are multiplied at once
-_FLIGHT = 24 << 10  # bytes that a block has asked for and that are not yet there
+SUMMERS, FETCHERS, BENCHES = 8, 2, 4  # as in weight_stream.cuh
+MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for batches
+_MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
+_FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
 _MOST_STAGES = 32
 _ATTENTION = 8 << 10  # of shared memory for a block of split_attention
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
@@ -36,9 +36,8 @@ class WeightStream:
         pairs: of rows, in all.
         blocks: that share them: one a multiprocessor.
         vectors: 1 or 2.
-        taken: pairs that are multiplied at once.
+        taken: pairs that are summed at once.
         stages: pairs in the ring.
-        flight: pairs that are asked for and not yet there, at most.
     """
 
     k: int
@@ -47,11 +46,10 @@ class WeightStream:
     vectors: int
     taken: int
     stages: int
-    flight: int
 
     @classmethod
     def of(cls, argument: str, k: int, pairs: int, batch: int) -> WeightStream:
-        """Choose the segments of a row, and as many stages as half a multiprocessor holds.
+        """Choose how many pairs are summed at once, and what stages half a multiprocessor holds.
 
         Args:
             argument: what holds the rows, for an error message.
@@ -60,8 +58,8 @@ class WeightStream:
             batch: vectors.
 
         Raises:
-            ValueError: rows that are not whole sixteen bytes, or too long for the rings; a batch of
-                more than 2.
+            ValueError: rows that are not whole sixteen bytes, or of which four do not fit the
+                shared memory of a block; a batch of more than 2.
         """
         if k % 8:
             raise ValueError(f"{argument}: expected rows of a multiple of 8 elements, came {k}")
@@ -69,13 +67,12 @@ class WeightStream:
             raise ValueError(f"batch: expected at most {MOST_VECTORS} vectors, came {batch}")
         blocks = min(pairs, multiprocessors())
         taken = 4
-        while taken > 1 and taken * 4 * k > _MOST_TAKEN:
+        while taken > 1 and (2 * taken * batch > _MOST_SUMS or 4 * taken * k > _FLIGHT):
             taken //= 2
         whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         for most in (_half_of_shared_memory(), whole):
             for stages in range(_MOST_STAGES, taken, -1):
-                flight = max(1, min(stages, _FLIGHT // (4 * k)))
-                chosen = cls(k, pairs, blocks, batch, taken, stages, flight)
+                chosen = cls(k, pairs, blocks, batch, taken, stages)
                 if chosen.shared_mem <= most:
                     return chosen
         raise ValueError(
@@ -86,25 +83,21 @@ class WeightStream:
     @property
     def shared_mem(self) -> int:
         """Dynamic shared memory in bytes: ``Shared`` of weight_stream.cuh."""
-        floats = (BENCHES * 2 * self.taken + 1) * self.vectors * MULTIPLIERS
-        barriers = 8 * (2 * self.stages + 2 * BENCHES)
-        return self.stages * 4 * self.k + 512 + barriers + 4 * floats + 8
+        floats = (BENCHES * 2 * self.taken + 1) * self.vectors * SUMMERS
+        return self.stages * (4 * self.k + 16) + 16 * BENCHES + 4 * floats + 8
 
     @property
     def options(self) -> tuple[str, ...]:
         """The -D options of weight_stream.cuh."""
+        flight = max(FETCHERS, min(self.stages, _FLIGHT // (4 * self.k)))
         return options(
-            K=self.k,
-            VECTORS=self.vectors,
-            TAKEN=self.taken,
-            STAGES=self.stages,
-            FLIGHT=self.flight,
+            K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken
         )
 
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:
         """Return the launch with its blocks."""
         kernel.max_dynamic_shared_size_bytes = self.shared_mem
-        block = ((MULTIPLIERS + 2) * WARP, 1, 1)
+        block = ((SUMMERS + FETCHERS + 1) * WARP, 1, 1)
         return KernelLaunch(kernel, (self.blocks, 1, 1), block, args, self.shared_mem)
 
 
@@ -124,9 +117,9 @@ def _attribute(attribute: DeviceAttribute) -> int:
     return runtime.device_get_attribute(attribute, runtime.get_device())
 
 
-def normed(x: Pointer, gain: Pointer, batch: int, k: int, eps: float) -> NDArray[np.float32]:
+def normed(x: Pointer, gain: Pointer, batch: int, k: int, eps: np.float32) -> NDArray[np.float32]:
     """Return x over its root mean square, times the gain: what the twins multiply by."""
     rows = x.view((batch, k))
     mean = np.mean(rows * rows, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = rows * gain.view(k) / np.sqrt(mean + np.float32(eps))
+    scaled: NDArray[np.float32] = rows * gain.view(k) / np.sqrt(mean + eps)
     return scaled

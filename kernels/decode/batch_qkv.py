@@ -12,6 +12,7 @@ from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..launch import NULL, KernelLaunch, check
 from .batch_tiles import (
+    MEASURED,
     Tiles,
     aligned,
     batch_of,
@@ -28,6 +29,8 @@ __all__ = ["batch_qkv", "qkv_kernel", "qkv_tiles"]
 
 def qkv_tiles(hidden: int, heads: int, kv_heads: int, head_dim: int, batch: int) -> Tiles:
     """Return the tiles that :func:`batch_qkv` takes by default."""
+    if hidden >= MEASURED:
+        return Tiles(64, 4, 64, 6 if batch <= 32 else 5, 16, 1)
     return shared_tiles((heads + 2 * kv_heads) * head_dim, hidden, batch)
 
 

@@ -30,9 +30,8 @@ __all__ = ["batch_gate_up", "gate_up_kernel", "gate_up_tiles"]
 
 def gate_up_tiles(hidden: int, intermediate: int, batch: int) -> Tiles:
     """Return the tiles that :func:`batch_gate_up` takes by default."""
-    # The fastest of those tried in a chain of 16 layers at hidden 2048 (H200): see docs/decode.md.
-    if hidden >= MEASURED and batch in (8, 64):
-        return Tiles(128, 1, 64, 8, 32, 2) if batch == 8 else Tiles(64, 1, 128, 3, 32, 4)
+    if hidden >= MEASURED and batch == 64:
+        return Tiles(64, 1, 128, 3, 32, 4)
     return shared_tiles(2 * intermediate, hidden, batch, (128,))
 
 

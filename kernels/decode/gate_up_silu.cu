@@ -27,27 +27,13 @@ struct GateUpWork {
         high *= factor;
         out[(long long)b * M + pair] = low / (1.0f + __expf(-low)) * high;
     }
+
+    __device__ __forceinline__ void end(int) {}
 };
 
 extern "C" __global__ void BLOCK_LIMITS gate_up_silu(
     const __nv_bfloat16* gate, const __nv_bfloat16* up, const float* x, const float* gain,
     float* out, int batch, float eps) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    launch_dependents();
     GateUpWork work{M, gate, up, out, eps};
-    Stream<GateUpWork> stream(memory, work);
-    if (stream.is_fetcher()) {
-        stream.fetch();
-    } else if (stream.is_finisher()) {
-        wait_for_predecessor();
-        stream.finish(batch);
-    } else {
-        Gain own_gain;
-        own_gain.load(gain);
-        wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, batch);
-        own_gain.apply(vectors, stream.shared);
-        stream.sum(vectors);
-    }
+    stream_rows<true>(work, x, gain, batch);
 }

@@ -32,23 +32,12 @@ struct ResidualWork {
         to[0] = low_before + low;
         if (2 * pair + 1 < M) to[1] = high_before + high;
     }
+
+    __device__ __forceinline__ void end(int) {}
 };
 
 extern "C" __global__ void BLOCK_LIMITS project_residual(
     const __nv_bfloat16* weight, const float* input, float* x, int batch) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    launch_dependents();
     ResidualWork work{(M + 1) / 2, weight, x, 0.0f, 0.0f};
-    Stream<ResidualWork> stream(memory, work);
-    if (stream.is_fetcher()) {
-        stream.fetch();
-    } else if (stream.is_finisher()) {
-        wait_for_predecessor();
-        stream.finish(batch);
-    } else {
-        wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(input, batch);
-        stream.sum(vectors);
-    }
+    stream_rows<false>(work, input, nullptr, batch);
 }

@@ -13,7 +13,8 @@ struct VocabularyWork {
     static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
-    float* logits;
+    float *logits, *best_value;
+    int* best_index;
     float eps;
 
     // Of the logits that this lane finished, which are of one row.
@@ -41,7 +42,7 @@ struct VocabularyWork {
     }
 
     // The largest of the block: lanes of the same row are VECTORS apart.
-    __device__ __forceinline__ void write_best(float* best_value, int* best_index, int batch) {
+    __device__ __forceinline__ void end(int batch) {
 #pragma unroll
         for (int lanes = 16; lanes >= VECTORS; lanes /= 2) {
             const float other = __shfl_xor_sync(~0u, largest, lanes);
@@ -59,23 +60,7 @@ struct VocabularyWork {
 extern "C" __global__ void BLOCK_LIMITS project_vocabulary(
     const __nv_bfloat16* weight, const float* x, const float* gain, float* logits,
     float* best_value, int* best_index, int batch, float eps) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    launch_dependents();
-    VocabularyWork work{(M + 1) / 2, weight, logits, eps, NOTHING, NOWHERE};
-    Stream<VocabularyWork> stream(memory, work);
-    if (stream.is_fetcher()) {
-        stream.fetch();
-    } else if (stream.is_finisher()) {
-        wait_for_predecessor();
-        stream.finish(batch);
-        work.write_best(best_value, best_index, batch);
-    } else {
-        Gain own_gain;
-        own_gain.load(gain);
-        wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, batch);
-        own_gain.apply(vectors, stream.shared);
-        stream.sum(vectors);
-    }
+    VocabularyWork work{(M + 1) / 2, weight, logits, best_value, best_index, eps, NOTHING,
+                        NOWHERE};
+    stream_rows<true>(work, x, gain, batch);
 }

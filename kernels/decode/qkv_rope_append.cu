@@ -67,6 +67,8 @@ struct QkvWork {
             to[TURNS] = to_bfloat16(is_k ? turned_high : high);
         }
     }
+
+    __device__ __forceinline__ void end(int) {}
 };
 
 extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
@@ -74,23 +76,7 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
     const float* x, const float* gain, const float* cosines, const float* sines, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, const int* block_table, const int* positions,
     int batch, int max_len, float eps) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    launch_dependents();
     QkvWork work{(HEADS + 2 * KV_HEADS) * TURNS, weight_q, weight_k, weight_v, cosines, sines, q,
                  k_cache, v_cache, block_table, positions, max_len, eps, -1, 0.0f, 0.0f};
-    Stream<QkvWork> stream(memory, work);
-    if (stream.is_fetcher()) {
-        stream.fetch();
-    } else if (stream.is_finisher()) {
-        wait_for_predecessor();
-        stream.finish(batch);
-    } else {
-        Gain own_gain;
-        own_gain.load(gain);
-        wait_for_predecessor();
-        Vectors vectors;
-        vectors.load(x, batch);
-        own_gain.apply(vectors, stream.shared);
-        stream.sum(vectors);
-    }
+    stream_rows<true>(work, x, gain, batch);
 }

@@ -222,7 +222,9 @@ __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float 
 //   TOGETHER, LAST           whether the rows of a pair lie one behind the other, of so many in all
 //   early(pair, b)           what can be loaded before the sums are there
 //   finish(shared, pair, b, low, high)  the sums of both rows with vector b
-// The last two are called by a lane of the finisher for each pair and vector. A block has
+//   end(batch)               what is left to do when all sums were finished
+// early and finish are called by a lane of the finisher for each pair and vector, end by all its
+// lanes. A block has
 // neighbouring pairs.
 template <typename Work>
 struct Stream {
@@ -371,3 +373,28 @@ struct Stream {
         }
     }
 };
+
+// What a block does, from the first instruction on: `vectors` is float32 [batch, K], and `gain` of
+// the norm ahead float32 [K], or null where there is no norm.
+template <bool NORMED, typename Work>
+__device__ __forceinline__ void stream_rows(
+    Work& work, const float* vectors, const float* gain, int batch) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    launch_dependents();
+    Stream<Work> stream(memory, work);
+    if (stream.is_fetcher()) {
+        stream.fetch();
+    } else if (stream.is_finisher()) {
+        wait_for_predecessor();
+        stream.finish(batch);
+        work.end(batch);
+    } else {
+        Gain own_gain;
+        if (NORMED) own_gain.load(gain);
+        wait_for_predecessor();
+        Vectors own;
+        own.load(vectors, batch);
+        if (NORMED) own_gain.apply(own, stream.shared);
+        stream.sum(own);
+    }
+}

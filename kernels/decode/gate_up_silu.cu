@@ -8,11 +8,12 @@
 
 struct GateUpWork {
     static constexpr bool TOGETHER = false;
-    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *gate, *up;
     float* out;
     float eps;
+
+    __device__ __forceinline__ int rows() const { return 2 * pairs; }
 
     __device__ __forceinline__ const __nv_bfloat16* row(int pair, int half) const {
         return (half ? up : gate) + (long long)pair * K;

@@ -9,16 +9,17 @@
 
 struct ResidualWork {
     static constexpr bool TOGETHER = true;
-    static constexpr int LAST = M;
     int pairs;
     const __nv_bfloat16* weight;
     float* x;
 
     float low_before, high_before;
 
+    __device__ __forceinline__ int rows() const { return M; }
+
     __device__ __forceinline__ const __nv_bfloat16* row(int pair, int half) const {
         const int row = 2 * pair + half;
-        return row < M ? weight + (long long)row * K : nullptr;
+        return weight + (long long)row * K;
     }
 
     __device__ __forceinline__ void early(int pair, int b) {

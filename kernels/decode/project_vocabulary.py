@@ -38,7 +38,7 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
         blocks = launch.grid[0]
         values, indices = best_value.view((blocks, batch)), best_index.view((blocks, batch))
         for block in range(blocks):
-            first, last = (2 * (stream.pairs * i // blocks) for i in (block, block + 1))
+            first, last = (stream.first_pair(i) * 2 for i in (block, block + 1))
             indices[block] = first + first_largest(out[:, first:last])
             largest = out[np.arange(batch), indices[block]]
             values[block] = np.where(np.isnan(largest), -np.inf, largest)
@@ -49,7 +49,7 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
 
 def candidates(vocab: int) -> int:
     """Return how many rows ``best_value`` and ``best_index`` have: one for each block."""
-    return min(-(-vocab // 2), multiprocessors())
+    return min(-(-vocab // 8), multiprocessors())
 
 
 def project_vocabulary(
@@ -86,6 +86,6 @@ def project_vocabulary(
     check("best_index", best_index, (blocks, batch), np.int32)
     if blocks != candidates(vocab):
         raise ValueError(f"best_value: expected {candidates(vocab)} rows, came {blocks}")
-    stream = WeightStream.of("weight", k, -(-vocab // 2), batch)
+    stream = WeightStream.of("weight", k, -(-vocab // 2), batch, blocks)
     args = (weight, x, gain, logits, best_value, best_index, batch, float(eps))
     return stream.launch(_kernel(stream, vocab), args)

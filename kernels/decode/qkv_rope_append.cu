@@ -10,10 +10,10 @@
 #include "cache_place.cuh"
 
 constexpr int TURNS = HEAD_DIM / 2;  // pairs of a head
+static_assert(TURNS % UNIT == 0, "a unit is of one head");
 
 struct QkvWork {
     static constexpr bool TOGETHER = false;
-    static constexpr int LAST = 0;
     int pairs;
     const __nv_bfloat16 *weight_q, *weight_k, *weight_v;
     const float *cosines, *sines;
@@ -26,6 +26,8 @@ struct QkvWork {
 
     int position;
     float cosine, sine;
+
+    __device__ __forceinline__ int rows() const { return 2 * pairs; }
 
     __device__ __forceinline__ const __nv_bfloat16* row(int pair, int half) const {
         const int head = pair / TURNS;

@@ -1,13 +1,13 @@
 // weight_stream: the dot products of every row of a matrix with a few vectors, at the speed of
 // device memory.
 //
-// A block has eleven warps. Two fetch pairs of rows into a ring in shared memory, by bulk copies that
-// complete on an mbarrier each. Eight take their eighth of every row against their part of the
+// A block has ten warps. One fetches units of a few pairs of rows into a ring in shared memory, by bulk
+// copies that complete on an mbarrier for each unit. Eight take their eighth of every row against their part of the
 // vectors, which a lane holds in registers, in float32. One adds up what the eight found and does
 // with it what the kernel is for. They meet at mbarriers only, never all at once.
 //
 // The fetching begins before griddepcontrol.wait: weights depend on nothing, so it fills the time
-// in which the kernel ahead of this one ends. Until the vectors are there, no more than FLIGHT pairs
+// in which the kernel ahead of this one ends. Until the vectors are there, no more than FLIGHT units
 // are asked for and not yet there: what is behind them in the queues of the memory, such as the
 // vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the
 // same order.
@@ -16,22 +16,20 @@
 // each multiprocessor, and each taking nearly half of its shared memory, a block can only come in
 // where the kernel before the last has left, so that no multiprocessor gets two.
 //
-// -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; STAGES of the ring, and
-// FLIGHT, in pairs; TAKEN, pairs that are summed at once, a power of two.
+// -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; UNIT, pairs of one, 1, 2 or 4;
+// STAGES of the ring and FLIGHT, in units.
 
 #include "bfloat16.cuh"
 #include "fresh.cuh"
 
 constexpr int SUMMERS = 8;                                // warps that sum
-constexpr int FETCHERS = 2;                               // warps that fetch
-constexpr int FINISHER = SUMMERS + FETCHERS;              // the last warp
-constexpr int THREADS = 32 * (FINISHER + 1);
+constexpr int FETCHER = SUMMERS, FINISHER = SUMMERS + 1;   // the other two
 constexpr int CHUNKS = K / 8;                             // of sixteen bytes, in a row
 constexpr int OWN = (CHUNKS + 32 * SUMMERS - 1) / (32 * SUMMERS);  // of them, a lane's
-constexpr int SUMS = 2 * TAKEN * VECTORS;                 // of the pairs that are taken at once
-constexpr int BENCHES = 4;                                // where sums wait for the finisher
+constexpr int SUMS = 2 * UNIT * VECTORS;                  // of a unit
+constexpr int BENCHES = 16;                               // where sums wait for the finisher
 constexpr unsigned int ROW_BYTES = K * 2;
-static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES && TAKEN <= STAGES, "see above");
+static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES, "see above");
 // So that two blocks leave registers for one of split_attention.
 #define BLOCK_LIMITS __maxnreg__(VECTORS * OWN > 4 ? 96 : 56)
 
@@ -126,7 +124,7 @@ __device__ __forceinline__ float sum_over_lanes(float (&value)[COUNT]) {
 // --- a block's shared memory ---------------------------------------------------------------------
 
 struct Shared {
-    unsigned char ring[STAGES][2][ROW_BYTES];
+    unsigned char ring[STAGES][2 * UNIT][ROW_BYTES];
     unsigned long long full[STAGES], empty[STAGES];
     unsigned long long summed[BENCHES], finished[BENCHES];
     float sums[BENCHES][SUMS][SUMMERS];
@@ -218,26 +216,28 @@ __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float 
 
 // `Work` says where the rows are and what becomes of their sums:
 //   pairs                    how many pairs of rows there are
-//   row(pair, half)          where a row begins; null where the last pair has no second
-//   TOGETHER, LAST           whether the rows of a pair lie one behind the other, of so many in all
+//   TOGETHER                 whether the two rows of a pair lie one behind the other
+//   row(pair, half)          where a row begins; those of neighbouring pairs of a unit lie one behind
+//                            the other, or with TOGETHER both rows of all pairs
+//   rows()                   with TOGETHER, how many rows there are: the last pair may be half a one
 //   early(pair, b)           what can be loaded before the sums are there
 //   finish(shared, pair, b, low, high)  the sums of both rows with vector b
 //   end(batch)               what is left to do when all sums were finished
 // early and finish are called by a lane of the finisher for each pair and vector, end by all its
-// lanes. A block has
-// neighbouring pairs.
+// lanes. A block has neighbouring units.
 template <typename Work>
 struct Stream {
     Shared& shared;
     Work& work;
-    int first, count;  // pairs of this block
+    int first, count;  // units of this block
 
-    // Makes the barriers and lets the fetcher ask for its first pairs. All threads.
+    // Makes the barriers. All threads.
     __device__ __forceinline__ Stream(unsigned char* memory, Work& work_)
         : shared(*reinterpret_cast<Shared*>(memory)), work(work_) {
-        first = (int)((long long)work.pairs * blockIdx.x / gridDim.x);
-        count = (int)((long long)work.pairs * (blockIdx.x + 1) / gridDim.x) - first;
-        if (threadIdx.x == 32 * SUMMERS) {
+        const long long units = (work.pairs + UNIT - 1) / UNIT;
+        first = (int)(units * blockIdx.x / gridDim.x);
+        count = (int)(units * (blockIdx.x + 1) / gridDim.x) - first;
+        if (threadIdx.x == 32 * FETCHER) {
             shared.hurry = 0;
             for (int i = 0; i < STAGES; ++i) {
                 barrier_init(&shared.full[i], 1);
@@ -252,69 +252,66 @@ struct Stream {
         __syncthreads();
     }
 
-    __device__ __forceinline__ bool is_fetcher() const {
-        return threadIdx.x / 32 >= SUMMERS && threadIdx.x / 32 < FINISHER;
-    }
+    __device__ __forceinline__ bool is_fetcher() const { return threadIdx.x / 32 == FETCHER; }
     __device__ __forceinline__ bool is_finisher() const { return threadIdx.x / 32 == FINISHER; }
 
-    // A lane of each fetcher asks for every other pair, one behind the other.
+    // One lane asks for all units, one behind the other.
     __device__ __forceinline__ void fetch() {
         if (threadIdx.x % 32) return;
         const unsigned long long policy = read_once();
-        int at = threadIdx.x / 32 - SUMMERS;
-        int stage = at, round = 0, landing = at;  // the stage that is looked at for what arrived
-        for (; at < count; at += FETCHERS) {
+        int stage = 0, round = 0;
+        bool hurry = false;
+#pragma unroll 1
+        for (int at = 0; at < count; ++at) {
             unsigned long long* full = &shared.full[stage];
             if (round) barrier_wait(&shared.empty[stage], (round - 1) % 2);
-            if (at >= FLIGHT && !shared.hurry) {
-                barrier_wait(&shared.full[landing % STAGES], landing / STAGES % 2);
-                landing += FETCHERS;
+            if (at >= FLIGHT && !hurry) {
+                hurry = shared.hurry;
+                const int landing = at - FLIGHT;
+                if (!hurry) barrier_wait(&shared.full[landing % STAGES], landing / STAGES % 2);
             }
-            if (Work::TOGETHER && 2 * (first + at) + 1 < Work::LAST) {
-                barrier_expect(full, 2 * ROW_BYTES);
-                bulk_copy(
-                    shared.ring[stage][0], work.row(first + at, 0), 2 * ROW_BYTES, full, policy);
+            const int pair = (first + at) * UNIT;
+            const __nv_bfloat16* low = work.row(pair, 0);
+            if (Work::TOGETHER) {
+                const unsigned int rows = min(2 * UNIT, work.rows() - 2 * pair);
+                barrier_expect(full, rows * ROW_BYTES);
+                bulk_copy(shared.ring[stage][0], low, rows * ROW_BYTES, full, policy);
             } else {
-                const __nv_bfloat16* low = work.row(first + at, 0);
-                const __nv_bfloat16* high = work.row(first + at, 1);
-                barrier_expect(full, high ? 2 * ROW_BYTES : ROW_BYTES);
-                bulk_copy(shared.ring[stage][0], low, ROW_BYTES, full, policy);
-                if (high) bulk_copy(shared.ring[stage][1], high, ROW_BYTES, full, policy);
+                const unsigned int rows = min(UNIT, work.pairs - pair);
+                barrier_expect(full, 2 * rows * ROW_BYTES);
+                bulk_copy(shared.ring[stage][0], low, rows * ROW_BYTES, full, policy);
+                bulk_copy(
+                    shared.ring[stage][UNIT], work.row(pair, 1), rows * ROW_BYTES, full, policy);
             }
-            stage += FETCHERS;
-            if (stage >= STAGES) stage -= STAGES, ++round;
+            if (++stage == STAGES) stage = 0, ++round;
         }
     }
 
-    // The sums of pairs at `at` and behind it, as far as there are any, for one lane's chunks.
-    __device__ __forceinline__ void add_up(int at, const Vectors& vectors, float (&sum)[SUMS]) {
+    // The sums of a unit, for one lane's chunks. Of rows that are not there they mean nothing.
+    __device__ __forceinline__ void add_up(
+        const unsigned char (*rows)[ROW_BYTES], const Vectors& vectors, float (&sum)[SUMS]) {
 #pragma unroll
         for (int i = 0; i < SUMS; ++i) sum[i] = 0.0f;
 #pragma unroll
-        for (int taken = 0; taken < TAKEN; ++taken) {
-            const int stage = (at + taken) % STAGES;
-            if (at + taken < count)
-                barrier_wait(&shared.full[stage], (at + taken) / STAGES % 2);
+        for (int i = 0; i < OWN; ++i) {
+            const int chunk = threadIdx.x + 32 * SUMMERS * i;
+            if (CHUNKS % (32 * SUMMERS) == 0 || chunk < CHUNKS) {
 #pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                const int chunk = threadIdx.x + 32 * SUMMERS * i;
-                if (CHUNKS % (32 * SUMMERS) == 0 || chunk < CHUNKS) {
+                for (int which = 0; which < 2 * UNIT; ++which) {
+                    const int pair = which / 2, half = which % 2;
+                    const uint4 eight = *reinterpret_cast<const uint4*>(
+                        rows[Work::TOGETHER ? which : half * UNIT + pair] + chunk * 16);
+                    const unsigned int words[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        const uint4 pairs = *reinterpret_cast<const uint4*>(
-                            shared.ring[stage][half] + chunk * 16);
-                        const unsigned int words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+                    for (int j = 0; j < 4; ++j) {
+                        // A bfloat16 is the upper half of the float of the same value.
+                        const float even = __uint_as_float(words[j] << 16);
+                        const float odd = __uint_as_float(words[j] & 0xffff0000u);
 #pragma unroll
-                        for (int j = 0; j < 4; ++j) {
-                            // A bfloat16 is the upper half of the float of the same value.
-                            const float even = __uint_as_float(words[j] << 16);
-                            const float odd = __uint_as_float(words[j] & 0xffff0000u);
-#pragma unroll
-                            for (int b = 0; b < VECTORS; ++b) {
-                                float& s = sum[(taken * 2 + half) * VECTORS + b];
-                                s = fmaf(even, vectors.at[b][i][2 * j], s);
-                                s = fmaf(odd, vectors.at[b][i][2 * j + 1], s);
-                            }
+                        for (int b = 0; b < VECTORS; ++b) {
+                            float& s = sum[which * VECTORS + b];
+                            s = fmaf(even, vectors.at[b][i][2 * j], s);
+                            s = fmaf(odd, vectors.at[b][i][2 * j + 1], s);
                         }
                     }
                 }
@@ -327,20 +324,21 @@ struct Stream {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         // A use of a value that was loaded, so that this is behind the load.
         if (threadIdx.x == 0) shared.hurry = __float_as_int(vectors.at[0][0][0]) | 1;
-        int turn = 0;
+        int stage = 0, phase = 0;
 #pragma unroll 1
-        for (int at = 0; at < count; at += TAKEN, ++turn) {
+        for (int at = 0; at < count; ++at) {
+            barrier_wait(&shared.full[stage], phase);
             float sum[SUMS];
-            add_up(at, vectors, sum);
+            add_up(shared.ring[stage], vectors, sum);
             __syncwarp();
-            if (lane < TAKEN && at + lane < count)
-                barrier_arrive(&shared.empty[(at + lane) % STAGES]);
+            if (lane == 0) barrier_arrive(&shared.empty[stage]);
             const float total = sum_over_lanes(sum);
-            const int bench = turn % BENCHES;
-            if (turn >= BENCHES) barrier_wait(&shared.finished[bench], (turn / BENCHES - 1) % 2);
+            const int bench = at % BENCHES;
+            if (at >= BENCHES) barrier_wait(&shared.finished[bench], (at / BENCHES - 1) % 2);
             if (lane % (32 / SUMS) == 0) shared.sums[bench][lane / (32 / SUMS)][warp] = total;
             __syncwarp();
             if (lane == 0) barrier_arrive(&shared.summed[bench]);
+            if (++stage == STAGES) stage = 0, phase ^= 1;
         }
     }
 
@@ -349,26 +347,26 @@ struct Stream {
     __device__ __forceinline__ void finish(int batch) {
         constexpr int APART = 32 / VECTORS;
         const int lane = threadIdx.x % 32, b = lane % VECTORS;
-        int mine = b < batch ? lane / VECTORS : count;
-        if (mine < count) work.early(first + mine, b);
-        int turn = 0;
+        const int begin = first * UNIT, end = min(begin + count * UNIT, work.pairs);
+        int mine = b < batch ? begin + lane / VECTORS : end;
+        if (mine < end) work.early(mine, b);
 #pragma unroll 1
-        for (int at = 0; at < count; at += TAKEN, ++turn) {
-            const int bench = turn % BENCHES;
-            barrier_wait(&shared.summed[bench], turn / BENCHES % 2);
-            const bool now = mine < min(at + TAKEN, count);
+        for (int at = 0; at < count; ++at) {
+            const int bench = at % BENCHES, here = begin + at * UNIT;
+            barrier_wait(&shared.summed[bench], at / BENCHES % 2);
+            const bool now = mine < min(here + UNIT, end);
             float low = 0.0f, high = 0.0f;
             if (now) {
-                const int which = (mine - at) * 2 * VECTORS + b;
+                const int which = (mine - here) * 2 * VECTORS + b;
                 low = sum_of_summers(shared.sums[bench][which]);
                 high = sum_of_summers(shared.sums[bench][which + VECTORS]);
             }
             __syncwarp();
             if (lane == 0) barrier_arrive(&shared.finished[bench]);
             if (now) {
-                work.finish(shared, first + mine, b, low, high);
+                work.finish(shared, mine, b, low, high);
                 mine += APART;
-                if (mine < count) work.early(first + mine, b);
+                if (mine < end) work.early(mine, b);
             }
         }
     }

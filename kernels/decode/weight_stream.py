@@ -18,11 +18,11 @@ from .sources import options
 
 __all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
 
-SUMMERS, FETCHERS, BENCHES = 8, 2, 4  # as in weight_stream.cuh
+SUMMERS, BENCHES = 8, 16  # as in weight_stream.cuh
 MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for batches
-_MOST_SUMS = 16  # of the pairs that are summed at once, times vectors
-_FLIGHT = 40 << 10  # bytes that a block has asked for and that are not yet there
-_MOST_STAGES = 32
+_UNIT = 32 << 10  # bytes of a unit, at most
+_FLIGHT = 64 << 10  # bytes that a block has asked for and that are not yet there
+_MOST_STAGES = 16
 _ATTENTION = 8 << 10  # of shared memory for a block of split_attention
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
 
@@ -36,26 +36,31 @@ class WeightStream:
         pairs: of rows, in all.
         blocks: that share them: one a multiprocessor.
         vectors: 1 or 2.
-        taken: pairs that are summed at once.
-        stages: pairs in the ring.
+        unit: pairs that are fetched and summed at once.
+        stages: units in the ring.
+        flight: units that are asked for and not yet there, at most.
     """
 
     k: int
     pairs: int
     blocks: int
     vectors: int
-    taken: int
+    unit: int
     stages: int
+    flight: int
 
     @classmethod
-    def of(cls, argument: str, k: int, pairs: int, batch: int) -> WeightStream:
-        """Choose how many pairs are summed at once, and what stages half a multiprocessor holds.
+    def of(
+        cls, argument: str, k: int, pairs: int, batch: int, blocks: int | None = None
+    ) -> WeightStream:
+        """Choose the pairs of a unit, and as many stages as half a multiprocessor holds.
 
         Args:
             argument: what holds the rows, for an error message.
             k: elements of a row.
             pairs: of rows.
             batch: vectors.
+            blocks: at most one a unit; by default one a multiprocessor where units suffice.
 
         Raises:
             ValueError: rows that are not whole sixteen bytes, or of which four do not fit the
@@ -65,14 +70,15 @@ class WeightStream:
             raise ValueError(f"{argument}: expected rows of a multiple of 8 elements, came {k}")
         if batch > MOST_VECTORS:
             raise ValueError(f"batch: expected at most {MOST_VECTORS} vectors, came {batch}")
-        blocks = min(pairs, multiprocessors())
-        taken = 4
-        while taken > 1 and (2 * taken * batch > _MOST_SUMS or 4 * taken * k > _FLIGHT):
-            taken //= 2
+        unit = 4
+        while unit > 1 and 4 * unit * k > _UNIT:
+            unit //= 2
+        blocks = min(-(-pairs // unit), blocks or multiprocessors())
+        flight = max(1, _FLIGHT // (4 * unit * k))
         whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         for most in (_half_of_shared_memory(), whole):
-            for stages in range(_MOST_STAGES, taken, -1):
-                chosen = cls(k, pairs, blocks, batch, taken, stages)
+            for stages in range(_MOST_STAGES, 1, -1):
+                chosen = cls(k, pairs, blocks, batch, unit, stages, min(flight, stages))
                 if chosen.shared_mem <= most:
                     return chosen
         raise ValueError(
@@ -83,21 +89,28 @@ class WeightStream:
     @property
     def shared_mem(self) -> int:
         """Dynamic shared memory in bytes: ``Shared`` of weight_stream.cuh."""
-        floats = (BENCHES * 2 * self.taken + 1) * self.vectors * SUMMERS
-        return self.stages * (4 * self.k + 16) + 16 * BENCHES + 4 * floats + 8
+        floats = (BENCHES * 2 * self.unit + 1) * self.vectors * SUMMERS
+        return self.stages * (4 * self.unit * self.k + 16) + 16 * BENCHES + 4 * floats + 8
+
+    def first_pair(self, block: int) -> int:
+        """Return the first pair of a block; of the one behind the last, a pair that is not there."""
+        return -(-self.pairs // self.unit) * block // self.blocks * self.unit
 
     @property
     def options(self) -> tuple[str, ...]:
         """The -D options of weight_stream.cuh."""
-        flight = max(FETCHERS, min(self.stages, _FLIGHT // (4 * self.k)))
         return options(
-            K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken
+            K=self.k,
+            VECTORS=self.vectors,
+            UNIT=self.unit,
+            STAGES=self.stages,
+            FLIGHT=self.flight,
         )
 
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:
         """Return the launch with its blocks."""
         kernel.max_dynamic_shared_size_bytes = self.shared_mem
-        block = ((SUMMERS + FETCHERS + 1) * WARP, 1, 1)
+        block = ((SUMMERS + 2) * WARP, 1, 1)
         return KernelLaunch(kernel, (self.blocks, 1, 1), block, args, self.shared_mem)
 
 

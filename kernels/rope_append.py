@@ -15,6 +15,7 @@ __all__ = ["ROPE_APPEND", "rope_append", "rotated"]
 def rotated(
     rows: NDArray[np.float32], cosines: NDArray[np.float32], sines: NDArray[np.float32]
 ) -> NDArray[np.float32]:
+    """Return heads with each element turned against the one half a head behind it."""
     low, high = np.split(rows, 2, axis=-1)
     return np.concatenate((low * cosines - high * sines, high * cosines + low * sines), axis=-1)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import graphkit as gk
+from graphkit.device_array import DeviceArray
 
 from ..launch import KernelLaunch
 from ..llama.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from ..llama.decoder import BUILDS, Build, Decoder
 from ..llama.model import DecodeLaunch
 from .model import FusedLlama
 from .next_token import next_token
+from .tensor_step import TensorStep
 
 __all__ = ["FusedDecoder"]
 
@@ -30,7 +32,8 @@ class FusedDecoder(Decoder):
     Args:
         checkpoint: configuration and tensors; the matrices are bfloat16. Those in device memory
             are used where they lie, arrays on the host are copied.
-        batch: number of sequences, decoded side by side.
+        batch: number of sequences, decoded side by side: 1 to 64. One and two are multiplied in
+            float32; more have their activations rounded to bfloat16, as the tensor cores take them.
         max_len: places of the cache in tokens, prompt included; at most the model's
             ``max_position_embeddings``, which is the default.
         temperature: 0 takes the most likely token; above, tokens are drawn.
@@ -58,6 +61,8 @@ class FusedDecoder(Decoder):
         top_p: float = 1.0,
         page: int = 0,
     ) -> None:
+        if batch > TensorStep.most_rows:
+            raise ValueError(f"batch: expected 1 to {TensorStep.most_rows} sequences, came {batch}")
         self._page = page
         self._own_stream = gk.Stream()
         super().__init__(
@@ -69,6 +74,16 @@ class FusedDecoder(Decoder):
             top_p=top_p,
         )
 
+    @property
+    def k_cache(self) -> Sequence[DeviceArray]:
+        """The keys of each layer: see :class:`FusedLlama`."""
+        return self.llama.k_cache
+
+    @property
+    def v_cache(self) -> Sequence[DeviceArray]:
+        """The values of each layer, as :attr:`k_cache`."""
+        return self.llama.v_cache
+
     def _model(self, checkpoint: Checkpoint, batch: int, max_len: int | None) -> FusedLlama:
         return FusedLlama(checkpoint, rows=batch, max_len=max_len, page=self._page)
 
@@ -78,13 +93,20 @@ class FusedDecoder(Decoder):
         def add(name: str, launch: KernelLaunch, waits: bool) -> None:
             launches.append(DecodeLaunch(name, launch, (len(launches) - 1,), waits))
 
-        best: dict[str, object] = {}
+        best_value: object | None = None
+        best_index: object | None = None
         if self.temperature == 0.0:
-            best = {"best_value": self.llama.best_value, "best_index": self.llama.best_index}
+            best_value, best_index = self.llama.step.best
         else:
             add("choose", self._choice(), waits=False)
         state = self.next_token, self.tokens, self.prompt_len, self.position
-        add("next_token", next_token(*state, self.llama.table, self.llama.x, **best), waits=True)
+        append = next_token(
+            *(*state, self.llama.table, self.llama.step.x),
+            best_value=best_value,
+            best_index=best_index,
+            scaled=self.llama.step.scaled,
+        )
+        add("next_token", append, waits=True)
         return tuple(launches)
 
     def start(self, *prompts: Sequence[int], seed: int = 0) -> None:  # noqa: D102 - as inherited

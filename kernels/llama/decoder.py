@@ -139,8 +139,8 @@ class Decoder:
         Args:
             build: ``"eager"`` launches every kernel from Python; ``"capture"`` captures those
                 launches into a graph; ``"manual"`` adds a kernel node for each, with its
-                dependencies, so that independent ones lie side by side; ``"programmatic"`` likewise,
-                with programmatic edges to every kernel that waits for itself.
+                dependencies, so that independent ones lie side by side; ``"programmatic"``
+                likewise, with programmatic edges to every kernel that waits for itself.
             stream: the stream to launch on; a new one by default.
         """
         if build not in self.builds:

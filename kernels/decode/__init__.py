@@ -13,6 +13,12 @@ rows have kernels of their own (:class:`VectorStep`), 3 to 64 those on the tenso
     decoder.start(b"def ")
     for _ in range(64):
         decode.launch()
+
+Or with the whole generation in one launch, which ends when the model ends its text::
+
+    decode = decoder.build("loop")
+    decoder.start(b"def ")
+    decode.launch()
 """
 
 from .batch_gate_up import batch_gate_up
@@ -21,6 +27,7 @@ from .batch_residual import batch_residual
 from .batch_vocabulary import batch_vocabulary
 from .decoder import FusedDecoder
 from .gate_up_silu import gate_up_silu
+from .loop_on import loop_on
 from .model import FusedLlama
 from .next_token import Scaled, embed_token, next_token
 from .project_residual import project_residual
@@ -44,6 +51,7 @@ __all__ = [
     "batch_vocabulary",
     "embed_token",
     "gate_up_silu",
+    "loop_on",
     "next_token",
     "project_residual",
     "project_vocabulary",

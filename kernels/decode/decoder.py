@@ -7,15 +7,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 import graphkit as gk
 from graphkit.device_array import DeviceArray
 
 from ..launch import KernelLaunch
 from ..llama.checkpoint import Checkpoint
-from ..llama.decoder import BUILDS, Build, Decoder
+from ..llama.decoder import BUILDS, Build, Decode, Decoder, add_launches
 from ..llama.model import DecodeLaunch
+from .loop_on import check_steps, loop_on
 from .model import FusedLlama
 from .next_token import next_token
+from .row_ends import RowEnds
 from .tensor_step import TensorStep
 
 __all__ = ["FusedDecoder"]
@@ -24,10 +28,11 @@ __all__ = ["FusedDecoder"]
 class FusedDecoder(Decoder):
     """A Llama in bfloat16 whose decode step is a chain of fused kernels.
 
-    It has the state of a :class:`~graphkit.kernels.llama.Decoder` and one build more,
-    ``"programmatic"``: a graph whose edges let each kernel fetch its weights while the one ahead
-    of it ends. The last kernel of a step leaves the embedding of the next token where the first
-    of the next step reads it, so a position that is set by hand needs :meth:`embed`.
+    It has the state of a :class:`~graphkit.kernels.llama.Decoder` and two builds more:
+    ``"programmatic"``, a graph whose edges let each kernel fetch its weights while the one ahead
+    of it ends, and ``"loop"``, a graph that makes all steps of a generation in one launch
+    (:meth:`build`). The last kernel of a step leaves the embedding of the next token where the
+    first of the next step reads it, so a position that is set by hand needs :meth:`embed`.
 
     Args:
         checkpoint: configuration and tensors; the matrices are bfloat16. Those in device memory
@@ -42,12 +47,16 @@ class FusedDecoder(Decoder):
         page: places of a page of the caches; 0 for caches without pages. ``llama.block_table``
             says which pages a sequence has, and may change between launches.
 
+    Attributes:
+        length_limit: int32 [batch], tokens at which a row ends in the loop, its prompt included;
+            ``max_len`` until it is set to something else.
+
     Raises:
         ValueError: an argument out of range, extents or a dtype that the kernels do not take, or
             more memory than is free; before anything is allocated.
     """
 
-    builds: ClassVar[tuple[Build, ...]] = (*BUILDS, "programmatic")
+    builds: ClassVar[tuple[Build, ...]] = (*BUILDS, "programmatic", "loop")
     llama: FusedLlama
 
     def __init__(
@@ -73,6 +82,10 @@ class FusedDecoder(Decoder):
             top_k=top_k,
             top_p=top_p,
         )
+        self.length_limit = gk.asarray(np.full(batch, self.max_len, np.int32))
+        ends = self.config.eos_token_ids
+        self._row_ends = RowEnds(self.length_limit, gk.asarray(ends, np.int32) if ends else None)
+        self._left = gk.zeros(1, np.int32)
 
     @property
     def k_cache(self) -> Sequence[DeviceArray]:
@@ -88,6 +101,9 @@ class FusedDecoder(Decoder):
         return FusedLlama(checkpoint, rows=batch, max_len=max_len, page=self._page)
 
     def _list_launches(self) -> tuple[DecodeLaunch, ...]:
+        return self._chain()
+
+    def _chain(self, row_ends: RowEnds | None = None) -> tuple[DecodeLaunch, ...]:
         launches = self.llama.launches(self.position)
 
         def add(name: str, launch: KernelLaunch, waits: bool) -> None:
@@ -105,6 +121,7 @@ class FusedDecoder(Decoder):
             best_value=best_value,
             best_index=best_index,
             scaled=self.llama.step.scaled,
+            row_ends=row_ends,
         )
         add("next_token", append, waits=True)
         return tuple(launches)
@@ -112,6 +129,44 @@ class FusedDecoder(Decoder):
     def start(self, *prompts: Sequence[int], seed: int = 0) -> None:  # noqa: D102 - as inherited
         super().start(*prompts, seed=seed)
         self.embed()
+
+    def build(
+        self, build: Build, stream: gk.Stream | None = None, *, steps: int | None = None
+    ) -> Decode:
+        """Make the launches of a decode step launchable as one, or all steps of a generation.
+
+        ``"loop"`` is a graph with a while node around the step, whose edges are programmatic. One
+        launch of it makes steps until every row has ended: it chose one of the configuration's
+        ``eos_token_ids``, or has as many tokens as ``length_limit`` says. A row that has ended
+        keeps its tokens, its position and its ``next_token`` while others go on. The host does
+        nothing in between. A launch with all rows at their end makes no step.
+
+        Args:
+            build: one of :attr:`builds`; the others as :meth:`Decoder.build` says.
+            stream: the stream to launch on; a new one by default.
+            steps: of the loop alone: how many a launch makes at most.
+
+        Raises:
+            ValueError: another build, or ``steps`` out of range or without a loop.
+        """
+        if build != "loop":
+            if steps is not None:
+                raise ValueError(f"steps: expected None but for the loop, came {steps}")
+            return super().build(build, stream)
+        if steps is not None:
+            check_steps(steps)
+        stream = stream or gk.Stream()
+        graph = gk.Graph()
+        handle = graph.conditional_handle()
+        state = self.tokens, self.prompt_len, self.position, self._left, self._row_ends
+        begin = loop_on(handle, *state, begins=True, steps=steps).add_to(graph)
+        with graph.while_(handle, deps=begin) as body:
+            launches = self._chain(self._row_ends)
+            again = DecodeLaunch("loop_on", loop_on(handle, *state), (len(launches) - 1,), True)
+            add_launches(body, (*launches, again), programmatic=True)
+        exec_ = graph.instantiate()
+        exec_.upload(stream)
+        return Decode(build, self, stream, graph, exec_.launcher(stream), exec_, body)
 
     def embed(self) -> None:
         """Look up the token at each position, as the first kernel of a step needs it.

@@ -92,8 +92,13 @@ class WeightStream:
         """The -D options of weight_stream.cuh."""
         flight = max(FETCHERS, min(self.stages, _FLIGHT // (4 * self.k)))
         return options(
-            K=self.k, VECTORS=self.vectors, STAGES=self.stages, FLIGHT=flight, TAKEN=self.taken,
-            AHEAD=AHEAD if self.pairs<=8192 and self.pairs>2000 else 0, PACE=PACE,
+            K=self.k,
+            VECTORS=self.vectors,
+            STAGES=self.stages,
+            FLIGHT=flight,
+            TAKEN=self.taken,
+            AHEAD=AHEAD if self.pairs <= 8192 and self.pairs > 2000 else 0,
+            PACE=PACE,
         )
 
     def launch(self, kernel: Kernel, args: tuple[object, ...]) -> KernelLaunch:

@@ -28,7 +28,7 @@ from .batch_vocabulary import batch_vocabulary
 from .decoder import FusedDecoder
 from .gate_up_silu import gate_up_silu
 from .loop_on import loop_on
-from .model import FusedLlama
+from .model import FusedLlama, check_fit
 from .next_token import Scaled, embed_token, next_token
 from .project_residual import project_residual
 from .project_vocabulary import project_vocabulary
@@ -49,6 +49,7 @@ __all__ = [
     "batch_qkv",
     "batch_residual",
     "batch_vocabulary",
+    "check_fit",
     "embed_token",
     "gate_up_silu",
     "loop_on",

@@ -12,6 +12,7 @@ import numpy as np
 import graphkit as gk
 from graphkit.arrays import describe
 from graphkit.device_array import BFLOAT16, DeviceArray
+from graphkit.runtime.protocol import DeviceAttribute
 
 from ..launch import KernelLaunch
 from ..llama.checkpoint import Checkpoint, LlamaConfig
@@ -22,7 +23,7 @@ from .step import Caches, Shapes, Step, StepModel
 from .tensor_step import TensorStep
 from .vector_step import VectorStep
 
-__all__ = ["FusedLlama"]
+__all__ = ["FusedLlama", "check_fit"]
 
 
 class FusedLlama:
@@ -60,16 +61,12 @@ class FusedLlama:
         config = checkpoint.config
         limit = config.max_position_embeddings
         max_len = limit if max_len is None else max_len
-        if not 1 <= rows <= TensorStep.most_rows:
-            raise ValueError(f"rows: expected 1 to {TensorStep.most_rows}, came {rows}")
+        family = _family(rows)
         if not 2 <= max_len <= limit:
             raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
         if page < 0 or (page and max_len % page):
             raise ValueError(f"page: expected 0 or a divisor of max_len {max_len}, came {page}")
-        family = VectorStep if rows <= VectorStep.most_rows else TensorStep
-        _check_extents(config)
-        family.check(config)
-        _check_matrices(checkpoint)
+        check_fit(checkpoint, rows)
         blocks, places = (rows * max_len // page, page) if page else (rows, max_len)
         cache_shape = (blocks, config.num_key_value_heads, places, config.head_dim)
         shapes = family.shapes(config, rows, max_len)
@@ -121,6 +118,43 @@ class FusedLlama:
             DecodeLaunch(name, launch, (at - 1,) if at else (), waits=True)
             for at, (name, launch) in enumerate(self.step.launches(positions, caches))
         ]
+
+
+def check_fit(checkpoint: Checkpoint, rows: int = 1) -> None:
+    """Refuse what the fused kernels are not for; nothing is allocated.
+
+    Args:
+        checkpoint: configuration and tensors.
+        rows: tokens that are taken through it at once.
+
+    Raises:
+        ValueError: a device of a compute capability before 9.0, a number of rows, extents or a
+            dtype that they do not take.
+    """
+    runtime = gk.current()
+    device = runtime.get_device()
+    major, minor = (
+        runtime.device_get_attribute(attribute, device)
+        for attribute in (
+            DeviceAttribute.COMPUTE_CAPABILITY_MAJOR,
+            DeviceAttribute.COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    if major < 9:
+        raise ValueError(
+            "device: expected compute capability 9.0 or more, which has bulk copies and clusters, "
+            f"came {major}.{minor}"
+        )
+    _check_extents(checkpoint.config)
+    _family(rows).check(checkpoint.config)
+    _check_matrices(checkpoint)
+
+
+def _family(rows: int) -> type[VectorStep] | type[TensorStep]:
+    """Return the way that so many rows are taken through a model."""
+    if not 1 <= rows <= TensorStep.most_rows:
+        raise ValueError(f"rows: expected 1 to {TensorStep.most_rows}, came {rows}")
+    return VectorStep if rows <= VectorStep.most_rows else TensorStep
 
 
 def _check_extents(config: LlamaConfig) -> None:

@@ -44,6 +44,21 @@ class BuildChoice(StrEnum):
     EAGER = "eager"
     CAPTURE = "capture"
     MANUAL = "manual"
+    PROGRAMMATIC = "programmatic"
+
+
+class KernelsChoice(StrEnum):
+    """Which kernels a decode step is made of."""
+
+    SIMPLE = "simple"
+    FUSED = "fused"
+
+
+class LoopChoice(StrEnum):
+    """Who launches the next decode step."""
+
+    HOST = "host"
+    DEVICE = "device"
 
 
 RuntimeOption = Annotated[
@@ -144,8 +159,28 @@ def generate(
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many tokens to append.")] = 64,
     build: Annotated[
-        BuildChoice, typer.Option(help="How the decode step is made that writes the text.")
-    ] = BuildChoice.CAPTURE,
+        BuildChoice | None,
+        typer.Option(
+            help="How the decode step is made that writes the text; programmatic edges need the "
+            "fused kernels.",
+            show_default="capture, or programmatic with the fused kernels",
+        ),
+    ] = None,
+    kernels: Annotated[
+        KernelsChoice | None,
+        typer.Option(
+            help="simple: one for each operation, for any model; fused: a few for each layer, for "
+            "bfloat16 and compute capability 9.0 or more.",
+            show_default="fused on a device that they fit, else simple",
+        ),
+    ] = None,
+    loop: Annotated[
+        LoopChoice,
+        typer.Option(
+            help="host: a launch for each token; device: one launch for the whole text, of a graph "
+            "with a loop in it, of the fused kernels."
+        ),
+    ] = LoopChoice.HOST,
     model: Annotated[
         Path | None,
         typer.Option(help="A Llama in Hugging Face format; the bundled one by default."),
@@ -161,7 +196,7 @@ def generate(
     ] = True,
     runtime: RuntimeOption = RuntimeChoice.AUTO,
 ) -> None:
-    """Let a Llama write text, one graph launch per token, and compare three ways to build it."""
+    """Let a Llama write text, one graph launch per token or one for all; compare the ways."""
     with _clear_errors():
         chosen = _choose_runtime(runtime)
         # The only place that knows of the kernels: graphkit itself never imports them.
@@ -171,15 +206,17 @@ def generate(
         prompts = prompt or ["def "]
         if len(prompts) > 1:
             for what, refused in (
-                ("build", build is not BuildChoice.CAPTURE),
+                ("build", build not in (None, BuildChoice.CAPTURE)),
+                ("kernels", kernels is KernelsChoice.FUSED),
+                ("loop", loop is not LoopChoice.HOST),
                 ("temperature", temperature != 0.0),
                 ("top-k", top_k != 0),
                 ("top-p", top_p != 1.0),
             ):
                 if refused:
                     raise ValueError(
-                        f"{what}: expected the default with several prompts, since "
-                        "they are captured and take the likeliest tokens"
+                        f"{what}: expected the default with several prompts, since they are "
+                        "captured, of simple kernels, and take the likeliest tokens"
                     )
             _serve(model, prompts, tokens, compare)
             return
@@ -189,7 +226,9 @@ def generate(
             model,
             text,
             tokens,
-            build=build.value,
+            build=build and build.value,
+            kernels=kernels and kernels.value,
+            loop=loop.value,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -211,6 +250,7 @@ def generate(
             nodes = str(run.nodes) if run.nodes else "-"
             table.add_row(run.build, nodes, str(run.launches), str(len(run.tokens)), *times)
         Console(highlight=False).print(table)
+        typer.echo(f"kernels: {_printable(summary.kernels)}")
         if summary.same_tokens is not None:
             verdict = "yes" if summary.same_tokens else "no"
             typer.echo(f"same tokens from all builds: {verdict}")

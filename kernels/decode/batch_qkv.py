@@ -16,6 +16,7 @@ from .batch_tiles import (
     Tiles,
     aligned,
     batch_of,
+    enough_rows,
     floats,
     launch_of,
     norm_scale,
@@ -138,15 +139,16 @@ def batch_qkv(
         wv: bfloat16, as ``wk``.
         cos_table: float32 [max_len or more, head_dim / 2].
         sin_table: float32, as ``cos_table``.
-        position: int32 [batch].
-        q: float32 [batch, heads * head_dim].
+        position: int32 [rows or more].
+        q: float32 [rows or more, heads * head_dim].
         k_cache: bfloat16 [slots, kv_heads, max_len, head_dim], where row b has slot b; head_dim is
             a multiple of 16. With ``block_table`` it is [pages, kv_heads, page, head_dim].
         v_cache: bfloat16, as ``k_cache``.
         eps: epsilon of the norm.
-        block_table: int32 [batch, pages of a row]: position p of row b lies in page
+        block_table: int32 [rows or more, pages of a row]: position p of row b lies in page
             ``block_table[b, p // page]``, at ``p % page``.
-        rows: rows of the batch that are no padding; all by default. Others are not written.
+        rows: rows of the batch that are no padding; all by default. Others are neither read nor
+            written.
         tiles: how to cut the product; :func:`qkv_tiles` by default.
 
     Raises:
@@ -154,6 +156,7 @@ def batch_qkv(
             caches start on 16-byte boundaries), or the device has a compute capability before 9.0.
     """
     batch, hidden = batch_of("xg", xg, ("batch", "hidden"))
+    real = real_rows(rows, batch)
     parts, _ = check("squares", squares, ("parts", batch))
     shape = aligned("k_cache", k_cache, ("slots", "kv_heads", "max_len", "head_dim"))
     slots, kv_heads, max_len, head_dim = shape
@@ -169,21 +172,22 @@ def batch_qkv(
         aligned(name, matrix, (kv_heads * head_dim, hidden))
     page, pages = 0, 0
     if block_table is not None:
-        _, pages = check("block_table", block_table, (batch, "pages"), np.int32)
+        there, pages = check("block_table", block_table, ("rows", "pages"), np.int32)
+        enough_rows("block_table", there, real)
         page, max_len = max_len, max_len * pages
     table = aligned("cos_table", cos_table, ("max_len", head_dim // 2), np.float32)
     if table[0] < max_len:
         raise ValueError(f"cos_table: expected {max_len} rows or more, came {table[0]}")
     aligned("sin_table", sin_table, table, np.float32)
-    check("position", position, (batch,), np.int32)
-    aligned("q", q, (batch, width), np.float32)
+    enough_rows("position", check("position", position, ("rows",), np.int32)[0], real)
+    enough_rows("q", aligned("q", q, ("rows", width), np.float32)[0], real)
     heads = width // head_dim
     tiles = tiles or qkv_tiles(hidden, heads, kv_heads, head_dim, batch)
     kernel = qkv_kernel(*(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch))
     args = (
         *(xg, squares, wq, wk, wv, cos_table, sin_table, position),
         *(NULL if block_table is None else block_table, q, k_cache, v_cache),
-        *(parts, real_rows(rows, batch), slots, pages, max_len, float(eps)),
+        *(parts, real, slots, pages, max_len, float(eps)),
     )
     rows_of_all = (heads + 2 * kv_heads) * head_dim
     return launch_of(kernel, tiles, batch, tiles.count(rows_of_all) * tiles.split, args)

@@ -195,6 +195,16 @@ def real_rows(rows: object, batch: int) -> int:
     return rows
 
 
+def enough_rows(argument: str, came: int, rows: int) -> None:
+    """Refuse an array with fewer rows than those of the batch that are no padding.
+
+    Raises:
+        ValueError: when it has fewer.
+    """
+    if came < rows:
+        raise ValueError(f"{argument}: expected {rows} rows or more, came {came}")
+
+
 def launch_of(
     kernel: Kernel, tiles: Tiles, batch: int, blocks: int, args: tuple[object, ...]
 ) -> KernelLaunch:

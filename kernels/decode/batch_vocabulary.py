@@ -18,6 +18,7 @@ from .batch_tiles import (
     aligned,
     batch_of,
     eights,
+    enough_rows,
     floats,
     launch_of,
     norm_scale,
@@ -102,7 +103,7 @@ def batch_vocabulary(
             8, 16, 32 or 64, hidden a multiple of 8.
         squares: float32 [parts, batch], sums of squares of the residual stream.
         weight: bfloat16 [vocabulary, hidden]; the vocabulary is a multiple of 8.
-        logits: float32 [batch, vocabulary], or None when the candidates are enough.
+        logits: float32 [rows or more, vocabulary], or None when the candidates are enough.
         best: float32 [blocks, batch]; :func:`vocabulary_blocks` says how many blocks.
         best_index: int32 [blocks, batch].
         eps: epsilon of the norm.
@@ -114,11 +115,12 @@ def batch_vocabulary(
             boundaries), or the device has a compute capability before 9.0.
     """
     batch, hidden = batch_of("xg", xg, ("batch", "hidden"))
+    real = real_rows(rows, batch)
     parts, _ = check("squares", squares, ("parts", batch))
     vocabulary, _ = aligned("weight", weight, ("vocabulary", hidden))
     eights("weight", "a vocabulary", vocabulary)
     if logits is not None:
-        check("logits", logits, (batch, vocabulary))
+        enough_rows("logits", check("logits", logits, ("rows", vocabulary))[0], real)
     tiles = (tiles or vocabulary_tiles(batch)).checked(batch)
     if tiles.split > 1 or tiles.warp_split > 1:
         raise ValueError(f"tiles: expected no split of k, came {tiles}")
@@ -128,6 +130,6 @@ def batch_vocabulary(
     kernel = vocabulary_kernel(batch, hidden, vocabulary, tiles)
     args = (
         *(xg, squares, weight, NULL if logits is None else logits, best, best_index),
-        *(parts, real_rows(rows, batch), float(eps)),
+        *(parts, real, float(eps)),
     )
     return launch_of(kernel, tiles, batch, blocks, args)

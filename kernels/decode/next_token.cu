@@ -1,34 +1,73 @@
 // next_token: chooses the token of each row, appends it, moves the position on, and leaves the
-// residual stream at the embedding of the token that comes next
+// residual stream at the embedding of the token at the new position
 //
-// The largest of the blocks' largest logits (see project_vocabulary) is the token; where there are
-// none (blocks 0) it is what `chosen` holds. Inside the prompt the buffer's own next token stays.
-// The position stops at max_len - 1, and nothing is written past it. One block a row.
+// The largest of the blocks' largest logits (see project_vocabulary, batch_vocabulary) is the token;
+// where there are none (blocks 0) it is what `chosen` holds. Inside the prompt the buffer's own next
+// token stays. The position stops at max_len - 1, and nothing is written past it. A row that has
+// ended (see row_ends.cuh; `limits` may be null) keeps its tokens, its position and what it chose.
+//
+// embed_token leaves the embedding of the token at the position and does nothing else; NaN where
+// there is none.
+//
+// Where `xg` is not null, it gets the embedding times `gain`, and `squares` the sum of its squares:
+// what batch_qkv takes. One block a row.
 //
 // -D options: K (hidden size), THREADS.
 
 #include "bfloat16.cuh"
 #include "larger.cuh"
+#include "row_ends.cuh"
+
+// Row b of the residual stream. `sums` is the block's, of one float a warp.
+__device__ __forceinline__ void look_up(
+    const unsigned short* row, int b, const __nv_bfloat16* gain, float* x, __nv_bfloat16* xg,
+    float* squares, float* sums) {
+    float square = 0.0f;
+    for (int i = threadIdx.x; i < K; i += THREADS) {
+        const long long at = (long long)b * K + i;
+        const float value = row ? __uint_as_float((unsigned int)row[i] << 16)
+                                : __uint_as_float(0x7fc00000u);
+        x[at] = value;
+        if (xg) {
+            const unsigned int bits = reinterpret_cast<const unsigned short*>(gain)[i];
+            xg[at] = to_bfloat16(value * __uint_as_float(bits << 16));
+            square = fmaf(value, value, square);
+        }
+    }
+    if (!xg) return;
+    for (int lanes = 16; lanes > 0; lanes /= 2) square += __shfl_xor_sync(~0u, square, lanes);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = square;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int i = 1; i < THREADS / 32; ++i) square += sums[i];
+        squares[b] = square;
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     const float* best_value, const int* best_index, int* chosen, int* tokens,
-    const int* prompt_len, int* positions, const __nv_bfloat16* table, float* x, int blocks,
-    int batch, int max_len) {
+    const int* prompt_len, int* positions, const int* limits, const int* ends,
+    const __nv_bfloat16* table, const __nv_bfloat16* gain, float* x, __nv_bfloat16* xg,
+    float* squares, int blocks, int columns, int end_count, int batch, int max_len) {
     __shared__ float values[THREADS / 32];
     __shared__ int indices[THREADS / 32];
     __shared__ int next;
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const int b = blockIdx.x;
     // The kernel that writes them is far ahead: whoever comes next must not start before this ends.
-    const int at = positions[b] + 1, prompt = prompt_len[b];
-    const int given = 0 <= at && at < prompt && at < max_len ? tokens[(long long)b * max_len + at] : -1;
+    const int now = positions[b], at = now + 1, prompt = prompt_len[b];
+    const bool moves = 0 <= at && at < max_len;
+    const int* row = tokens + (long long)b * max_len;
+    const int held = 0 <= now && now < max_len ? row[now] : -1;
+    const int given = moves && at < prompt ? row[at] : -1;
+    const bool ended = limits && row_ended(now, held, prompt, limits[b], max_len, ends, end_count);
     asm volatile("griddepcontrol.wait;" ::: "memory");
 
     float value = NOTHING;
     int index = NOWHERE;
     for (int i = threadIdx.x; i < blocks; i += THREADS) {
-        const float other = best_value[i * batch + b];
-        const int where = best_index[i * batch + b];
+        const float other = comparable(best_value[i * columns + b]);
+        const int where = best_index[i * columns + b];
         if (larger(other, where, value, index)) value = other, index = where;
     }
     for (int lanes = 16; lanes > 0; lanes /= 2) {
@@ -41,17 +80,33 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     if (threadIdx.x == 0) {
         for (int i = 1; i < THREADS / 32; ++i)
             if (larger(values[i], indices[i], value, index)) value = values[i], index = indices[i];
-        const int token = blocks ? index : chosen[b];
+        const int token = ended && held >= 0 ? held : blocks ? index : chosen[b];
         chosen[b] = token;
-        next = given >= 0 ? given : token;
-        if (0 <= at && at < max_len) {
+        next = held >= 0 ? held : token;  // where the position stays
+        if (moves && !ended) {
             if (at >= prompt) tokens[(long long)b * max_len + at] = token;
             positions[b] = at;
+            next = given >= 0 ? given : token;
         }
     }
     __syncthreads();
-    const unsigned short* row =
+    const unsigned short* embedding =
         reinterpret_cast<const unsigned short*>(table) + (long long)next * K;
-    for (int i = threadIdx.x; i < K; i += THREADS)
-        x[(long long)b * K + i] = __uint_as_float((unsigned int)row[i] << 16);
+    look_up(embedding, b, gain, x, xg, squares, values);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) embed_token(
+    const int* tokens, const int* positions, const __nv_bfloat16* table,
+    const __nv_bfloat16* gain, float* x, __nv_bfloat16* xg, float* squares, int batch,
+    int max_len, int vocab) {
+    __shared__ float sums[THREADS / 32];
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    const int b = blockIdx.x, at = positions[b];
+    const int token = 0 <= at && at < max_len ? tokens[(long long)b * max_len + at] : -1;
+    const unsigned short* embedding =
+        0 <= token && token < vocab
+            ? reinterpret_cast<const unsigned short*>(table) + (long long)token * K
+            : nullptr;
+    look_up(embedding, b, gain, x, xg, squares, sums);
 }

@@ -5,22 +5,48 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..launch import NULL, KernelLaunch, check
+from .row_ends import RowEnds, row_ended
 from .sources import options, source
 
-__all__ = ["next_token"]
+__all__ = ["Scaled", "embed_token", "next_token"]
 
 THREADS = 256
 
 
+class Scaled(NamedTuple):
+    """What the kernels for batches need of the residual stream beside itself.
+
+    Attributes:
+        gain: bfloat16 [hidden], the weight of the first layer's norm.
+        xg: bfloat16 [batch or more, hidden], the stream times the gain.
+        squares: float32 [1, batch or more], the sum of squares of each row of the stream.
+    """
+
+    gain: object
+    xg: object
+    squares: object
+
+
+def _look_up(
+    row: NDArray[np.float32], b: int, k: int, gain: Pointer, x: Pointer, xg: Pointer, sums: Pointer
+) -> None:
+    x.view(k, b * k)[...] = row
+    if xg:
+        xg.view(k, b * k)[...] = row * gain.view(k).astype(np.float32)
+        sums.view(1, b)[0] = np.dot(row, row)
+
+
 @cache
-def _kernel(k: int) -> Kernel:
+def _next(k: int) -> Kernel:
     def twin(
         launch: Launch,
         best_value: Pointer,
@@ -29,30 +55,83 @@ def _kernel(k: int) -> Kernel:
         tokens: Pointer,
         prompt_len: Pointer,
         positions: Pointer,
+        limits: Pointer,
+        ends: Pointer,
         table: Pointer,
+        gain: Pointer,
         x: Pointer,
+        xg: Pointer,
+        squares: Pointer,
         blocks: int,
+        columns: int,
+        end_count: int,
         batch: int,
         max_len: int,
     ) -> None:
         picked, at_now = chosen.view(batch), positions.view(batch)
         prompts = prompt_len.view(batch)
         if blocks:
-            values, indices = best_value.view((blocks, batch)), best_index.view((blocks, batch))
-            order = np.lexsort((indices, -values), axis=0)[0]  # the largest, then the first place
-            picked[...] = np.take_along_axis(indices, order[None], axis=0)[0]
+            shape = int(blocks), int(columns)
+            best = _largest(best_value.view(shape), best_index.view(shape))
         for b in range(batch):
-            at, token = int(at_now[b]) + 1, int(picked[b])
-            if 0 <= at < max_len:
-                place = tokens.view(1, b * int(max_len) + at)
-                if at >= prompts[b]:
-                    place[0] = token
+            now, prompt = int(at_now[b]), int(prompts[b])
+            here = tokens.view(1, b * int(max_len) + now) if 0 <= now < max_len else None
+            held = -1 if here is None else int(here[0])
+            ended = bool(limits) and row_ended(
+                now, held, prompt, int(limits.view(1, b)[0]), int(max_len), ends, int(end_count)
+            )
+            if ended and held >= 0:
+                picked[b] = held
+            elif blocks:
+                picked[b] = best[b]
+            token = held if held >= 0 else int(picked[b])
+            if 0 <= now + 1 < max_len and not ended:
+                place = tokens.view(1, b * int(max_len) + now + 1)
+                if now + 1 >= prompt:
+                    place[0] = picked[b]
                 token = int(place[0])
-                at_now[b] = at
-            x.view(k, b * k)[...] = table.view(k, token * k).astype(np.float32)
+                at_now[b] = now + 1
+            row = table.view(k, token * k).astype(np.float32)
+            _look_up(row, b, k, gain, x, xg, squares)
 
     flags = options(K=k, THREADS=THREADS)
     return Kernel(source("next_token"), "next_token", twin=twin, options=flags)
+
+
+def _largest(values: NDArray[np.float32], indices: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the index of the largest candidate of each column; of equals the lowest."""
+    comparable = np.where(np.isnan(values), -np.inf, values)
+    found: NDArray[np.int32] = np.where(
+        comparable == comparable.max(axis=0), indices, np.iinfo(np.int32).max
+    ).min(axis=0)
+    return found
+
+
+@cache
+def _embed(k: int) -> Kernel:
+    def twin(
+        launch: Launch,
+        tokens: Pointer,
+        positions: Pointer,
+        table: Pointer,
+        gain: Pointer,
+        x: Pointer,
+        xg: Pointer,
+        squares: Pointer,
+        batch: int,
+        max_len: int,
+        vocab: int,
+    ) -> None:
+        for b, at in enumerate(positions.view(batch).tolist()):
+            row = np.full(k, np.nan, np.float32)
+            if 0 <= at < max_len:
+                token = int(tokens.view(1, b * int(max_len) + at)[0])
+                if 0 <= token < vocab:
+                    row = table.view(k, token * k).astype(np.float32)
+            _look_up(row, b, k, gain, x, xg, squares)
+
+    flags = options(K=k, THREADS=THREADS)
+    return Kernel(source("next_token"), "embed_token", twin=twin, options=flags)
 
 
 def next_token(
@@ -65,12 +144,17 @@ def next_token(
     *,
     best_value: object | None = None,
     best_index: object | None = None,
+    scaled: Scaled | None = None,
+    row_ends: RowEnds | None = None,
 ) -> KernelLaunch:
     """Return the launch that appends a token to each row and leaves its embedding in ``x``.
 
-    The token is the one at the largest of ``best_value`` (the first of equals), and ``chosen`` is
-    overwritten with it; without those it is what ``chosen`` holds. Inside the prompt (``position + 1 < prompt_len``) the buffer holds the next token
-    already, and it stays. The position stops at ``max_len - 1``; nothing is written past it.
+    The token is the one at the largest of ``best_value`` (the first of equals; NaN is less than
+    anything), and ``chosen`` is overwritten with it; without those it is what ``chosen`` holds.
+    Inside the prompt (``position + 1 < prompt_len``) the buffer holds the next token already, and
+    it stays. The position stops at ``max_len - 1``; nothing is written past it, and the embedding
+    is that of the token there. A row that has ended keeps its tokens and its position, and
+    ``chosen`` holds its last token.
 
     Args:
         chosen: int32 [batch], tokens below ``vocab`` where they are read.
@@ -78,9 +162,12 @@ def next_token(
         prompt_len: int32 [batch].
         positions: int32 [batch].
         table: bfloat16 [vocab, hidden], the embedding of every token.
-        x: float32 [batch, hidden], the embedding of the token that comes next.
-        best_value: float32 [blocks, batch], as :func:`project_vocabulary` leaves them.
-        best_index: int32 [blocks, batch].
+        x: float32 [batch, hidden], the embedding of the token at the new position.
+        best_value: float32 [blocks, batch or more], as :func:`project_vocabulary` and
+            :func:`batch_vocabulary` leave them.
+        best_index: int32, as ``best_value``.
+        scaled: what the kernels for batches read beside ``x``; it is written as well.
+        row_ends: what ends a row; None: nothing does.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -88,14 +175,57 @@ def next_token(
     batch, max_len = check("tokens", tokens, ("batch", "max_len"), np.int32)
     for name, array in (("chosen", chosen), ("prompt_len", prompt_len), ("positions", positions)):
         check(name, array, (batch,), np.int32)
-    _, hidden = check("table", table, ("vocab", "hidden"), BFLOAT16)
-    check("x", x, (batch, hidden))
-    blocks = 0
+    _, hidden, stream = _stream_args(batch, table, x, scaled)
+    blocks = columns = 0
     if best_value is not None or best_index is not None:
-        blocks, _ = check("best_value", best_value, ("blocks", batch))
-        check("best_index", best_index, (blocks, batch), np.int32)
+        blocks, columns = check("best_value", best_value, ("blocks", "batch"))
+        check("best_index", best_index, (blocks, columns), np.int32)
+        if columns < batch:
+            raise ValueError(f"best_value: expected {batch} columns or more, came {columns}")
+    limits, ends, end_count = (NULL, NULL, 0) if row_ends is None else row_ends.args(batch)
     args = (
         *(NULL if best_value is None else best_value, NULL if best_index is None else best_index),
-        *(chosen, tokens, prompt_len, positions, table, x, blocks, batch, max_len),
+        *(chosen, tokens, prompt_len, positions, limits, ends),
+        *(*stream, blocks, columns, end_count, batch, max_len),
     )
-    return KernelLaunch(_kernel(hidden), (batch, 1, 1), (THREADS, 1, 1), args)
+    return KernelLaunch(_next(hidden), (batch, 1, 1), (THREADS, 1, 1), args)
+
+
+def embed_token(
+    tokens: object, positions: object, table: object, x: object, *, scaled: Scaled | None = None
+) -> KernelLaunch:
+    """Return the launch that leaves the embedding of each row's token at its position in ``x``.
+
+    A token outside the vocabulary, or a position outside the buffer, gives a row of NaN.
+
+    Args:
+        tokens: int32 [batch, max_len].
+        positions: int32 [batch].
+        table: bfloat16 [vocab, hidden].
+        x: float32 [batch, hidden].
+        scaled: as for :func:`next_token`.
+
+    Raises:
+        ValueError: when shapes or dtypes do not agree.
+    """
+    batch, max_len = check("tokens", tokens, ("batch", "max_len"), np.int32)
+    check("positions", positions, (batch,), np.int32)
+    vocab, hidden, stream = _stream_args(batch, table, x, scaled)
+    args = (tokens, positions, *stream, batch, max_len, vocab)
+    return KernelLaunch(_embed(hidden), (batch, 1, 1), (THREADS, 1, 1), args)
+
+
+def _stream_args(
+    batch: int, table: object, x: object, scaled: Scaled | None
+) -> tuple[int, int, tuple[object, ...]]:
+    """Check what an embedding is read from and written to."""
+    vocab, hidden = check("table", table, ("vocab", "hidden"), BFLOAT16)
+    check("x", x, (batch, hidden))
+    if scaled is None:
+        return vocab, hidden, (table, NULL, x, NULL, NULL)
+    check("gain", scaled.gain, (hidden,), BFLOAT16)
+    rows, _ = check("xg", scaled.xg, ("batch", hidden), BFLOAT16)
+    if rows < batch:
+        raise ValueError(f"xg: expected {batch} rows or more, came {rows}")
+    check("squares", scaled.squares, (1, rows))
+    return vocab, hidden, (table, scaled.gain, x, scaled.xg, scaled.squares)

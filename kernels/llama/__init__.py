@@ -19,7 +19,7 @@ Sequences that come and go share a :class:`BatchedDecoder`, whose steps take any
 from .batching import BatchedDecoder
 from .checkpoint import Checkpoint, CheckpointError, Llama3Scaling, LlamaConfig
 from .decoder import BUILDS, Build, Decode, Decoder
-from .generation import BUNDLED_MODEL, BuildRun, Summary, generate
+from .generation import BUNDLED_MODEL, BuildRun, Kernels, Loop, Summary, generate
 from .model import DecodeLaunch, Llama
 from .serving import Piece, Served, Step, serve
 from .tokenizer import ByteTokenizer, FileTokenizer, load_tokenizer
@@ -37,9 +37,11 @@ __all__ = [
     "DecodeLaunch",
     "Decoder",
     "FileTokenizer",
+    "Kernels",
     "Llama",
     "Llama3Scaling",
     "LlamaConfig",
+    "Loop",
     "Piece",
     "Served",
     "Step",

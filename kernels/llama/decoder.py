@@ -19,9 +19,9 @@ from ..sample import check_draw, random_state, sample
 from .checkpoint import Checkpoint
 from .model import DecodeLaunch, Llama
 
-__all__ = ["BUILDS", "Build", "Decode", "Decoder"]
+__all__ = ["BUILDS", "Build", "Decode", "Decoder", "add_launches"]
 
-Build = Literal["eager", "capture", "manual", "programmatic"]
+Build = Literal["eager", "capture", "manual", "programmatic", "loop"]
 BUILDS: tuple[Build, ...] = ("eager", "capture", "manual")
 
 
@@ -139,8 +139,8 @@ class Decoder:
         Args:
             build: ``"eager"`` launches every kernel from Python; ``"capture"`` captures those
                 launches into a graph; ``"manual"`` adds a kernel node for each, with its
-                dependencies, so that independent ones lie side by side; ``"programmatic"`` likewise,
-                with programmatic edges to every kernel that waits for itself.
+                dependencies, so that independent ones lie side by side; ``"programmatic"``
+                likewise, with programmatic edges to every kernel that waits for itself.
             stream: the stream to launch on; a new one by default.
         """
         if build not in self.builds:
@@ -153,7 +153,7 @@ class Decoder:
                 self._launch_eagerly(stream)
         else:
             graph = gk.Graph()
-            self._add_to(graph, programmatic=build == "programmatic")
+            add_launches(graph, self.launches, programmatic=build == "programmatic")
         exec_ = graph.instantiate()
         exec_.upload(stream)
         return Decode(build, self, stream, graph, exec_.launcher(stream), exec_)
@@ -161,17 +161,6 @@ class Decoder:
     def _launch_eagerly(self, stream: gk.Stream) -> None:
         for entry in self.launches:
             entry.launch.launch(stream)
-
-    def _add_to(self, graph: gk.Graph, *, programmatic: bool = False) -> None:
-        nodes: list[gk.Node] = []
-        for entry in self.launches:
-            early = programmatic and entry.waits
-            before = [nodes[index] for index in entry.after]
-            node = entry.launch.add_to(graph, () if early else before)
-            if early:
-                for ahead in before:
-                    graph.add_dependency(ahead, node, programmatic=True)
-            nodes.append(node)
 
 
 class Decode:
@@ -182,7 +171,8 @@ class Decode:
         decoder: whose state the launches move on.
         stream: where they go.
         graph: the graph, None for the eager build.
-        launch: enqueue one decode step; returns without waiting.
+        launch: enqueue one decode step, or all steps of a loop; returns without waiting.
+        body: of a loop, the graph of a step; else None.
     """
 
     def __init__(
@@ -193,6 +183,7 @@ class Decode:
         graph: gk.Graph | None,
         launch: Callable[[], None],
         exec_: gk.GraphExec | None = None,
+        body: gk.Graph | None = None,
     ) -> None:
         self.build = build
         self.decoder = decoder
@@ -200,15 +191,21 @@ class Decode:
         self.graph = graph
         self.launch = launch
         self.exec = exec_
+        self.body = body
 
     @property
     def node_count(self) -> int:
-        """Nodes of the graph; 0 for the eager build, which has none."""
-        return 0 if self.graph is None else len(self.graph.nodes)
+        """Nodes of the graph and of the loop's body; 0 for the eager build, which has none."""
+        return sum(len(graph.nodes) for graph in (self.graph, self.body) if graph is not None)
 
     @property
     def launches_per_token(self) -> int:
-        """Calls into CUDA's launch interface per token: 1 for a graph, else one per kernel."""
+        """Calls into CUDA's launch interface per token: one for each kernel, or 1 for a graph.
+
+        0 for a loop, of which one launch makes all tokens.
+        """
+        if self.body is not None:
+            return 0
         return len(self.decoder.launches) if self.graph is None else 1
 
     def last_tokens(self) -> NDArray[np.int32]:
@@ -220,6 +217,27 @@ class Decode:
         """Destroy the executable graph, if there is one; the decoder stays usable."""
         if self.exec is not None:
             self.exec.close()
+
+
+def add_launches(
+    graph: gk.Graph, launches: Sequence[DecodeLaunch], *, programmatic: bool = False
+) -> None:
+    """Add a kernel node for each launch, with its dependencies (cudaGraphAddKernelNode).
+
+    Args:
+        graph: a graph, or the body of a loop.
+        launches: of a decode step.
+        programmatic: whether the edges to kernels that wait for themselves are programmatic.
+    """
+    nodes: list[gk.Node] = []
+    for entry in launches:
+        early = programmatic and entry.waits
+        before = [nodes[index] for index in entry.after]
+        node = entry.launch.add_to(graph, () if early else before)
+        if early:
+            for ahead in before:
+                graph.add_dependency(ahead, node, programmatic=True)
+        nodes.append(node)
 
 
 def check_prompt(

@@ -1,17 +1,26 @@
-"""Text from a Llama checkpoint, one launch a token, and whether every build writes the same."""
+"""Text from a Llama checkpoint, and whether every build of the decode step writes the same."""
 
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
+
+import graphkit as gk
 
 from .checkpoint import Checkpoint
-from .decoder import BUILDS, Build, Decode, Decoder, check_prompt
+from .decoder import Build, Decode, Decoder, check_prompt
 from .tokenizer import load_tokenizer
 
-__all__ = ["BUNDLED_MODEL", "BuildRun", "Summary", "generate"]
+__all__ = ["BUNDLED_MODEL", "BuildRun", "Kernels", "Loop", "Summary", "generate"]
+
+Kernels = Literal["simple", "fused"]
+Loop = Literal["host", "device"]
 
 BUNDLED_MODEL = Path(__file__).parent / "python-bytes"
 
@@ -23,8 +32,8 @@ class BuildRun:
     """What one build did.
 
     Attributes:
-        build: ``"eager"``, ``"capture"`` or ``"manual"``.
-        nodes: nodes of its graph; 0 for eager.
+        build: one of the decoder's.
+        nodes: nodes of its graph, a loop's body included; 0 for eager.
         launches: launches in all: of the graph, or of kernels for eager.
         tokens: the tokens it appended to the prompt.
         ms_per_token: host time from the first launch to the end of the last, divided by the
@@ -47,12 +56,14 @@ class Summary:
         prompt_tokens: length of the prompt.
         runs: the build that was asked for first, then the others.
         same_tokens: whether all builds chose the same tokens; None when only one ran.
+        kernels: which kernels were launched, and why those where nobody asked for them.
     """
 
     text: str
     prompt_tokens: int
     runs: tuple[BuildRun, ...]
     same_tokens: bool | None
+    kernels: str = "simple"
 
 
 def generate(
@@ -60,7 +71,9 @@ def generate(
     prompt: str,
     tokens: int,
     *,
-    build: Build = "capture",
+    build: Build | None = None,
+    kernels: Kernels | None = None,
+    loop: Loop = "host",
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -77,7 +90,13 @@ def generate(
         model: a folder in Hugging Face format.
         prompt: the text to continue.
         tokens: how many tokens to append; fewer when the model ends its text.
-        build: which build writes the text.
+        build: which build writes the text: by default ``"capture"`` of the simple kernels,
+            ``"programmatic"`` of the fused ones.
+        kernels: ``"simple"``, one for each operation, for any model and device, or ``"fused"``,
+            those of graphkit.kernels.decode. By default fused on a device that they fit, with a
+            checkpoint that they fit; the simulator's default is simple.
+        loop: ``"host"`` launches token by token; ``"device"`` launches once, a graph with a loop
+            in it, and the text comes all at once. It needs the fused kernels.
         temperature: 0 takes the most likely token; above, tokens are drawn.
         top_k: draw among so many most likely tokens; 0 means all.
         top_p: draw among the most likely tokens that have this share of the probability.
@@ -91,47 +110,60 @@ def generate(
         ValueError: an empty prompt, one longer than the model's context, or an argument out of
             range.
     """
-    if build not in BUILDS:
-        raise ValueError(f"build: expected one of {', '.join(BUILDS)}, came {build!r}")
+    if loop not in ("host", "device"):
+        raise ValueError(f"loop: expected host or device, came {loop!r}")
+    if loop == "device" and (build, kernels) not in _OF_DEVICE_LOOP:
+        raise ValueError(
+            "loop: expected host with a build or the simple kernels, since the loop on the device "
+            f"is a build of the fused ones, came device with build={build!r}, kernels={kernels!r}"
+        )
     checkpoint = Checkpoint.load(model)
     config = checkpoint.config
     tokenizer = load_tokenizer(model, config.vocab_size)
     ids = tokenizer.encode(prompt)
     limit = config.max_position_embeddings
     check_prompt(ids, limit, config.vocab_size)
-    decoder = Decoder(
-        checkpoint,
-        max_len=cache_places(len(ids), tokens, limit),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
+    places = cache_places(len(ids), tokens, limit)
+    type_, why = _decoder_type(checkpoint, "fused" if loop == "device" else kernels)
+    first_build = _first_build(type_, "loop" if loop == "device" else build)
+    decoder = type_(checkpoint, max_len=places, temperature=temperature, top_k=top_k, top_p=top_p)
     ends = set(config.eos_token_ids)
 
     decoder.start(ids, seed=seed)
 
     def compared(chosen: list[int]) -> Iterator[BuildRun]:
-        for other in BUILDS:
-            if other != build:
+        for other in decoder.builds:
+            if other != first_build:
                 decode = decoder.build(other)
                 try:
                     yield repeat(decode, ids, len(chosen), seed, timed)
                 finally:
                     decode.close()
 
-    def launch_all(first: Decode) -> Iterator[str | Summary]:
-        stream = tokenizer.stream()
-        pieces: list[str] = []
-        chosen: list[int] = []
+    def choose(first: Decode) -> Iterator[int]:
+        """Yield the tokens, each as soon as it is known."""
+        if first.body is not None:
+            _limit_length(first, len(ids) + tokens)
+            first.launch()
+            first.stream.synchronize()
+            yield from _appended(decoder, len(ids))
+            return
         for position in range(len(ids) - 1 + tokens):
             first.launch()
             if position < len(ids) - 1:
                 continue  # still inside the prompt: what was chosen is not kept
             token = int(first.last_tokens()[0])
-            chosen.append(token)
+            yield token
             if token in ends:
-                break
-            piece = stream.push(token)
+                return
+
+    def launch_all(first: Decode) -> Iterator[str | Summary]:
+        stream = tokenizer.stream()
+        pieces: list[str] = []
+        chosen: list[int] = []
+        for token in choose(first):
+            chosen.append(token)
+            piece = "" if token in ends else stream.push(token)
             if piece:
                 pieces.append(piece)
                 yield piece
@@ -144,16 +176,64 @@ def generate(
             runs += compared(chosen)
         # The streamed tokens count too: a timed run of the same build repeats them.
         same = all(run.tokens == tuple(chosen) for run in runs) if compare else None
-        yield Summary("".join(pieces), len(ids), tuple(runs), same)
+        yield Summary("".join(pieces), len(ids), tuple(runs), same, why)
 
     def build_and_launch() -> Iterator[str | Summary]:
-        first = decoder.build(build)
+        first = decoder.build(first_build)
         try:
             yield from launch_all(first)
         finally:  # also when the reader of the text stops early
             first.close()
 
     return build_and_launch()
+
+
+# What may be asked for together with the loop on the device.
+_OF_DEVICE_LOOP: tuple[tuple[Build | None, Kernels | None], ...] = tuple(
+    itertools.product((None, "loop"), (None, "fused"))
+)
+
+
+def _decoder_type(checkpoint: Checkpoint, kernels: Kernels | None) -> tuple[type[Decoder], str]:
+    """Return the decoder of some kernels, and what to say of them."""
+    # Here, since those modules import this package.
+    from ..decode.decoder import FusedDecoder
+    from ..decode.model import check_fit
+
+    if kernels == "simple":
+        return Decoder, "simple"
+    if kernels == "fused":
+        return FusedDecoder, "fused"
+    if kernels is not None:
+        raise ValueError(f"kernels: expected simple or fused, came {kernels!r}")
+    if gk.current().name == "sim":
+        return Decoder, "simple, the default on the simulator"
+    try:
+        check_fit(checkpoint)
+    except ValueError as error:
+        return Decoder, f"simple, since the fused ones do not fit: {error}"
+    return FusedDecoder, "fused, the default where they fit"
+
+
+def _first_build(type_: type[Decoder], build: Build | None) -> Build:
+    """Return the build that writes the text."""
+    if build is None:
+        return "programmatic" if "programmatic" in type_.builds else "capture"
+    if build not in type_.builds:
+        other = " of the simple kernels" if build in get_args(Build) else ""
+        raise ValueError(f"build: expected one of {', '.join(type_.builds)}{other}, came {build!r}")
+    return build
+
+
+def _limit_length(decode: Decode, tokens: int) -> None:
+    """Let a loop end when its row has so many tokens, the prompt included."""
+    decode.decoder.length_limit.set([tokens])  # type: ignore[attr-defined]
+
+
+def _appended(decoder: Decoder, prompt: int) -> list[int]:
+    """Return what stands behind the prompt, up to the position."""
+    length = int(decoder.position.get()[0]) + 1
+    return [int(token) for token in decoder.tokens.get()[0, prompt:length]]
 
 
 def cache_places(prompt: int, tokens: int, limit: int) -> int:
@@ -178,7 +258,7 @@ def _describe(
     decode: Decode, prompt: list[int], chosen: list[int], milliseconds: float | None = None
 ) -> BuildRun:
     steps = len(prompt) - 1 + len(chosen)
-    launches = steps * decode.launches_per_token
+    launches = 1 if decode.body is not None else steps * decode.launches_per_token
     return BuildRun(decode.build, decode.node_count, launches, tuple(chosen), milliseconds)
 
 
@@ -189,11 +269,14 @@ def repeat(
     decoder = decode.decoder
     decoder.start(prompt, seed=seed)
     steps = len(prompt) - 1 + count
+    launches = steps
+    if decode.body is not None:
+        _limit_length(decode, len(prompt) + count)
+        launches = 1
     begin = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(launches):
         decode.launch()
     decode.stream.synchronize()
     spent = (time.perf_counter() - begin) * 1e3 / steps
-    row = decoder.tokens.get()[0]
-    chosen = [int(token) for token in row[len(prompt) : len(prompt) + count]]
+    chosen = _appended(decoder, len(prompt))[:count]
     return _describe(decode, prompt, chosen, spent if timed else None)

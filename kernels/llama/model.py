@@ -25,7 +25,7 @@ from ..rope_append import rope_append
 from ..silu_mul import silu_mul
 from .checkpoint import Checkpoint
 
-__all__ = ["DecodeLaunch", "Llama", "on_device"]
+__all__ = ["DecodeLaunch", "Llama", "host_copy", "on_device"]
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -184,7 +184,7 @@ def _device_matrix(tensor: Any) -> Any:
     """
     info = describe(tensor)
     if info.on_host:
-        host = _host_copy(info)
+        host = host_copy(info)
         return gk.asarray(host if host.dtype in (_FLOAT32, BFLOAT16) else host.astype(_FLOAT32))
     if not info.contiguous or info.dtype not in (_FLOAT32, BFLOAT16):
         raise ValueError(
@@ -199,10 +199,11 @@ def _device_vector(tensor: Any) -> Any:
     info = describe(tensor)
     if info.dtype == _FLOAT32 and not info.on_host:
         return tensor
-    return gk.asarray(_host_copy(info).astype(_FLOAT32))
+    return gk.asarray(host_copy(info).astype(_FLOAT32))
 
 
-def _host_copy(info: ArrayInfo) -> NDArray[Any]:
+def host_copy(info: ArrayInfo) -> NDArray[Any]:
+    """Return the elements of an array on the host; one of NumPy's is returned as it is."""
     if isinstance(info.owner, np.ndarray):
         return info.owner
     if not info.contiguous:

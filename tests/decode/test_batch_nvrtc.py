@@ -7,7 +7,10 @@ chosen, and with those of the tests.
 import pytest
 from batch_cases import BATCHES, MODELS, Extents
 from cuda.bindings import nvrtc  # of the extra `test`: a missing compiler is an error, not a skip
-from graphkit.kernels.decode import batch_gate_up, batch_qkv, batch_residual, batch_vocabulary
+from graphkit.kernels.decode.batch_gate_up import gate_up_kernel, gate_up_tiles
+from graphkit.kernels.decode.batch_qkv import qkv_kernel, qkv_tiles
+from graphkit.kernels.decode.batch_residual import residual_kernel, residual_tiles
+from graphkit.kernels.decode.batch_vocabulary import vocabulary_kernel, vocabulary_tiles
 
 from graphkit.c_signature import parse_signature
 
@@ -25,17 +28,17 @@ def kernel_for(name, batch, extents, page=0):
     hidden, intermediate, heads, kv_heads, head_dim, vocabulary = extents
     if name == "batch_qkv":
         shape = (hidden, heads, kv_heads, head_dim)
-        tiles = batch_qkv.qkv_tiles(*shape, batch)
-        return batch_qkv.qkv_kernel(batch, *shape, page, tiles)
+        tiles = qkv_tiles(*shape, batch)
+        return qkv_kernel(batch, *shape, page, tiles)
     if name == "batch_gate_up":
-        tiles = batch_gate_up.gate_up_tiles(hidden, intermediate, batch)
-        return batch_gate_up.gate_up_kernel(batch, hidden, intermediate, tiles)
+        tiles = gate_up_tiles(hidden, intermediate, batch)
+        return gate_up_kernel(batch, hidden, intermediate, tiles)
     if name == "batch_vocabulary":
-        tiles = batch_vocabulary.vocabulary_tiles(batch)
-        return batch_vocabulary.vocabulary_kernel(batch, hidden, vocabulary, tiles)
+        tiles = vocabulary_tiles(batch)
+        return vocabulary_kernel(batch, hidden, vocabulary, tiles)
     width = intermediate if name.endswith(" of h") else heads * head_dim
-    tiles = batch_residual.residual_tiles(hidden, width, batch)
-    return batch_residual.residual_kernel(batch, hidden, width, tiles)
+    tiles = residual_tiles(hidden, width, batch)
+    return residual_kernel(batch, hidden, width, tiles)
 
 
 def checked(result):

@@ -101,7 +101,7 @@ def test_arguments_are_checked(runtime):
     xg, squares = gk.zeros((8, 64), BFLOAT16), gk.zeros((2, 8))
     weight = gk.zeros((40, 64), BFLOAT16)
     best, index = gk.zeros((1, 8)), gk.zeros((1, 8), np.int32)
-    with pytest.raises(ValueError, match=r"^logits: expected shape \(8, 40\), came \(8, 64\)"):
+    with pytest.raises(ValueError, match=r"^logits: expected shape \(rows, 40\), came \(8, 64\)"):
         batch_vocabulary(xg, squares, weight, gk.zeros((8, 64)), best, index, eps=EPS)
     with pytest.raises(ValueError, match=r"^best_index: expected dtype int32, came float32"):
         batch_vocabulary(xg, squares, weight, None, best, best, eps=EPS)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from graphkit.kernels import llama
 from llama.reference import byte_model, config, tensors, write_model
 from typer.testing import CliRunner
 
@@ -16,6 +18,7 @@ from graphkit import cli
 from graphkit.errors import RuntimeUnavailableError
 
 BUILDS = ["eager", "capture", "manual"]
+FUSED = [*BUILDS, "programmatic", "loop"]
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def rows(output):
     return {
         line[0]: dict(zip(header, line, strict=True))
         for line in lines
-        if line[:1] and line[0] in BUILDS
+        if line[:1] and line[0] in FUSED
     }
 
 
@@ -72,10 +75,70 @@ def test_generate_says_milliseconds_on_a_device_alone(graphkit, model, runtime):
 
 
 def test_generate_uses_the_bundled_model(graphkit):
-    output = graphkit("generate", "--prompt", "import ", "--tokens", 4, "--no-compare").stdout
+    arguments = ("--tokens", 4, "--no-compare", "--kernels", "simple")
+    output = graphkit("generate", "--prompt", "import ", *arguments).stdout
     assert output.splitlines()[1].startswith("import ")
     assert list(rows(output)) == ["capture"]
     assert "same tokens" not in output
+
+
+def test_generate_says_which_kernels_and_why(graphkit, model, runtime):
+    on_device = runtime.name == "cuda"
+    said = graphkit("generate", "--tokens", 2, "--no-compare").stdout
+    fits = "fused, the default where they fit"
+    assert f"kernels: {fits if on_device else 'simple, the default on the simulator'}" in said
+    said = graphkit("generate", "--model", model, "--tokens", 2, "--no-compare").stdout
+    assert "kernels: simple, " in said
+    assert ("head_dim: expected a multiple of 8" in said) == on_device
+
+
+def text_of(output):
+    return output.partition("\n")[2].partition("\nbuild")[0]
+
+
+@pytest.mark.parametrize("sampled", [(), ("--temperature", 0.8, "--seed", 3)])
+def test_fused_kernels_write_the_same_text_in_every_build(graphkit, sampled):
+    arguments = ("generate", "--prompt", "def f", "--tokens", 20, *sampled)
+    simple = graphkit(*arguments, "--kernels", "simple", "--no-compare").stdout
+    output = graphkit(*arguments, "--kernels", "fused").stdout
+    assert "same tokens from all builds: yes" in output
+    found = rows(output)
+    assert list(found) == ["programmatic", "eager", "capture", "manual", "loop"]
+    nodes = 5 * 5 + 2 + bool(sampled)
+    assert found["capture"]["nodes"] == found["programmatic"]["nodes"] == str(nodes)
+    assert found["loop"]["nodes"] == str(nodes + 3)  # both ends of the loop, and its condition
+    assert found["programmatic"]["launches"] == "24"
+    assert found["eager"]["launches"] == str(24 * nodes)
+    assert found["loop"]["launches"] == "1"
+    if not sampled:  # the last bit of a logit may decide what is drawn
+        assert text_of(output) == text_of(simple)
+
+
+def test_the_loop_on_the_device_writes_the_same_text(graphkit):
+    arguments = ("generate", "--prompt", "import ", "--tokens", 12)
+    host = graphkit(*arguments, "--kernels", "fused", "--no-compare").stdout
+    device = graphkit(*arguments, "--loop", "device").stdout
+    assert next(iter(rows(device))) == "loop"
+    assert text_of(host) == text_of(device)
+    assert "same tokens from all builds: yes" in device
+
+
+def test_the_loop_ends_where_the_model_ends_its_text(graphkit, tmp_path):
+    folder = tmp_path / "ends"
+    shutil.copytree(llama.BUNDLED_MODEL, folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"eos_token_id": [300, ord("\n")]}))
+    arguments = ("generate", "--model", folder, "--prompt", "def f(x", "--tokens", 40)
+    outputs = [
+        graphkit(*arguments, "--kernels", "fused", "--loop", loop).stdout
+        for loop in ("host", "device")
+    ]
+    assert text_of(outputs[0]) == text_of(outputs[1])
+    for output in outputs:
+        assert "same tokens from all builds: yes" in output
+        counts = {row["tokens"] for row in rows(output).values()}
+        assert len(counts) == 1
+        assert int(counts.pop()) < 40
 
 
 def test_the_bundled_model_has_learnt_its_python(graphkit):
@@ -104,8 +167,6 @@ def test_control_characters_do_not_reach_the_terminal(graphkit, model):
 
 
 def test_builds_that_disagree_are_an_exit_status(graphkit, model, monkeypatch):
-    from graphkit.kernels import llama
-
     whole = llama.generate
 
     def disagreeing(*args, **kwargs):
@@ -129,6 +190,16 @@ def test_builds_that_disagree_are_an_exit_status(graphkit, model, monkeypatch):
         (("--tokens", 61), "tokens: expected at most 60 after a prompt of 4"),
         (("--temperature", -1, "--tokens", 4), "temperature: expected 0 or more"),
         (("--top-p", 2, "--tokens", 4), "top_p: expected 0 to 1"),
+        (("--kernels", "fused", "--tokens", 4), "head_dim: expected a multiple of 8"),
+        (("--loop", "device", "--tokens", 4), "head_dim: expected a multiple of 8"),
+        (("--loop", "device", "--kernels", "simple"), "loop: expected host with a build or"),
+        (("--loop", "device", "--build", "manual"), "loop: expected host with a build or"),
+        (
+            ("--build", "programmatic", "--kernels", "simple", "--tokens", 4),
+            "build: expected one of eager, capture, manual of the simple kernels",
+        ),
+        (("--loop", "device", "--prompt", "a", "--prompt", "b"), "loop: expected the default"),
+        (("--kernels", "fused", "--prompt", "a", "--prompt", "b"), "kernels: expected the default"),
     ],
 )
 def test_generate_refuses_in_one_message(graphkit, model, arguments, says):

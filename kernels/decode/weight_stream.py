@@ -93,7 +93,7 @@ class WeightStream:
         return self.stages * (4 * self.unit * self.k + 16) + 16 * BENCHES + 4 * floats + 8
 
     def first_pair(self, block: int) -> int:
-        """Return the first pair of a block; of the one behind the last, a pair that is not there."""
+        """Return the first pair of a block; for the one behind the last, what comes behind all."""
         return -(-self.pairs // self.unit) * block // self.blocks * self.unit
 
     @property

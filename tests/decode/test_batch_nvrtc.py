@@ -6,7 +6,7 @@ chosen, and with those of the tests.
 
 import pytest
 from batch_cases import BATCHES, MODELS, Extents
-from cuda.bindings import nvrtc  # of the extra `test`: a missing compiler is an error, not a skip
+from compiled import log_of
 from graphkit.kernels.decode.batch_gate_up import gate_up_kernel, gate_up_tiles
 from graphkit.kernels.decode.batch_qkv import qkv_kernel, qkv_tiles
 from graphkit.kernels.decode.batch_residual import residual_kernel, residual_tiles
@@ -39,26 +39,6 @@ def kernel_for(name, batch, extents, page=0):
     width = intermediate if name.endswith(" of h") else heads * head_dim
     tiles = residual_tiles(hidden, width, batch)
     return residual_kernel(batch, hidden, width, tiles)
-
-
-def checked(result):
-    status, *values = result
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
-    return values[0] if values else None
-
-
-def log_of(kernel, architecture, *options):
-    """Compile a kernel as it is and return what the compiler says."""
-    program = checked(nvrtc.nvrtcCreateProgram(kernel.code.encode(), b"kernel.cu", 0, [], []))
-    flags = [f"--gpu-architecture={architecture}", *kernel.options, *options]
-    flags = [flag.encode() for flag in flags]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
-    log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-    checked(nvrtc.nvrtcGetProgramLog(program, log))
-    messages = log.decode().strip("\0 \n")
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, messages
-    checked(nvrtc.nvrtcDestroyProgram(program))
-    return messages
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -1,0 +1,98 @@
+"""Attention of one token a row to the bfloat16 cache against float64."""
+
+import numpy as np
+import pytest
+from batch_cases import ROUNDED, close
+from decode_cases import BFLOAT16, EXPONENTS, MODELS, Cache, Extents, bfloat16, floats
+from graphkit.kernels.decode.split_attention import found_shape, split_attention
+
+import graphkit as gk
+
+WIDE = Extents(0, 0, 8, 1, 128, 0)  # the largest group
+SMALL = Extents(0, 0, 4, 2, 8, 0)
+
+
+class Case:
+    def __init__(self, rng, batch, extents, max_len, page=0, dtype=np.float32):
+        _, _, self.heads, self.kv_heads, self.head_dim, _ = extents
+        self.batch, self.max_len = batch, max_len
+        shape = batch, self.kv_heads, max_len, self.head_dim
+        self.k, self.v = (Cache(bfloat16(rng, *shape), page) for _ in "kv")
+        self.q = floats(rng, batch, self.heads * self.head_dim)
+        self.out = gk.asarray(np.full(self.q.shape, np.nan, dtype))
+        shape = found_shape(batch, self.heads, self.kv_heads, self.head_dim, max_len)
+        self.found = gk.asarray(np.full(shape, np.nan, np.float32))
+        self.arrived = gk.zeros(batch * self.heads, np.int32)
+        self.on_device = tuple(map(gk.asarray, (self.q, self.k.array, self.v.array)))
+        self.positions = gk.zeros(batch, np.int32)
+
+    def launch(self, **options):
+        table = None if self.k.table is None else gk.asarray(self.k.table)
+        scratch = self.positions, self.found, self.arrived, self.out
+        return split_attention(*self.on_device, *scratch, block_table=table, **options)
+
+    def expected(self, positions, scale=None):
+        group = self.heads // self.kv_heads
+        out = np.zeros((self.batch, self.heads, self.head_dim))
+        for b, at in enumerate(positions):
+            length = max(0, min(at + 1, self.max_len))
+            for h in range(self.heads if length else 0):
+                k, v = (c.rows[b, h // group, :length].astype(np.float64) for c in (self.k, self.v))
+                q = self.q[b].reshape(self.heads, -1)[h].astype(np.float64)
+                score = k @ q * (scale or self.head_dim**-0.5)
+                odds = np.exp(score - score.max())
+                out[b, h] = odds @ v / odds.sum()
+        return out.reshape(self.batch, -1)
+
+
+@pytest.mark.parametrize("page", [0, 5])
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("extents", [*MODELS.values(), WIDE, SMALL], ids=[*MODELS, "wide", "small"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_matches_float64(run, rng, batch, extents, dtype, page):
+    case = Case(rng, batch, extents, 60, page, dtype)
+    launch = case.launch()
+    for positions in ([0, 59], [1, 30], [59, 60], [-1, 31], [2**31 - 2, -5]):
+        case.positions.set(positions[:batch])
+        case.out.set(np.full(case.q.shape, np.nan, dtype))
+        run(launch)
+        tolerance = EXPONENTS if dtype == np.float32 else ROUNDED
+        close(case.out.get(), case.expected(positions[:batch]), **tolerance)
+    assert not case.arrived.get().any()
+
+
+@pytest.mark.parametrize("max_len", [600, 3000])
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_contexts_over_several_blocks(run, rng, batch, max_len):
+    case = Case(rng, batch, SMALL, max_len, page=100)
+    launch = case.launch()
+    for at in (max_len // 3, max_len - 1):
+        positions = [max(0, at - 211 * b) for b in range(batch)]
+        case.positions.set(positions)
+        run(launch)
+        close(case.out.get(), case.expected(positions), **EXPONENTS)
+    assert not case.arrived.get().any()
+
+
+def test_a_scale_of_ones_own_and_scores_that_differ_widely(run, rng):
+    case = Case(rng, 1, SMALL, 200)
+    case.positions.set([199])
+    run(case.launch(scale=40.0))
+    close(case.out.get(), case.expected([199], scale=40.0), rtol=2e-3, atol=2e-3)
+
+
+def test_bad_input(run, rng):
+    case = Case(rng, 1, SMALL, 20)
+    with pytest.raises(ValueError, match=r"^scale: expected a finite number"):
+        case.launch(scale=float("nan"))
+    case.q = floats(rng, 1, 9 * 2 * 8)
+    case.on_device = gk.asarray(case.q), *case.on_device[1:]
+    with pytest.raises(ValueError, match=r"^q: expected 1 to 8 times 2 heads of 8, came 144"):
+        case.launch()
+    narrow = Case(rng, 1, Extents(0, 0, 2, 1, 8, 0), 20)
+    narrow.on_device = narrow.on_device[0], *(gk.zeros((1, 1, 20, 12), BFLOAT16) for _ in "kv")
+    with pytest.raises(ValueError, match=r"^k_cache: expected head_dim a multiple of 8, came 12"):
+        narrow.launch()
+    narrow.on_device = narrow.on_device[0], *(gk.zeros((1, 1, 20, 264), BFLOAT16) for _ in "kv")
+    with pytest.raises(ValueError, match=r"^k_cache: expected head_dim of at most 256, came 264"):
+        narrow.launch()

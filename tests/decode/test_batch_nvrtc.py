@@ -6,7 +6,7 @@ chosen, and with those of the tests.
 
 import pytest
 from batch_cases import BATCHES, MODELS, Extents
-from compiled import log_of
+from compiled import log_of, registers_of
 from graphkit.kernels.decode.batch_gate_up import gate_up_kernel, gate_up_tiles
 from graphkit.kernels.decode.batch_qkv import qkv_kernel, qkv_tiles
 from graphkit.kernels.decode.batch_residual import residual_kernel, residual_tiles
@@ -60,8 +60,7 @@ def test_compiles_without_a_warning(name, model, architecture):
 def test_two_blocks_of_a_chain_fit_on_a_multiprocessor(name, batch):
     """So that the next kernel may fetch its weights while this one works."""
     kernel = kernel_for(name, batch, LARGE)
-    log = log_of(kernel, "sm_90", "--ptxas-options=-v")
-    registers = int(log.split("Used ")[1].split(" registers")[0])
+    registers = registers_of(kernel, "sm_90")
     constants = dict(option[2:].split("=") for option in kernel.options)
     rows, warp_rows, split = (int(constants[n]) for n in ("ROWS", "WARP_ROWS", "WARP_SPLIT"))
     ring = int(constants["STAGES"]) * (rows + batch) * int(constants["DEPTH"]) * 2

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of kernels: run one launch, and arrays that show what was not written."""
+"""Fixtures for tests of kernels: run one launch, and arrays that show what was not written."""
 
 import numpy as np
 import pytest

@@ -4,10 +4,12 @@
 #   NO_VENV=1             use PYTHON as it is, installing nothing: graphkit and its tools are there
 #   VENV=.venv            where the virtual environment goes
 #   JOBS=2                test processes of `make test`
+#   GPU_JOBS=6            and of `make test-gpu`, each with a context of its own on the device
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+GPU_JOBS ?= 6
 PROMPT ?= def$(space)
 TOKENS ?= 64
 
@@ -56,7 +58,8 @@ test: $(call READY_FOR,dev) ## the whole suite without a GPU, on the simulator, 
 	$(PY) -P -m pytest --runtime=sim -m "not gpu" -n $(JOBS) --cov --cov-fail-under=90 --evidence=check
 
 test-gpu: $(call READY_FOR,dev) ## the same suite on the device, and what only hardware shows
-	GRAPHKIT_REQUIRE_GPU=1 $(PY) -P -m pytest --runtime=cuda --evidence=write
+	GRAPHKIT_REQUIRE_GPU=1 $(PY) -P -m pytest --runtime=cuda -m "not alone" -n $(GPU_JOBS) --evidence=part
+	GRAPHKIT_REQUIRE_GPU=1 $(PY) -P -m pytest --runtime=cuda -m alone --evidence=write
 
 lint: $(call READY_FOR,dev) ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -70,7 +70,7 @@ def test_evidence_counts_outcomes_and_names_why_tests_were_skipped(tmp_path):
         "error": [None],
         "skipped": [skip("no torch"), skip("no torch"), skip("CUDA 13.1")],
     }
-    path = evidence.write(stats, tmp_path, {**SOURCE, "digest": "d"})
+    path = evidence.write(evidence.outcome(stats), tmp_path, {**SOURCE, "digest": "d"})
     assert path == tmp_path / "nvidia-h200" / "gpu-suite.json"
     assert json.loads(path.read_text()) == {
         "passed": 7,
@@ -84,7 +84,7 @@ def test_evidence_counts_outcomes_and_names_why_tests_were_skipped(tmp_path):
 
 @pytest.mark.parametrize(("digest", "state"), [("d", "fresh"), ("e", "stale")])
 def test_evidence_is_fresh_as_long_as_the_digest_is_the_same(tmp_path, digest, state):
-    evidence.write({"passed": [None] * 7}, tmp_path, {**SOURCE, "digest": "d"})
+    evidence.write(evidence.outcome({"passed": [None] * 7}), tmp_path, {**SOURCE, "digest": "d"})
     assert evidence.freshness(tmp_path, digest) == (
         f"GPU evidence: nvidia-h200 {state} (2026-11-21, 7 passed, 0 failed, 0 skipped)"
     )
@@ -94,3 +94,37 @@ def test_without_evidence_the_line_says_how_to_get_it(tmp_path):
     assert evidence.freshness(tmp_path, "d") == (
         "GPU evidence: none; run `make test-gpu` on a device"
     )
+
+
+class Remembered(dict):
+    def get(self, key, default):
+        return super().get(key, default)
+
+
+def config_of(chosen, **remembered):
+    option = SimpleNamespace(markexpr=chosen)
+    return SimpleNamespace(option=option, cache=Remembered({evidence.REMEMBERED: remembered}))
+
+
+def test_two_parts_add_up():
+    one = evidence.outcome({"passed": [None] * 7, "skipped": [skip("no torch")]})
+    other = evidence.outcome({"passed": [None] * 2, "skipped": [skip("no torch"), skip("no cupy")]})
+    assert evidence.together(one, other) == {
+        "passed": 9,
+        "failed": 0,
+        "skipped": 3,
+        "skip_reasons": {"no cupy": 1, "no torch": 2},
+    }
+
+
+def test_the_other_part_counts_when_it_is_the_complement_and_of_the_same_code():
+    found = evidence.outcome({"passed": [None] * 7})
+    remembered = {"mark": "not alone", "digest": "d", "outcome": found}
+    assert evidence.other_part(config_of("alone", **remembered), "d") == found
+    assert evidence.other_part(config_of("alone", **remembered), "e") is None
+    assert evidence.other_part(config_of("gpu", **remembered), "d") is None
+    assert evidence.other_part(config_of("alone", **{**remembered, "mark": "alone"}), "d") is None
+
+
+def test_a_whole_run_needs_no_other_part():
+    assert evidence.other_part(config_of(""), "d") == evidence.outcome({})

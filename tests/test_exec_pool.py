@@ -22,6 +22,8 @@ import graphkit as gk
 from graphkit.buckets import Buckets
 from graphkit.exec_pool import ExecPool
 
+pytestmark = pytest.mark.alone
+
 Pair = namedtuple("Pair", "first second")
 
 

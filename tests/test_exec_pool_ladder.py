@@ -16,6 +16,8 @@ from graphkit.exec_pool import ExecPool
 from graphkit.pool_policy import Reason, Step
 from graphkit.runtime.protocol import CaptureMode
 
+pytestmark = pytest.mark.alone
+
 SIZE = Buckets([4, 8, 16])
 BUCKETS = {"x": SIZE, "y": SIZE}
 

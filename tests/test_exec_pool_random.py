@@ -16,6 +16,8 @@ from graphkit.buckets import Buckets
 from graphkit.exec_pool import ExecPool
 from graphkit.pool_policy import Step
 
+pytestmark = pytest.mark.alone
+
 FLAKY = 7.0
 
 

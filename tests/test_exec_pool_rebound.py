@@ -14,6 +14,8 @@ from graphkit.exec_pool import ExecPool
 from graphkit.pool_manifest import Manifest
 from graphkit.pool_policy import Step
 
+pytestmark = pytest.mark.alone
+
 SIZES = Buckets([4, 8, 16])
 EIGHT = Buckets([8])
 LARGE = 4 << 20  # elements of 4 bytes: to copy them takes longer than to set a node

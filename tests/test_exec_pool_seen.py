@@ -14,6 +14,8 @@ from graphkit.buckets import Buckets
 from graphkit.exec_pool import ExecPool
 from graphkit.pool_policy import Reason, Step
 
+pytestmark = pytest.mark.alone
+
 SIZE = Buckets([4, 8, 16])
 BUCKETS = {"x": SIZE, "y": SIZE}
 

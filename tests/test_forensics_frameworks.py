@@ -16,7 +16,7 @@ from sample_kernels import INCREMENT
 import graphkit as gk
 from graphkit.frameworks import PrivateMemory, current_stream
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.alone]
 
 LINES = Path(__file__).read_text(encoding="utf-8").splitlines()
 

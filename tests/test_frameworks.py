@@ -28,6 +28,8 @@ from graphkit.frameworks import (
 from graphkit.runtime.protocol import CaptureMode
 from graphkit.runtime.sim import SimRuntime
 
+pytestmark = pytest.mark.alone
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 MIB = 1 << 20
 

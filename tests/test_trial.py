@@ -9,6 +9,8 @@ import pytest
 import graphkit as gk
 from graphkit.trial import Tolerance, answers, first_difference
 
+pytestmark = pytest.mark.alone
+
 TIGHT = Tolerance()
 
 

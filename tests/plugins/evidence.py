@@ -1,7 +1,9 @@
 """A pytest plugin: a green run on a device leaves a file that says so, and other runs read it.
 
-``--evidence=write`` (`make test-gpu`) writes ``bench/results/<device>/gpu-suite.json`` when the
-whole suite passed on a device. ``--evidence=check`` (`make test`) prints whether those files still
+`make test-gpu` runs the suite in two parts: side by side what can be, and then one by one the tests
+with the mark ``alone``, which measure the memory or the time of the whole device. ``--evidence=part`` remembers a green first part, and ``--evidence=write`` writes
+``bench/results/<device>/gpu-suite.json`` when the other part passed too, or the whole suite at
+once. ``--evidence=check`` (`make test`) prints whether those files still
 belong to the code as it is. ``GRAPHKIT_REQUIRE_GPU=1`` makes a missing device an error.
 """
 
@@ -16,18 +18,21 @@ from typing import Any
 import provenance
 import pytest
 
+REMEMBERED = "graphkit/evidence-part"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--evidence",
-        choices=("check", "write"),
-        help="check: say whether the GPU evidence is fresh; write: write it after a green run",
+        choices=("check", "part", "write"),
+        help="check: say whether the GPU evidence is fresh; part: remember a green run of a part; "
+        "write: write it after a green run of the other part, or of all",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     required = os.environ.get("GRAPHKIT_REQUIRE_GPU") == "1"
-    if (required or config.getoption("--evidence") == "write") and not hasattr(
+    if (required or config.getoption("--evidence") in ("part", "write")) and not hasattr(
         config, "workerinput"
     ):
         try:
@@ -36,11 +41,29 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"this run needs a CUDA device: {error}") from error
 
 
-def whole_suite(config: pytest.Config) -> bool:
-    """Tell whether nothing was left out by hand."""
+def nothing_left_out(config: pytest.Config) -> bool:
+    """Tell whether no test was left out by hand, but by a mark."""
     from_testpaths = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    chosen = config.option.keyword or config.option.markexpr or config.option.deselect
-    return from_testpaths and not chosen
+    return from_testpaths and not (config.option.keyword or config.option.deselect)
+
+
+def other_part(config: pytest.Config, digest: str) -> dict[str, Any] | None:
+    """Return the outcome of what this run left out; None where nobody knows of a green one."""
+    mark = config.option.markexpr
+    if not mark:
+        return outcome({})
+    found: dict[str, Any] | None = config.cache and config.cache.get(REMEMBERED, None)
+    complement = mark.removeprefix("not ") if mark.startswith("not ") else f"not {mark}"
+    if found is None or found["mark"] != complement or found["digest"] != digest:
+        return None
+    return dict(found["outcome"])
+
+
+def together(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Add up the outcomes of two parts."""
+    counts = {name: one[name] + other[name] for name in ("passed", "failed", "skipped")}
+    reasons = Counter(one["skip_reasons"]) + Counter(other["skip_reasons"])
+    return {**counts, "skip_reasons": dict(sorted(reasons.items()))}
 
 
 def outcome(stats: dict[str, list[Any]]) -> dict[str, Any]:
@@ -54,11 +77,11 @@ def outcome(stats: dict[str, list[Any]]) -> dict[str, Any]:
     }
 
 
-def write(stats: dict[str, list[Any]], results: Path, source: dict[str, Any]) -> Path:
-    """Write the evidence of a green run and return its path."""
+def write(found: dict[str, Any], results: Path, source: dict[str, Any]) -> Path:
+    """Write the outcome of a green run as evidence and return its path."""
     path = results / provenance.device_slug(source["device"]) / "gpu-suite.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**outcome(stats), **source}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**found, **source}, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -81,10 +104,24 @@ def pytest_terminal_summary(
     wanted = config.getoption("--evidence")
     if wanted == "check":
         terminalreporter.write_line(freshness(provenance.RESULTS, provenance.digest()))
-    elif wanted == "write" and exitstatus != pytest.ExitCode.OK:
+    elif wanted is None:
+        return
+    elif exitstatus != pytest.ExitCode.OK:
         terminalreporter.write_line("GPU evidence: not written, since the run is not green")
-    elif wanted == "write" and not whole_suite(config):
+    elif not nothing_left_out(config):
         terminalreporter.write_line("GPU evidence: not written, since tests were left out")
-    elif wanted == "write":
-        path = write(terminalreporter.stats, provenance.RESULTS, provenance.provenance())
+    elif wanted == "part":
+        part = {"mark": config.option.markexpr, "digest": provenance.digest()}
+        part["outcome"] = outcome(terminalreporter.stats)
+        assert config.cache is not None
+        config.cache.set(REMEMBERED, part)
+        terminalreporter.write_line("GPU evidence: one part is green")
+    else:
+        source = provenance.provenance()
+        other = other_part(config, source["digest"])
+        if other is None:
+            terminalreporter.write_line("GPU evidence: not written, for want of the other part")
+            return
+        found = together(outcome(terminalreporter.stats), other)
+        path = write(found, provenance.RESULTS, source)
         terminalreporter.write_line(f"GPU evidence: {path.relative_to(provenance.ROOT)}")

@@ -9,8 +9,6 @@ import heapq
 import numpy as np
 import pytest
 
-import graphkit as gk
-
 
 def entropy(features):
     result = []

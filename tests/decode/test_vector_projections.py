@@ -108,6 +108,6 @@ def test_bad_input(run, rng):
         project_residual(gk.zeros((2, 2**15), "bfloat16"), gk.zeros((1, 2**15)), gk.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"^gate: expected dtype bfloat16, came float32"):
         gate_up_silu(gk.zeros((8, hidden)), weight, x, gain, gk.zeros((1, 8)), EPS)
-    best = gk.zeros((9, 1)), gk.zeros((9, 1), np.int32)
-    with pytest.raises(ValueError, match=rf"^best_value: expected {candidates(8)} rows, came 9"):
+    best = gk.zeros((3, 1)), gk.zeros((3, 1), np.int32)
+    with pytest.raises(ValueError, match=r"^best_value: expected 4 rows, came 3"):
         project_vocabulary(weight, x, gain, gk.zeros((1, 8)), *best, EPS)

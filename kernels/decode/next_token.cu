@@ -55,8 +55,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const int b = blockIdx.x;
     // The kernel that writes them is far ahead: whoever comes next must not start before this ends.
-    const int now = positions[b], at = now + 1, prompt = prompt_len[b];
-    const bool moves = 0 <= at && at < max_len;
+    const int now = positions[b], prompt = prompt_len[b];
+    const bool moves = -1 <= now && now < max_len - 1;
+    const int at = moves ? now + 1 : 0;
     const int* row = tokens + (long long)b * max_len;
     const int held = 0 <= now && now < max_len ? row[now] : -1;
     const int given = moves && at < prompt ? row[at] : -1;

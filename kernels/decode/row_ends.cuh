@@ -6,7 +6,7 @@
 __device__ __forceinline__ bool row_ended(
     int position, int token, int prompt_len, int limit, int max_len, const int* ends,
     int end_count) {
-    const int length = position + 1;
+    const long long length = position + 1LL;
     if (length < 0 || length >= limit || length >= max_len) return true;
     if (position < 0 || length <= prompt_len) return false;
     for (int i = 0; i < end_count; ++i)

@@ -49,8 +49,8 @@ def launch(decode):
 def test_ends_where_the_host_would_with_the_same_tokens(runtime, batch, temperature):
     # A newline or a parenthesis ends a row; those in the prompt do not.
     _, _, checkpoint = bundled(eos_token_id=[ord("\n"), ord(")")])
-    decoder = FusedDecoder(checkpoint, batch=batch, max_len=40, temperature=temperature)
-    decoder.length_limit.set([24, 12, 40, 9, 15, 99, 40, 16][:batch])
+    decoder = FusedDecoder(checkpoint, batch=batch, max_len=28, temperature=temperature)
+    decoder.length_limit.set([24, 12, 28, 9, 15, 99, 20, 16][:batch])
     prompts = PROMPTS[:batch]
     expected = until(decoder, decoder.build("programmatic"), prompts)
     loop = decoder.build("loop")

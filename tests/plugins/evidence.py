@@ -1,10 +1,11 @@
 """A pytest plugin: a green run on a device leaves a file that says so, and other runs read it.
 
 `make test-gpu` runs the suite in two parts: side by side what can be, and then one by one the tests
-with the mark ``alone``, which measure the memory or the time of the whole device. ``--evidence=part`` remembers a green first part, and ``--evidence=write`` writes
+with the mark ``alone``, which measure the memory or the time of the whole device.
+``--evidence=part`` remembers a green first part. ``--evidence=write`` writes
 ``bench/results/<device>/gpu-suite.json`` when the other part passed too, or the whole suite at
-once. ``--evidence=check`` (`make test`) prints whether those files still
-belong to the code as it is. ``GRAPHKIT_REQUIRE_GPU=1`` makes a missing device an error.
+once. ``--evidence=check`` (`make test`) prints whether those files still belong to the code as it
+is. ``GRAPHKIT_REQUIRE_GPU=1`` makes a missing device an error.
 """
 
 from __future__ import annotations

@@ -253,7 +253,9 @@ def dry_run(console: Console) -> int:
     own.start(size)
     made = Kernels(setting, own, size).contenders()
     for contender in made:
-        contender.sample(0, 1)
+        contender.place()
+        contender.launch()
+        setting.drain()
     setting.cleanup.close()
     own.close()
     console.print(f"{len(made)} graphs launched on the simulator, which reports no time.")

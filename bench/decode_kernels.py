@@ -44,7 +44,6 @@ from decode_setting import DecodeSetting
 from exec_pool_setting import UnavailableError
 from measure import (
     DEVICE_US,
-    Contender,
     Row,
     Summary,
     interleave,
@@ -178,9 +177,9 @@ class Kernels:
         self.setting.cleanup.callback(exe.close)
         return exe.launcher(self.setting.stream)
 
-    def contenders(self) -> list[Contender]:
+    def contenders(self) -> list[Repeated]:
         """Return every kind in a graph of its own, and the step, each with both kinds of edges."""
-        found: list[Contender] = []
+        found: list[Repeated] = []
         for edges, build in ((PLAIN, "manual"), (PROGRAMMATIC, "programmatic")):
             for kind in self.kinds:
                 launches = [kind.launches[node % len(kind.launches)] for node in range(NODES)]

@@ -76,7 +76,7 @@ __device__ __forceinline__ void attend(
     const bool holds = part < PARTS;
 
     const int newest = positions[b];  // the last step wrote it
-    const int length = newest < 0 ? 0 : min(newest + 1, max_len);
+    const int length = newest < 0 ? 0 : min(newest, max_len - 1) + 1;
     const int tiles = (length + TILE - 1) / TILE;
     const int active = max(1, min(SPLIT, (tiles + WARPS * PATIENCE - 1) / (WARPS * PATIENCE)));
 
@@ -262,14 +262,12 @@ extern "C" __global__ void __maxnreg__(REGISTERS) split_attention(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, float* out,
     int max_len, float scale) {
-    attend(
-        q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
+    attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }
 
 extern "C" __global__ void __maxnreg__(REGISTERS) split_attention_bfloat16(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived,
-    __nv_bfloat16* out, int batch, int max_len, float scale) {
-    attend(
-        q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
+    __nv_bfloat16* out, int max_len, float scale) {
+    attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }

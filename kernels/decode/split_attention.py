@@ -92,12 +92,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> 
         REGISTERS=_REGISTERS // (tiling.warps * WARP) // 8 * 8,
     )
     name = "split_attention_bfloat16" if rounded else "split_attention"
-    return Kernel(_code(), name, twin=twin, options=flags)
-
-
-def _code() -> str:
-    # Both kernels take the same: one of the two has a parameter that nobody passes.
-    return source("split_attention").replace("out, int batch, int max_len", "out, int max_len")
+    return Kernel(source("split_attention"), name, twin=twin, options=flags)
 
 
 def split_attention(

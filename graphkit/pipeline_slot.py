@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack, suppress
@@ -81,6 +82,9 @@ class PipelineSlot:
         self.move: list[Callable[[int], object]] = []
         self.own: list[int] = []
         self._runtime = runtime
+        # The stream must not be destroyed while another thread asks about it.
+        self._asking = threading.Condition()
+        self._askers, self._closed = 0, False
         self._cleanup = ExitStack()
         with ExitStack() as unfinished:
             unfinished.push(self._cleanup.__exit__)
@@ -256,14 +260,25 @@ class PipelineSlot:
 
         The simulator gets on by this alone, and a device that is lost will signal nothing.
         """
+        return self._ask(self._runtime.stream_query, number)
+
+    def _ask(self, call: Callable[[int], bool | None], number: int) -> bool:
+        """Ask CUDA about the stream, unless it is closed: then every request is done."""
+        with self._asking:
+            if self._closed:
+                return True
+            self._askers += 1
         try:
-            idle = self._runtime.stream_query(self._handle)
+            if call(self._handle) is False:
+                return False
+            self._expect_signal(number)
         except Exception as error:
             self._note(error)
-            return True
-        if idle:
-            self._expect_signal(number)
-        return idle
+        finally:
+            with self._asking:
+                self._askers -= 1
+                self._asking.notify_all()
+        return True
 
     def _expect_signal(self, number: int) -> None:
         """Note an error where a request is over and has not signalled its end."""
@@ -302,13 +317,7 @@ class PipelineSlot:
             )
         if timeout is not None:
             return self._wait_until(number, time.monotonic() + timeout)
-        try:
-            self._runtime.stream_synchronize(self._handle)
-        except Exception as error:
-            self._note(error)
-        else:
-            self._expect_signal(number)
-        return True
+        return self._ask(self._runtime.stream_synchronize, number)
 
     def _wait_until(self, number: int, deadline: float) -> bool:
         while not self._query(number):
@@ -327,6 +336,9 @@ class PipelineSlot:
         # What is asked of it from now on: every request is done.
         self.by_signal = True
         self.signal = np.array((self.number,), np.uint64).data
+        with self._asking:
+            self._closed = True
+            self._asking.wait_for(lambda: not self._askers)
         self._cleanup.close()
         del self._graph, self._exec, self._memory, self._arrived, self._count
         del self._control, self._targets

@@ -1,14 +1,42 @@
-"""What NVRTC makes of a kernel. It needs no driver."""
+"""What NVRTC makes of CUDA C++. It needs no driver."""
 
 import struct
+from typing import NamedTuple
 
 from cuda.bindings import nvrtc  # of the extra `test`: a missing compiler is an error, not a skip
 
 
-def checked(result):
-    status, *values = result
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
-    return values[0] if values else None
+class Compiled(NamedTuple):
+    """What came of a source: what the compiler said, and PTX or, for an `sm_`, a cubin."""
+
+    log: str
+    code: bytes
+
+
+def compiled(source, architecture, *options):
+    """Compile a source without any include path; fail with the compiler's log."""
+    program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"source.cu", 0, [], []))
+    flags = [flag.encode() for flag in (f"--gpu-architecture={architecture}", *options)]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
+    log = _filled(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+    messages = log.decode().strip("\0 \n")
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, messages
+    if architecture.startswith("sm_"):
+        code = _filled(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+    else:
+        code = _filled(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program)
+    _checked(nvrtc.nvrtcDestroyProgram(program))
+    return Compiled(messages, code)
+
+
+def log_of(kernel, architecture, *options):
+    """Compile a kernel as it is and return what the compiler says."""
+    return compiled(kernel.code, architecture, *kernel.options, *options).log
+
+
+def ptx_of(kernel):
+    """Compile a kernel and return its PTX."""
+    return compiled(kernel.code, "compute_90", *kernel.options).code.decode()
 
 
 def registers_of(kernel, architecture):
@@ -17,37 +45,22 @@ def registers_of(kernel, architecture):
     They stand in the cubin's attributes (EIATTR_REGCOUNT, which cuobjdump shows): not every NVRTC
     says them in its log.
     """
-    program = checked(nvrtc.nvrtcCreateProgram(kernel.code.encode(), b"kernel.cu", 0, [], []))
-    flags = [flag.encode() for flag in (f"--gpu-architecture={architecture}", *kernel.options)]
-    checked(nvrtc.nvrtcCompileProgram(program, len(flags), flags))
-    cubin = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
-    checked(nvrtc.nvrtcGetCUBIN(program, cubin))
-    checked(nvrtc.nvrtcDestroyProgram(program))
+    cubin = compiled(kernel.code, architecture, *kernel.options).code
     at = cubin.index(struct.pack("<BBH", 0x04, 0x2F, 8))  # of a kernel's index and its registers
     _, registers = struct.unpack_from("<II", cubin, at + 4)
     return registers
 
 
-def log_of(kernel, architecture, *options):
-    """Compile a kernel as it is and return what the compiler says."""
-    program = checked(nvrtc.nvrtcCreateProgram(kernel.code.encode(), b"kernel.cu", 0, [], []))
-    flags = [f"--gpu-architecture={architecture}", *kernel.options, *options]
-    flags = [flag.encode() for flag in flags]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
-    log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-    checked(nvrtc.nvrtcGetProgramLog(program, log))
-    messages = log.decode().strip("\0 \n")
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, messages
-    checked(nvrtc.nvrtcDestroyProgram(program))
-    return messages
+def _checked(result):
+    status, *values = result
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
+    return values[0] if values else None
 
 
-def ptx_of(kernel):
-    """Compile a kernel and return its PTX."""
-    program = checked(nvrtc.nvrtcCreateProgram(kernel.code.encode(), b"kernel.cu", 0, [], []))
-    flags = [flag.encode() for flag in ("--gpu-architecture=compute_90", *kernel.options)]
-    checked(nvrtc.nvrtcCompileProgram(program, len(flags), flags))
-    text = b" " * checked(nvrtc.nvrtcGetPTXSize(program))
-    checked(nvrtc.nvrtcGetPTX(program, text))
-    checked(nvrtc.nvrtcDestroyProgram(program))
-    return text.decode()
+def _filled(size_of, fill, program):
+    # NVRTC writes into the bytes that it is given, and an empty log has one. Bytes of length 1 are
+    # objects that all of Python shares: b" " would be b"\0" from then on, everywhere.
+    size = _checked(size_of(program))
+    buffer = b" " * (size + 1)
+    _checked(fill(program, buffer))
+    return buffer[:size]

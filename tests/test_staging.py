@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from cuda.bindings import nvrtc  # of the extra `test`, as in kernels/test_nvrtc.py
+from compiled import compiled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -495,23 +495,10 @@ def test_launch_refuses_missing_and_misaligned_addresses(stream):
 
 def ptx(capacity, architecture):
     """Compile staging.cu without any include path."""
-    source = (files("graphkit") / "staging.cu").read_bytes()
-    status, program = nvrtc.nvrtcCreateProgram(source, b"staging.cu", 0, [], [])
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
-    options = [
-        f"--gpu-architecture={architecture}".encode(),
-        b"--std=c++17",
-        *(option.encode() for option in COPY_PADDED[capacity].options),
-    ]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    assert not log.strip(b"\0 \n"), log.decode()
-    text = b" " * nvrtc.nvrtcGetPTXSize(program)[1]
-    nvrtc.nvrtcGetPTX(program, text)
-    nvrtc.nvrtcDestroyProgram(program)
-    return text.decode()
+    source = (files("graphkit") / "staging.cu").read_text(encoding="utf-8")
+    made = compiled(source, architecture, "--std=c++17", *COPY_PADDED[capacity].options)
+    assert not made.log
+    return made.code.decode()
 
 
 @pytest.mark.parametrize("capacity", SIZES)

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import graphkit.kernels.relevance as relevance
 import pytest
-from cuda.bindings import nvrtc  # of the extra `test`: a missing compiler is an error, not a skip
+from compiled import compiled
 
 from graphkit.c_signature import parse_signature
 
@@ -17,25 +17,9 @@ SOURCES = {
 }
 
 
-def checked(result):
-    status, *values = result
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
-    return values[0] if values else None
-
-
 def log_of(stem, architecture, *options):
     """Compile one file without any include path and return what the compiler says."""
-    program = checked(
-        nvrtc.nvrtcCreateProgram(SOURCES[stem].encode(), f"{stem}.cu".encode(), 0, [], [])
-    )
-    flags = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", *options]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
-    log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-    checked(nvrtc.nvrtcGetProgramLog(program, log))
-    messages = log.decode().strip("\0 \n")
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, messages
-    checked(nvrtc.nvrtcDestroyProgram(program))
-    return messages
+    return compiled(SOURCES[stem], architecture, "--std=c++17", *options).log
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
@@ -46,7 +30,7 @@ def test_compiles_by_itself_without_a_warning(stem, architecture):
 
 @pytest.mark.parametrize("stem", sorted(SOURCES))
 def test_uses_no_local_memory(stem):
-    log = log_of(stem, "sm_90", b"--ptxas-options=-v")
+    log = log_of(stem, "sm_90", "--ptxas-options=-v")
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in log
 
 

@@ -214,27 +214,11 @@ class HandWritten:
             ]
         return makers
 
-    def _stepper(
-        self,
-        how: str,
-        size: Size,
-        step: Callable[[], Any],
-        logits: Any = None,
-        close: Callable[[], None] = lambda: None,
-    ) -> Stepper:
-        def start() -> None:
-            self.llama.start(size)
-            if logits is not None:
-                logits.fill_(torch.nan)
-
-        return Stepper(
-            f"{HAND} {how}",
-            step,
-            start,
-            self.llama.place,
-            lambda returned: self.llama.answer(size, returned if logits is None else logits),
-            PEER_BOUND,
-            close=close,
+    def _stepper(self, how: str, size: Size, step: Callable[[], Any], *owned: Any) -> Stepper:
+        llama = self.llama
+        answer = functools.partial(llama.answer, size)
+        return stepper(
+            f"{HAND} {how}", step, lambda: llama.start(size), llama.place, answer, *owned
         )
 
     def eager(self, size: Size) -> Stepper:
@@ -268,6 +252,33 @@ class HandWritten:
     def close(self) -> None:
         """Give back the caches."""
         del self.llama
+
+
+def stepper(
+    name: str,
+    step: Callable[[], Any],
+    start: Callable[[], None],
+    place: Callable[[int], None],
+    answer: Callable[[Any], Answer],
+    logits: Any = None,
+    close: Callable[[], None] = lambda: None,
+) -> Stepper:
+    """Return a contender whose step returns its logits, or leaves them in ``logits``."""
+
+    def begin() -> None:
+        start()
+        if logits is not None:
+            logits.fill_(torch.nan)
+
+    return Stepper(
+        name,
+        step,
+        begin,
+        place,
+        lambda returned: answer(returned if logits is None else logits),
+        PEER_BOUND,
+        close=close,
+    )
 
 
 @functools.cache
@@ -387,28 +398,11 @@ class HuggingFace:
         }
         return Answer(logits.float(), self.token[:, 0].clone(), appended)
 
-    def _stepper(
-        self,
-        how: str,
-        size: Size,
-        step: Callable[[], Any],
-        logits: Any = None,
-        close: Callable[[], None] = lambda: None,
-    ) -> Stepper:
-        def start() -> None:
-            self._start(size)
-            if logits is not None:
-                logits.fill_(torch.nan)
-
-        return Stepper(
-            f"{HUGGING_FACE} {how}",
-            step,
-            start,
-            lambda position: self._place(size, position),
-            lambda returned: self._answer(size, returned if logits is None else logits),
-            PEER_BOUND,
-            close=close,
-        )
+    def _stepper(self, how: str, size: Size, step: Callable[[], Any], *owned: Any) -> Stepper:
+        start = functools.partial(self._start, size)
+        place = functools.partial(self._place, size)
+        answer = functools.partial(self._answer, size)
+        return stepper(f"{HUGGING_FACE} {how}", step, start, place, answer, *owned)
 
     def graph(self, size: Size) -> Stepper:
         """The operators as one torch.cuda.CUDAGraph."""

@@ -24,30 +24,27 @@ __all__ = ["found_shape", "split_attention"]
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
 _REGISTERS = 23 << 10  # of a block: what two blocks of the other kernels leave, and some more
-_LONG = 2048  # places of a sequence, from which on reading the cache is what costs
 
 
 class _Tiling(NamedTuple):
-    """How a block takes its part of the cache.
+    """How the blocks take the cache.
 
     Attributes:
-        heads: query heads of a group that share its reading.
-        split: blocks that share a head, at most.
+        split: blocks that share a key head, at most.
         warps: of a block.
-        times: rows of a tile that a lane holds.
+        times: sixteens of positions that a warp takes at once.
     """
 
-    heads: int
     split: int
     warps: int
     times: int
 
     @classmethod
-    def of(cls, batch: int, heads: int, kv_heads: int, max_len: int) -> _Tiling:
-        group = heads // kv_heads
-        if max_len < _LONG and batch == 1:
-            return cls(1, max(1, multiprocessors() // heads), 8, 4)
-        return cls(group, max(1, 2 * multiprocessors() // (batch * kv_heads)), 4, 4)
+    def of(cls, batch: int, kv_heads: int, head_dim: int) -> _Tiling:
+        # One block a multiprocessor, since that is what there is room for beside the other kernels;
+        # a warp holds a tile of keys and values, and the sums of a row: fewer warps of long rows.
+        split = max(1, multiprocessors() // (batch * kv_heads))
+        return cls(split, 4, 2) if head_dim <= 64 else cls(split, 3, 1)
 
 
 @cache
@@ -65,7 +62,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> 
         max_len: int,
         scale: np.float32,
     ) -> None:
-        batch = launch.grid[0] * tiling.heads // (tiling.split * layout.kv_heads * group)
+        batch = launch.grid[0] // (tiling.split * layout.kv_heads)
         for b, at in enumerate(positions.view(batch).tolist()):
             length = max(0, min(at + 1, int(max_len)))
             for head in range(layout.kv_heads):
@@ -85,11 +82,10 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> 
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
         PAGE=layout.page,
-        HEADS=tiling.heads,
         SPLIT=tiling.split,
         WARPS=tiling.warps,
         TIMES=tiling.times,
-        REGISTERS=_REGISTERS // (tiling.warps * WARP) // 8 * 8,
+        REGISTERS=min(255, _REGISTERS // (tiling.warps * WARP) // 8 * 8),
     )
     name = "split_attention_bfloat16" if rounded else "split_attention"
     return Kernel(source("split_attention"), name, twin=twin, options=flags)
@@ -144,11 +140,11 @@ def split_attention(
     if not isfinite(factor):
         raise ValueError(f"scale: expected a finite number, came {scale}")
     heads = width // head_dim
-    check("found", found, found_shape(batch, heads, kv_heads, head_dim, layout.max_len))
+    check("found", found, found_shape(batch, heads, kv_heads, head_dim))
     check("arrived", arrived, (batch * heads,), np.int32)
-    tiling = _Tiling.of(batch, heads, kv_heads, layout.max_len)
+    tiling = _Tiling.of(batch, kv_heads, head_dim)
     kernel = _kernel(layout, heads // kv_heads, tiling, rounded)
-    blocks = batch * heads // tiling.heads * tiling.split
+    blocks = batch * kv_heads * tiling.split
     args = (
         *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),
         *(found, arrived, out, layout.max_len, factor),
@@ -156,8 +152,6 @@ def split_attention(
     return KernelLaunch(kernel, (blocks, 1, 1), (tiling.warps * WARP, 1, 1), args)
 
 
-def found_shape(
-    batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int
-) -> tuple[int, int, int]:
+def found_shape(batch: int, heads: int, kv_heads: int, head_dim: int) -> tuple[int, int, int]:
     """Return the shape of what the blocks of :func:`split_attention` tell each other."""
-    return batch * heads, _Tiling.of(batch, heads, kv_heads, max_len).split, head_dim + 2
+    return batch * heads, _Tiling.of(batch, kv_heads, head_dim).split, head_dim + 2

@@ -34,8 +34,9 @@ constexpr float LOG2_E = 1.4426950408889634f;
 static_assert(HEAD_DIM % 8 == 0 && GROUP <= 8, "sixteen bytes of a row; rows of a product");
 
 struct Shared {
+    float4 rows[WARPS][GROUP][HEAD_DIM / 4];
     float most[WARPS][GROUP], sum[WARPS][GROUP];
-    float rows[WARPS][GROUP][HEAD_DIM];
+    float2 found[SPLIT][GROUP];  // most and sum of each block
     int last;
 };
 
@@ -76,6 +77,10 @@ __device__ __forceinline__ unsigned int pair(const uint4& row, const uint4& next
 __device__ __forceinline__ void put(float* to, float value) { *to = value; }
 __device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = to_bfloat16(value); }
 
+__device__ __forceinline__ void let_next_start() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // The rows of a tile that a lane holds: its four neighbours have keys 8 * i + lane / 4 among them,
 // its eight neighbours values, two by two as the products take them.
 struct Tile {
@@ -93,7 +98,7 @@ __device__ __forceinline__ void attend(
     const int* block_table, const int* positions, float* found, int* arrived, Out* out,
     int max_len, float scale) {
     __shared__ Shared shared;
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    if (!LATE) let_next_start();
     const int which = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;
     const int b = which / KV_HEADS, kv_head = which % KV_HEADS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -235,6 +240,8 @@ __device__ __forceinline__ void attend(
         load_values(0, length);
     }
 
+    if (LATE) let_next_start();
+
     // A lane has the sixteen elements from lane % 4 * 16 on of each 64 of its head.
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
@@ -246,10 +253,12 @@ __device__ __forceinline__ void attend(
             for (int half = 0; half < 2; ++half) {
                 const int element = block * 64 + quarter * 16 + half * 8;
                 if (HEAD_DIM % 64 != 0 && element >= HEAD_DIM) continue;
+                float of[8];
 #pragma unroll
-                for (int j = 0; j < 8; ++j)
-                    shared.rows[warp][head][element + j] =
-                        row[block][j][half] + row[block][j][half + 2];
+                for (int j = 0; j < 8; ++j) of[j] = row[block][j][half] + row[block][j][half + 2];
+                float4* to = shared.rows[warp][head] + element / 4;
+                to[0] = {of[0], of[1], of[2], of[3]};
+                to[1] = {of[4], of[5], of[6], of[7]};
             }
         }
     }
@@ -268,7 +277,7 @@ __device__ __forceinline__ void attend(
             const float share =
                 shared.most[w][h] == MINUS_INFINITY ? 0.0f : power_of_two(shared.most[w][h] - all);
             total = fmaf(share, shared.sum[w][h], total);
-            value = fmaf(share, shared.rows[w][h][d], value);
+            value = fmaf(share, reinterpret_cast<const float*>(shared.rows[w][h])[d], value);
         }
         if (active == 1) {
             put(here + i, length ? value / total : 0.0f);
@@ -287,21 +296,21 @@ __device__ __forceinline__ void attend(
     __syncthreads();
     if (!shared.last) return;
     __threadfence();
+    for (int i = threadIdx.x; i < GROUP * active; i += 32 * WARPS) {
+        const float* from = own + i * FOUND + HEAD_DIM;
+        shared.found[i / GROUP][i % GROUP] = {load_fresh(from), load_fresh(from + 1)};
+    }
+    __syncthreads();
     for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
         const int h = i / HEAD_DIM, d = i % HEAD_DIM;
         float all = MINUS_INFINITY, total = 0.0f, value = 0.0f;
-#pragma unroll 4
+        for (int block = 0; block < active; ++block) all = fmaxf(all, shared.found[block][h].x);
+#pragma unroll 16
         for (int block = 0; block < active; ++block) {
-            const float* from = own + (block * GROUP + h) * FOUND;
-            const float most_there = load_fresh(from + HEAD_DIM);
-            const float sum_there = load_fresh(from + HEAD_DIM + 1);
-            const float value_there = load_fresh(from + d);
-            const float now = fmaxf(all, most_there);
-            const float keep = all == MINUS_INFINITY ? 0.0f : power_of_two(all - now);
-            const float add = most_there == MINUS_INFINITY ? 0.0f : power_of_two(most_there - now);
-            total = total * keep + sum_there * add;
-            value = value * keep + value_there * add;
-            all = now;
+            const float2 there = shared.found[block][h];
+            const float share = there.x == MINUS_INFINITY ? 0.0f : power_of_two(there.x - all);
+            total = fmaf(share, there.y, total);
+            value = fmaf(share, load_fresh(own + (block * GROUP + h) * FOUND + d), value);
         }
         put(here + i, value / total);
     }

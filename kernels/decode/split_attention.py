@@ -23,7 +23,7 @@ __all__ = ["found_shape", "split_attention"]
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
-_REGISTERS = 23 << 10  # of a block: what two blocks of the other kernels leave, and some more
+_REGISTERS = 24 << 10  # of a block: what two blocks of the other kernels leave, and some more
 
 
 class _Tiling(NamedTuple):
@@ -33,18 +33,20 @@ class _Tiling(NamedTuple):
         split: blocks that share a key head, at most.
         warps: of a block.
         times: sixteens of positions that a warp takes at once.
+        late: whether the next kernel is let in when the cache has been read, not before.
     """
 
     split: int
     warps: int
-    times: int
+    times: int = 1
+    late: bool = False
 
     @classmethod
     def of(cls, batch: int, kv_heads: int, head_dim: int) -> _Tiling:
         # One block a multiprocessor, since that is what there is room for beside the other kernels;
         # a warp holds a tile of keys and values, and the sums of a row: fewer warps of long rows.
         split = max(1, multiprocessors() // (batch * kv_heads))
-        return cls(split, 4, 2) if head_dim <= 64 else cls(split, 3, 1)
+        return cls(split, 8 if head_dim <= 64 else 4 if head_dim <= 128 else 3)
 
 
 @cache
@@ -85,6 +87,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> 
         SPLIT=tiling.split,
         WARPS=tiling.warps,
         TIMES=tiling.times,
+        LATE=int(tiling.late),
         REGISTERS=min(255, _REGISTERS // (tiling.warps * WARP) // 8 * 8),
     )
     name = "split_attention_bfloat16" if rounded else "split_attention"

@@ -48,7 +48,7 @@ __device__ __forceinline__ float value_of(Candidate best) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
-    const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* weight, float* logits,
+    const __half* xg, const float* squares, const __nv_bfloat16* weight, float* logits,
     float* best, int* best_index, int parts, int rows, float eps) {
     __shared__ Norm norm;
     __shared__ Candidate candidates[ROW_WARPS][BATCH];

@@ -5,23 +5,6 @@
 
 #include "tensor_tiles.cuh"
 
-struct Rows {
-    static constexpr bool WHOLE = HIDDEN % ROWS == 0;
-    static constexpr int TURN = ONE_TILE;
-    static constexpr long long STEP = (long long)AT_ONCE * WIDTH;
-
-    const __nv_bfloat16* matrix;
-    int tile;
-
-    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < HIDDEN; }
-
-    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
-        return matrix + (long long)(tile * ROWS + row) * WIDTH;
-    }
-
-    __device__ __forceinline__ Rows tile_after(int) const { return *this; }
-};
-
 // An item is four neighbours of x; the items of a row of the batch lie in neighbouring lanes.
 constexpr int ITEMS = ROWS / 4;
 constexpr int TURNS = (SHARE * ITEMS + THREADS - 1) / THREADS;
@@ -32,7 +15,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     float* squares, int rows) {
     using P = Part<WIDTH>;
     const int tile = tile_of_block();
-    Stages<WIDTH, Rows> stages = {{weight, tile}, input, rows, P::count(), P::first()};
+    Stages<WIDTH, Matrix<HIDDEN, WIDTH>> stages = {
+        {weight, tile}, input, rows, P::count(), P::first()};
 
     let_next_start();
     stages.start();

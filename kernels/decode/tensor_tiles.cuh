@@ -332,6 +332,28 @@ struct Stages {
     }
 };
 
+// Where the rows of a matrix [N, K] are, in their order. A block has one tile; with EACH stages to a
+// tile it has one after the other, gridDim.x apart.
+template <int N, int K, int EACH = ONE_TILE>
+struct Matrix {
+    static constexpr bool WHOLE = N % ROWS == 0;
+    static constexpr int TURN = EACH;
+    static constexpr long long STEP = (long long)AT_ONCE * K;
+
+    const __nv_bfloat16* weight;
+    int tile;
+
+    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < N; }
+
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        return weight + ((long long)tile * ROWS + row) * K;
+    }
+
+    __device__ __forceinline__ Matrix tile_after(int turns) const {
+        return {weight, TURN == ONE_TILE ? tile : tile + turns * (int)gridDim.x};
+    }
+};
+
 // --- a tile that a cluster shares ----------------------------------------------------------------
 
 __device__ __forceinline__ int tile_of_block() { return blockIdx.x / SPLIT; }

@@ -5,8 +5,8 @@
 // batch is the right one (8 columns). DEPTH of k at a time goes by cp.async through a ring of
 // STAGES in shared memory, laid out so that neither the copies nor ldmatrix meet a bank twice.
 //
-// Inputs are float16, which has three bits more than bfloat16. Weights lie in memory as bfloat16 and
-// are converted in registers: of a block one warp alone has a weight, so that happens once.
+// Inputs are float16, which has three bits more than bfloat16. Weights lie in memory as bfloat16
+// and are converted in registers: of a block one warp alone has a weight, so that happens once.
 //
 // The first half of the threads copies weights, the second half inputs: a thread's copies finish in
 // order, so the weights, which may set out before the kernel ahead has ended, hold up no input, and
@@ -332,8 +332,8 @@ struct Stages {
     }
 };
 
-// Where the rows of a matrix [N, K] are, in their order. A block has one tile; with EACH stages to a
-// tile it has one after the other, gridDim.x apart.
+// Where the rows of a matrix [N, K] are, in their order. A block has one tile; with EACH stages to
+// a tile it has one after the other, gridDim.x apart.
 template <int N, int K, int EACH = ONE_TILE>
 struct Matrix {
     static constexpr bool WHOLE = N % ROWS == 0;

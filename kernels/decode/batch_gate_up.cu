@@ -27,8 +27,8 @@ struct GateUp {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(
-    const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* gate,
-    const __nv_bfloat16* up, __nv_bfloat16* h, int parts, int rows, float eps) {
+    const __half* xg, const float* squares, const __nv_bfloat16* gate, const __nv_bfloat16* up,
+    __half* h, int parts, int rows, float eps) {
     __shared__ Norm norm;
     using P = Part<HIDDEN>;
     const int tile = tile_of_block();
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(
         }
         if (b < rows && j < INTERMEDIATE)
             *reinterpret_cast<uint2*>(h + (long long)b * INTERMEDIATE + j) = {
-                pack(value[0], value[1]), pack(value[2], value[3])};
+                to_half_pair(value[0], value[1]), to_half_pair(value[2], value[3])};
     }
     // The others may still read from here.
     cluster_arrive();

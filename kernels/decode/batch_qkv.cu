@@ -7,8 +7,8 @@
 //
 // PAGE 0: the caches are [slots, KV_HEADS, max_len, HEAD_DIM], and row b has slot b. Otherwise they
 // are [slots, KV_HEADS, PAGE, HEAD_DIM], where a slot is a page, and position p of row b lies in
-// page block_table[b, p / PAGE]. A position outside of them writes nothing, a page or a slot outside
-// of them nothing to the caches.
+// page block_table[b, p / PAGE]. A position outside of them writes nothing, a page or a slot
+// outside of them nothing to the caches.
 
 #include "tensor_tiles.cuh"
 
@@ -91,15 +91,16 @@ struct Target {
         if (page >= 0 && page < slots)
             line = (((long long)page * KV_HEADS + head) * PAGE + at % PAGE) * HEAD_DIM;
 #else
-        if (item.b < slots) line = (((long long)item.b * KV_HEADS + head) * max_len + at) * HEAD_DIM;
+        if (item.b < slots)
+            line = (((long long)item.b * KV_HEADS + head) * max_len + at) * HEAD_DIM;
 #endif
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
-    const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* wq,
-    const __nv_bfloat16* wk, const __nv_bfloat16* wv, const float* cos_table,
-    const float* sin_table, const int* position, const int* block_table, float* q,
+    const __half* xg, const float* squares, const __nv_bfloat16* wq, const __nv_bfloat16* wk,
+    const __nv_bfloat16* wv, const float* cos_table, const float* sin_table,
+    const int* position, const int* block_table, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, int parts, int rows, int slots, int pages,
     int max_len, float eps) {
     __shared__ Norm norm;
@@ -155,10 +156,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
         } else if (target.line >= 0) {
             const bool key = item.head < HEADS + KV_HEADS;
             __nv_bfloat16* to = (key ? k_cache : v_cache) + target.line + item.element;
-            *reinterpret_cast<uint2*>(to) = {pack(low.x, low.y),
-                                             pack(low.z, low.w)};
-            *reinterpret_cast<uint2*>(to + HALF) = {pack(high.x, high.y),
-                                                    pack(high.z, high.w)};
+            *reinterpret_cast<uint2*>(to) = {to_bfloat16_pair(low.x, low.y),
+                                             to_bfloat16_pair(low.z, low.w)};
+            *reinterpret_cast<uint2*>(to + HALF) = {to_bfloat16_pair(high.x, high.y),
+                                                    to_bfloat16_pair(high.z, high.w)};
         }
     }
     // The others may still read from here.

@@ -17,6 +17,7 @@ from .batch_tiles import (
     aligned,
     batch_of,
     enough_rows,
+    factors,
     floats,
     launch_of,
     norm_scale,
@@ -67,7 +68,7 @@ def qkv_kernel(
         x = floats(xg.view((rows, hidden)))
         scale = norm_scale(squares, parts, rows, batch, hidden, eps)
         queries, keys, values = (
-            (x @ floats(matrix.view((count * head_dim, hidden))).T * scale).reshape(
+            (x @ factors(matrix.view((count * head_dim, hidden))).T * scale).reshape(
                 int(rows), count, head_dim
             )
             for matrix, count in ((wq, heads), (wk, kv_heads), (wv, kv_heads))
@@ -127,11 +128,11 @@ def batch_qkv(
     are its products with the matrices. Element i of a head of q and k is paired with element
     ``i + head_dim / 2`` (Hugging Face's Llama), and both turn by the angle of row ``position[b]``
     of the tables. A position outside the caches writes nothing, a slot or page outside of them
-    nothing to the caches. Products are of bfloat16 and summed in float32. It reads the weights
-    before ``griddepcontrol.wait``.
+    nothing to the caches. Products are of float16, to which the weights are converted, and summed
+    in float32. It reads the weights before ``griddepcontrol.wait``.
 
     Args:
-        xg: bfloat16 [batch, hidden], the residual stream times the gain of the norm; the batch is
+        xg: float16 [batch, hidden], the residual stream times the gain of the norm; the batch is
             8, 16, 32 or 64, hidden a multiple of 8.
         squares: float32 [parts, batch], sums of squares of the residual stream.
         wq: bfloat16 [heads * head_dim, hidden].

@@ -12,10 +12,10 @@ from numpy.typing import DTypeLike, NDArray
 from graphkit.arrays import device_pointer
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Pointer
-from graphkit.runtime import current
-from graphkit.runtime.protocol import DeviceAttribute
 
 from ..launch import WARP, KernelLaunch, check
+from .device import check_capability
+from .half import rounded
 
 __all__ = [
     "BATCHES",
@@ -168,12 +168,12 @@ def eights(argument: str, name: str, extent: int) -> int:
 
 
 def batch_of(argument: str, array: object, expected: tuple[int | str, ...]) -> tuple[int, int]:
-    """Check a bfloat16 input ``[batch, width]`` and return both.
+    """Check a float16 input ``[batch, width]`` and return both.
 
     Raises:
         ValueError: when it is none, or the batch or the width is not one that a kernel is for.
     """
-    batch, width = aligned(argument, array, expected)
+    batch, width = aligned(argument, array, expected, np.float16)
     if batch not in BATCHES:
         raise ValueError(f"{argument}: expected a batch of 8, 16, 32 or 64, came {batch}")
     return batch, eights(argument, "a width", width)
@@ -211,22 +211,9 @@ def launch_of(
     """Return the launch of a kernel, which is compiled and allowed its shared memory by this.
 
     Raises:
-        ValueError: on a device before compute capability 9.0, which has no clusters.
+        ValueError: on a device before compute capability 9.0.
     """
-    runtime = current()
-    device = runtime.get_device()
-    major, minor = (
-        runtime.device_get_attribute(attribute, device)
-        for attribute in (
-            DeviceAttribute.COMPUTE_CAPABILITY_MAJOR,
-            DeviceAttribute.COMPUTE_CAPABILITY_MINOR,
-        )
-    )
-    if major < 9:
-        raise ValueError(
-            f"{kernel.name}: expected a device of compute capability 9.0 or more, which has "
-            f"clusters, came {major}.{minor}"
-        )
+    check_capability(kernel.name)
     shared = tiles.shared_mem(batch)
     kernel.max_dynamic_shared_size_bytes = shared
     cluster = (tiles.split, 1, 1) if tiles.split > 1 else None
@@ -247,5 +234,10 @@ def norm_scale(
 
 
 def floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return bfloat16 values as float32."""
+    """Return activations as float32."""
     return array.astype(np.float32)
+
+
+def factors(weights: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return bfloat16 weights as float32, with the values that they are multiplied with."""
+    return floats(rounded(floats(weights)))

@@ -12,24 +12,7 @@ static_assert(SPLIT == 1 && WARP_SPLIT == 1, "a warp has the whole sums of its r
 constexpr int STAGES_OF_TILE = (HIDDEN + DEPTH - 1) / DEPTH;
 constexpr int TILES = (VOCABULARY + ROWS - 1) / ROWS;
 
-struct Tokens {
-    static constexpr bool WHOLE = VOCABULARY % ROWS == 0;
-    static constexpr int TURN = STAGES_OF_TILE;
-    static constexpr long long STEP = (long long)AT_ONCE * HIDDEN;
-
-    const __nv_bfloat16* matrix;
-    int tile;
-
-    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < VOCABULARY; }
-
-    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
-        return matrix + ((long long)tile * ROWS + row) * HIDDEN;
-    }
-
-    __device__ __forceinline__ Tokens tile_after(int turns) const {
-        return {matrix, tile + turns * (int)gridDim.x};
-    }
-};
+using Tokens = Matrix<VOCABULARY, HIDDEN, STAGES_OF_TILE>;
 
 typedef unsigned long long Candidate;  // value in the upper half, complement of the index below
 
@@ -48,7 +31,7 @@ __device__ __forceinline__ float value_of(Candidate best) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
-    const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* weight, float* logits,
+    const __half* xg, const float* squares, const __nv_bfloat16* weight, float* logits,
     float* best, int* best_index, int parts, int rows, float eps) {
     __shared__ Norm norm;
     __shared__ Candidate candidates[ROW_WARPS][BATCH];

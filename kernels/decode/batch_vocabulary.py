@@ -19,6 +19,7 @@ from .batch_tiles import (
     batch_of,
     eights,
     enough_rows,
+    factors,
     floats,
     launch_of,
     norm_scale,
@@ -63,7 +64,7 @@ def vocabulary_kernel(batch: int, hidden: int, vocabulary: int, tiles: Tiles) ->
         """Do what batch_vocabulary does."""
         x = floats(xg.view((rows, hidden)))
         scale = norm_scale(squares, parts, rows, batch, hidden, eps)
-        values = x @ floats(weight.view((vocabulary, hidden))).T * scale
+        values = x @ factors(weight.view((vocabulary, hidden))).T * scale
         if logits:
             logits.view((rows, vocabulary))[...] = values
         tile_of = np.arange(vocabulary) // height
@@ -93,13 +94,13 @@ def batch_vocabulary(
 ) -> KernelLaunch:
     """Return the launch of ``logits[b] = weight @ n[b]``, n the normalized residual stream.
 
-    ``n[b] = xg[b] / sqrt(sum(squares[:, b]) / hidden + eps)``. Products are of bfloat16 and summed
-    in float32. Every block gives, for each row, the largest of the logits that it made and their
-    lowest index of that value; NaN is less than anything, and is given where there is nothing
-    else. It reads the weights before ``griddepcontrol.wait``.
+    ``n[b] = xg[b] / sqrt(sum(squares[:, b]) / hidden + eps)``. Products are of float16, to which
+    the weights are converted, and summed in float32. Every block gives, for each row, the largest
+    of the logits that it made and their lowest index of that value; NaN is less than anything, and
+    is given where there is nothing else. It reads the weights before ``griddepcontrol.wait``.
 
     Args:
-        xg: bfloat16 [batch, hidden], the residual stream times the gain of the norm; the batch is
+        xg: float16 [batch, hidden], the residual stream times the gain of the norm; the batch is
             8, 16, 32 or 64, hidden a multiple of 8.
         squares: float32 [parts, batch], sums of squares of the residual stream.
         weight: bfloat16 [vocabulary, hidden]; the vocabulary is a multiple of 8.

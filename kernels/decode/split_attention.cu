@@ -14,14 +14,16 @@
 // Earlier steps wrote all rows of the cache but the newest: before griddepcontrol.wait those of a
 // warp's first tile are loaded, and those of the next are sent to the L2 cache.
 //
-// A block is small enough to be the third beside one of the kernel ahead and one of the next. Blocks
-// that a short sequence does not need end at once.
+// A block is small enough to be the third beside one of the kernel ahead and one of the next.
+// Blocks that a short sequence does not need end at once. split_attention_half writes float16, for
+// the tensor cores.
 //
 // -D options: GROUP (query heads of a key head, 8 at most), KV_HEADS, HEAD_DIM, PAGE; SPLIT, blocks
 // that share a head at most; WARPS; TIMES, sixteens of positions in a tile; REGISTERS of a thread.
 
 #include "cache_place.cuh"
 #include "fresh.cuh"
+#include "half.cuh"
 
 #define MINUS_INFINITY __int_as_float(0xff800000)  // no math.h under NVRTC
 
@@ -75,7 +77,7 @@ __device__ __forceinline__ unsigned int pair(const uint4& row, const uint4& next
 }
 
 __device__ __forceinline__ void put(float* to, float value) { *to = value; }
-__device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = to_bfloat16(value); }
+__device__ __forceinline__ void put(__half* to, float value) { *to = to_half(value); }
 
 __device__ __forceinline__ void let_next_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -324,9 +326,9 @@ extern "C" __global__ void __maxnreg__(REGISTERS) split_attention(
     attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }
 
-extern "C" __global__ void __maxnreg__(REGISTERS) split_attention_bfloat16(
+extern "C" __global__ void __maxnreg__(REGISTERS) split_attention_half(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
-    const int* block_table, const int* positions, float* found, int* arrived,
-    __nv_bfloat16* out, int max_len, float scale) {
+    const int* block_table, const int* positions, float* found, int* arrived, __half* out,
+    int max_len, float scale) {
     attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }

@@ -5,6 +5,9 @@
 // batch is the right one (8 columns). DEPTH of k at a time goes by cp.async through a ring of
 // STAGES in shared memory, laid out so that neither the copies nor ldmatrix meet a bank twice.
 //
+// Inputs are float16, which has three bits more than bfloat16. Weights lie in memory as bfloat16
+// and are converted in registers: of a block one warp alone has a weight, so that happens once.
+//
 // The first half of the threads copies weights, the second half inputs: a thread's copies finish in
 // order, so the weights, which may set out before the kernel ahead has ended, hold up no input, and
 // a stage is there once each thread waited for its own part and all met at a barrier.
@@ -13,11 +16,8 @@
 // with a part of k; within a block, WARP_SPLIT groups of warps share a stage. All parts are written
 // to shared memory and added up in the same order every time, each block for its part of the batch.
 
-#ifndef __CUDA_BF16_TYPES_EXIST__
-struct __nv_bfloat16 {
-    unsigned short bits;
-};
-#endif
+#include "bfloat16.cuh"
+#include "half.cuh"
 
 constexpr int ROW_WARPS = ROWS / WARP_ROWS;
 constexpr int THREADS = 32 * ROW_WARPS * WARP_SPLIT;
@@ -26,7 +26,7 @@ constexpr int CHUNKS = DEPTH / 8;     // of 16 bytes in a row of a stage
 constexpr int WEIGHT_BYTES = ROWS * DEPTH * 2;
 constexpr int STAGE_BYTES = (ROWS + BATCH) * DEPTH * 2;
 constexpr int DOWN = WARP_ROWS / 16, ACROSS = BATCH / 8;  // products of a warp
-constexpr int STEPS = DEPTH / 16 / WARP_SPLIT;            // of 16 of k that a warp adds up in a stage
+constexpr int STEPS = DEPTH / 16 / WARP_SPLIT;            // of 16 of k, of a warp in a stage
 constexpr int PITCH = ROWS + 4;                           // so that a warp's sums lie in 32 banks
 // Of the batch, what a block finishes; a macro, since not every kernel has use for it.
 #define SHARE (BATCH / SPLIT)
@@ -43,17 +43,6 @@ extern __shared__ __align__(1024) unsigned char ring[];
 
 __device__ __forceinline__ unsigned int shared_address(const void* pointer) {
     return (unsigned int)__cvta_generic_to_shared(pointer);
-}
-
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
-    return __uint_as_float((unsigned int)*reinterpret_cast<unsigned short*>(&value) << 16);
-}
-
-// Two floats rounded to the nearest bfloat16, ties to even; the first in the lower half.
-__device__ __forceinline__ unsigned int pack(float low, float high) {
-    unsigned int both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
 }
 
 // --- the order of kernels ------------------------------------------------------------------------
@@ -81,15 +70,14 @@ __device__ __forceinline__ int place(int row, int chunk) {
 
 // Sixteen bytes on their way; zeros where `there` is false.
 __device__ __forceinline__ void fetch_weight(
-    unsigned int to, const __nv_bfloat16* from, bool there, unsigned long long policy) {
+    unsigned int to, const void* from, bool there, unsigned long long policy) {
     asm volatile(
         "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),
         "l"(from), "r"(there ? 16 : 0), "l"(policy)
         : "memory");
 }
 
-__device__ __forceinline__ void fetch_input(
-    unsigned int to, const __nv_bfloat16* from, bool there) {
+__device__ __forceinline__ void fetch_input(unsigned int to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(there ? 16 : 0)
                  : "memory");
@@ -128,7 +116,7 @@ __device__ __forceinline__ void load_two(unsigned int (&to)[2], unsigned int row
 // c += a * b, of 16 x 16 and 16 x 8.
 __device__ __forceinline__ void multiply(
     float (&c)[4], const unsigned int (&a)[4], const unsigned int* b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -165,8 +153,11 @@ struct Sums {
             const int a_chunk = (chunk + lane / 16) ^ turn, b_chunk = (chunk + lane / 8 % 2) ^ turn;
             unsigned int a[DOWN][4];
 #pragma unroll
-            for (int m = 0; m < DOWN; ++m)
+            for (int m = 0; m < DOWN; ++m) {
                 load_four(a[m], weights + a_chunk * 16 + m * (16 * DEPTH * 2));
+#pragma unroll
+                for (int i = 0; i < 4; ++i) a[m][i] = to_half_pair(a[m][i]);
+            }
             if (ACROSS == 1) {
                 unsigned int b[2];
                 load_two(b, inputs + b_chunk * 16);
@@ -191,8 +182,8 @@ struct Sums {
 constexpr int AT_ONCE = LOADERS / CHUNKS;
 
 // PREFETCH stages beyond the ring are on their way to the L2, so that memory is busy too while the
-// ring is full and this kernel waits for the one ahead. Every row has its turn once in BUNDLE stages,
-// and 512 bytes of it are sent at once: memory likes them better than the 128 of a stage.
+// ring is full and this kernel waits for the one ahead. Every row has its turn once in BUNDLE
+// stages, and 512 bytes of it are sent at once: memory likes them better than the 128 of a stage.
 constexpr int BUNDLE = 256 / DEPTH;
 
 __device__ __forceinline__ void fetch_to_l2(const __nv_bfloat16* from, int elements) {
@@ -202,21 +193,21 @@ __device__ __forceinline__ void fetch_to_l2(const __nv_bfloat16* from, int eleme
 
 // The way of `count` stages through the ring, as this thread goes it. Where says what the weights
 // are: row(r) is row r of the tile, of K elements; has(r) whether there is one, as everywhere if
-// WHOLE; STEP elements lie between rows that are AT_ONCE apart, or it is 0 where that differs. After
-// every TURN stages there comes another tile: tile_after(n) is the one after n of them.
+// WHOLE; STEP elements lie between rows that are AT_ONCE apart, or it is 0 where that differs.
+// After every TURN stages there comes another tile: tile_after(n) is the one after n of them.
 template <int K, typename Where>
 struct Stages {
     Where where;
-    const __nv_bfloat16* input;  // [BATCH, K]
-    int rows, count;             // rows of it that are no padding; stages
-    int first;                   // of k, in stages
+    const __half* input;  // [BATCH, K]
+    int rows, count;      // rows of it that are no padding; stages
+    int first;            // of k, in stages
 
     // Of what is sent next: the ring's place, and this thread's chunk of its first row there.
     unsigned int slot;
-    const __nv_bfloat16* from;
-    int k, sent;             // and how many stages were
-    Where now;               // the tile that it is of
-    unsigned int read_slot;  // of what is added up next
+    const unsigned short* from;  // bfloat16 or float16: it is only copied
+    int k, sent;                 // and how many stages were
+    Where now;                   // the tile that it is of
+    unsigned int read_slot;      // of what is added up next
     unsigned long long policy;
 
     __device__ __forceinline__ static bool loads_weights() { return threadIdx.x < LOADERS; }
@@ -234,9 +225,9 @@ struct Stages {
         now = where.tile_after(sent / Where::TURN);
         k = first * DEPTH + own_chunk() * 8;
         if (!loads_weights()) {
-            from = input + own_row() * K + k;
+            from = reinterpret_cast<const unsigned short*>(input) + own_row() * K + k;
         } else if (Where::STEP != 0) {
-            from = now.row(own_row()) + k;
+            from = reinterpret_cast<const unsigned short*>(now.row(own_row())) + k;
         }
     }
 
@@ -254,11 +245,12 @@ struct Stages {
                 const int row = row0 + own_row();
                 if (row0 + AT_ONCE > ROWS && row >= ROWS) break;
                 const bool there = (Where::WHOLE || now.has(row)) && (K % DEPTH == 0 || k < K);
-                const __nv_bfloat16* source =
-                    Where::STEP != 0 ? from + (long long)(row0 / AT_ONCE) * Where::STEP
-                    : there          ? now.row(row) + k
-                                     : nullptr;
-                fetch_weight(slot + place_of(row0), there ? source : input, there, policy);
+                const void* source = input;
+                if (there && Where::STEP != 0)
+                    source = from + (long long)(row0 / AT_ONCE) * Where::STEP;
+                else if (there)
+                    source = now.row(row) + k;
+                fetch_weight(slot + place_of(row0), source, there, policy);
             }
         } else {
 #pragma unroll
@@ -266,8 +258,9 @@ struct Stages {
                 const int row = row0 + own_row();
                 if (row0 + AT_ONCE > BATCH && row >= BATCH) break;
                 const bool there = row < rows && (K % DEPTH == 0 || k < K);
-                fetch_input(slot + WEIGHT_BYTES + place_of(row0), there ? from + row0 * K : input,
-                            there);
+                const void* source = input;
+                if (there) source = from + row0 * K;
+                fetch_input(slot + WEIGHT_BYTES + place_of(row0), source, there);
             }
         }
         slot += STAGE_BYTES;
@@ -339,6 +332,28 @@ struct Stages {
     }
 };
 
+// Where the rows of a matrix [N, K] are, in their order. A block has one tile; with EACH stages to
+// a tile it has one after the other, gridDim.x apart.
+template <int N, int K, int EACH = ONE_TILE>
+struct Matrix {
+    static constexpr bool WHOLE = N % ROWS == 0;
+    static constexpr int TURN = EACH;
+    static constexpr long long STEP = (long long)AT_ONCE * K;
+
+    const __nv_bfloat16* weight;
+    int tile;
+
+    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < N; }
+
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        return weight + ((long long)tile * ROWS + row) * K;
+    }
+
+    __device__ __forceinline__ Matrix tile_after(int turns) const {
+        return {weight, TURN == ONE_TILE ? tile : tile + turns * (int)gridDim.x};
+    }
+};
+
 // --- a tile that a cluster shares ----------------------------------------------------------------
 
 __device__ __forceinline__ int tile_of_block() { return blockIdx.x / SPLIT; }
@@ -364,8 +379,8 @@ __device__ __forceinline__ void cluster_wait() {
     if (SPLIT > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Write this warp's sums where all blocks of the cluster find them. The block must have met since it
-// read its last stage: the sums lie where the stages were.
+// Write this warp's sums where all blocks of the cluster find them. The block must have met since
+// it read its last stage: the sums lie where the stages were.
 __device__ __forceinline__ void publish(const Sums& sums) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float* partial = reinterpret_cast<float*>(ring) + warp / ROW_WARPS * BATCH * PITCH +
@@ -424,8 +439,8 @@ __device__ __forceinline__ float4 total(int b, int row) {
 
 // --- the RMSNorm that was left out ---------------------------------------------------------------
 
-// Add up the squares of each row of the batch, from all parts of the columns; and behind a barrier of
-// the block make 1 / rms of them, which is there behind the next barrier.
+// Add up the squares of each row of the batch, from all parts of the columns; and behind a barrier
+// of the block make 1 / rms of them, which is there behind the next barrier.
 struct Norm {
     static constexpr int SHARES = THREADS / BATCH < 1 ? 1 : THREADS / BATCH;
 

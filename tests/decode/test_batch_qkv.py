@@ -153,7 +153,7 @@ def test_rows_without_a_slot_are_not_cached(run, poisoned, rng):
 
 
 def test_arguments_are_checked(runtime):
-    xg, squares = gk.zeros((8, 64), BFLOAT16), gk.zeros((2, 8))
+    xg, squares = gk.zeros((8, 64), np.float16), gk.zeros((2, 8))
     wq, wk = gk.zeros((64, 64), BFLOAT16), gk.zeros((32, 64), BFLOAT16)
     table, position = gk.zeros((4, 8)), gk.zeros(8, np.int32)
     q, cache = gk.zeros((8, 64)), gk.zeros((8, 2, 4, 16), BFLOAT16)

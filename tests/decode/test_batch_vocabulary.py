@@ -98,7 +98,7 @@ def test_candidates_come_without_logits_too_and_padding_gets_none(run, poisoned,
 
 
 def test_arguments_are_checked(runtime):
-    xg, squares = gk.zeros((8, 64), BFLOAT16), gk.zeros((2, 8))
+    xg, squares = gk.zeros((8, 64), np.float16), gk.zeros((2, 8))
     weight = gk.zeros((40, 64), BFLOAT16)
     best, index = gk.zeros((1, 8)), gk.zeros((1, 8), np.int32)
     with pytest.raises(ValueError, match=r"^logits: expected shape \(rows, 40\), came \(8, 64\)"):

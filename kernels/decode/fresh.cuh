@@ -34,8 +34,3 @@ __device__ __forceinline__ uint4 load_fresh(const uint4* from) {
                  : "memory");
     return value;
 }
-
-// Sends the line of this to the L2 cache.
-__device__ __forceinline__ void prefetch(const void* from) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}

@@ -23,30 +23,35 @@ __all__ = ["found_shape", "split_attention"]
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
-_REGISTERS = 24 << 10  # of a block: what two blocks of the other kernels leave, and some more
+_LONG = 2048  # places of a sequence, from which on reading the cache is what costs
+_WARPS = 4  # of a block
+# Of a thread. A quarter of a multiprocessor has 16,384 registers and may have six warps of the
+# kernels ahead and behind, of 56 registers a thread: for one warp of attention these are left.
+_REGISTERS = 176
 
 
 class _Tiling(NamedTuple):
     """How the blocks take the cache.
 
     Attributes:
-        split: blocks that share a key head, at most.
-        warps: of a block.
-        times: sixteens of positions that a warp takes at once.
+        heads: query heads of a key head that share its reading.
+        split: blocks that share a head, at most.
+        depth: tiles of 16 positions that a warp has there or on their way.
         late: whether the next kernel is let in when the cache has been read, not before.
     """
 
+    heads: int
     split: int
-    warps: int
-    times: int = 1
+    depth: int
     late: bool = False
 
     @classmethod
-    def of(cls, batch: int, kv_heads: int, head_dim: int) -> _Tiling:
-        # One block a multiprocessor, since that is what there is room for beside the other kernels;
-        # a warp holds a tile of keys and values, and the sums of a row: fewer warps of long rows.
-        split = max(1, multiprocessors() // (batch * kv_heads))
-        return cls(split, 8 if head_dim <= 64 else 4 if head_dim <= 128 else 3)
+    def of(cls, batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int) -> _Tiling:
+        # One block a multiprocessor, since that is what there is room for beside the other kernels.
+        # Where the time of a single tile is what costs, each of them takes one head.
+        together = heads // kv_heads if max_len >= _LONG or batch > 1 else 1
+        split = max(1, multiprocessors() * together // (batch * heads))
+        return cls(together, split, 2 if head_dim <= 64 else 1)
 
 
 @cache
@@ -64,7 +69,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         max_len: int,
         scale: np.float32,
     ) -> None:
-        batch = launch.grid[0] // (tiling.split * layout.kv_heads)
+        batch = launch.grid[0] * tiling.heads // (tiling.split * layout.kv_heads * group)
         for b, at in enumerate(positions.view(batch).tolist()):
             length = max(0, min(at + 1, int(max_len)))
             for head in range(layout.kv_heads):
@@ -85,11 +90,12 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
         PAGE=layout.page,
+        HEADS=tiling.heads,
         SPLIT=tiling.split,
-        WARPS=tiling.warps,
-        TIMES=tiling.times,
+        WARPS=_WARPS,
+        DEPTH=tiling.depth,
         LATE=int(tiling.late),
-        REGISTERS=min(255, _REGISTERS // (tiling.warps * WARP) // 8 * 8),
+        REGISTERS=_REGISTERS if layout.head_dim <= 128 else 255,
     )
     name = "split_attention_half" if half else "split_attention"
     return Kernel(source("split_attention"), name, twin=twin, options=flags)
@@ -144,18 +150,21 @@ def split_attention(
     if not isfinite(factor):
         raise ValueError(f"scale: expected a finite number, came {scale}")
     heads = width // head_dim
-    check("found", found, found_shape(batch, heads, kv_heads, head_dim))
+    check("found", found, found_shape(batch, heads, kv_heads, head_dim, layout.max_len))
     check("arrived", arrived, (batch * heads,), np.int32)
-    tiling = _Tiling.of(batch, kv_heads, head_dim)
+    tiling = _Tiling.of(batch, heads, kv_heads, head_dim, layout.max_len)
     kernel = _kernel(layout, heads // kv_heads, tiling, half)
-    blocks = batch * kv_heads * tiling.split
+    blocks = batch * heads // tiling.heads * tiling.split
     args = (
         *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),
         *(found, arrived, out, layout.max_len, factor),
     )
-    return KernelLaunch(kernel, (blocks, 1, 1), (tiling.warps * WARP, 1, 1), args)
+    return KernelLaunch(kernel, (blocks, 1, 1), (_WARPS * WARP, 1, 1), args)
 
 
-def found_shape(batch: int, heads: int, kv_heads: int, head_dim: int) -> tuple[int, int, int]:
+def found_shape(
+    batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int
+) -> tuple[int, int, int]:
     """Return the shape of what the blocks of :func:`split_attention` tell each other."""
-    return batch * heads, _Tiling.of(batch, kv_heads, head_dim).split, head_dim + 2
+    tiling = _Tiling.of(batch, heads, kv_heads, head_dim, max_len)
+    return batch * heads, tiling.split, head_dim + 2

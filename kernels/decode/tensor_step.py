@@ -82,7 +82,7 @@ class TensorStep:
             "squares_o": ((residual_parts(hidden, width, batch), batch), "float32"),
             "squares_down": ((residual_parts(hidden, inner, batch), batch), "float32"),
             "q": ((rows, width), "float32"),
-            "found": (found_shape(rows, heads, kv_heads, config.head_dim), "float32"),
+            "found": (found_shape(rows, heads, kv_heads, config.head_dim, max_len), "float32"),
             "arrived": ((rows * heads,), "int32"),
             "attended": ((batch, width), "float16"),
             "inner": ((batch, inner), "float16"),

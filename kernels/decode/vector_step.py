@@ -51,7 +51,7 @@ class VectorStep:
         return {
             "x": ((rows, config.hidden_size), "float32"),
             "q": ((rows, width), "float32"),
-            "found": (found_shape(rows, heads, kv_heads, config.head_dim), "float32"),
+            "found": (found_shape(rows, heads, kv_heads, config.head_dim, max_len), "float32"),
             "arrived": ((rows * heads,), "int32"),
             "attended": ((rows, width), "float32"),
             "inner": ((rows, config.intermediate_size), "float32"),

@@ -20,7 +20,7 @@ class Case:
         self.k, self.v = (Cache(bfloat16(rng, *shape), page) for _ in "kv")
         self.q = floats(rng, batch, self.heads * self.head_dim)
         self.out = gk.asarray(np.full(self.q.shape, np.nan, dtype))
-        shape = found_shape(batch, self.heads, self.kv_heads, self.head_dim)
+        shape = found_shape(batch, self.heads, self.kv_heads, self.head_dim, max_len)
         self.found = gk.asarray(np.full(shape, np.nan, np.float32))
         self.arrived = gk.zeros(batch * self.heads, np.int32)
         self.on_device = tuple(map(gk.asarray, (self.q, self.k.array, self.v.array)))

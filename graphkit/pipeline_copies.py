@@ -27,8 +27,8 @@ _THREADS = 1024  # of a block at most
 _LEAST_THREADS = 64  # the second warp has work of its own
 _UNIT = 16  # bytes of a load
 _MOST_BLOCKS = 16  # beyond this the loads of longer loops keep the bus as busy
-# On an H200 with four slots kernels win at 32 KB each way (8.2 us a request in place of 11.6), and the
-# engine at 128 KB (18.4 in place of 20.5); between the two nobody has looked.
+# On an H200 with four slots kernels win at 32 KB each way (8.2 us a request in place of 11.6), and
+# the engine at 128 KB (18.4 in place of 20.5); between the two nobody has looked.
 _MOST_BYTES_BY_KERNEL = 64 << 10
 
 

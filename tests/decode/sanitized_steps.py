@@ -1,0 +1,42 @@
+"""Decode steps of every family, cache and build, for compute-sanitizer to watch.
+
+python3 tests/decode/sanitized_steps.py
+"""
+
+import argparse
+
+from graphkit.kernels.decode import FusedDecoder
+from graphkit.kernels.llama import BUNDLED_MODEL, Checkpoint
+
+import graphkit as gk
+
+MAX_LEN = 512
+STARTS = (0, 300)  # positions; at the second one several blocks share a head of attention
+STEPS = 3
+
+
+def main() -> None:
+    """Make a few steps of each; exits with an exception where one of them fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runtime", choices=("cuda", "sim"), default="cuda")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 3, 16])
+    chosen = parser.parse_args()
+    gk.use(chosen.runtime)
+    checkpoint = Checkpoint.load(BUNDLED_MODEL)
+    for batch in chosen.batches:
+        for page, build in ((0, "manual"), (16, "programmatic"), (0, "loop")):
+            decoder = FusedDecoder(checkpoint, batch=batch, max_len=MAX_LEN, page=page)
+            decode = decoder.build(build)
+            decoder.start(*[b"def "] * batch)
+            for start in STARTS:
+                decoder.position.set([start] * batch)
+                decoder.embed()
+                decoder.length_limit.set([start + STEPS] * batch)
+                for _ in range(1 if build == "loop" else STEPS):
+                    decode.launch()
+                decode.stream.synchronize()
+            print(f"batch {batch}, page {page}, {build}: {decoder.position.get().tolist()}")
+
+
+if __name__ == "__main__":
+    main()

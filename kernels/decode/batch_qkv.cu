@@ -7,8 +7,8 @@
 //
 // PAGE 0: the caches are [slots, KV_HEADS, max_len, HEAD_DIM], and row b has slot b. Otherwise they
 // are [slots, KV_HEADS, PAGE, HEAD_DIM], where a slot is a page, and position p of row b lies in
-// page block_table[b, p / PAGE]. A position outside of them writes nothing, a page or a slot outside
-// of them nothing to the caches.
+// page block_table[b, p / PAGE]. A position outside of them writes nothing, a page or a slot
+// outside of them nothing to the caches.
 
 #include "tensor_tiles.cuh"
 
@@ -17,21 +17,12 @@ constexpr int ALL_HEADS = HEADS + 2 * KV_HEADS;
 static_assert(HEAD_DIM % 16 == 0, "a head is whole units");
 
 struct Heads {
-    static constexpr bool WHOLE = ALL_HEADS * HEAD_DIM % ROWS == 0;
-    static constexpr int TURN = ONE_TILE;
-    static constexpr long long STEP = 0;
-
     const __nv_bfloat16 *wq, *wk, *wv;
     int tile;
 
-    __device__ __forceinline__ bool has(int row) const {
-        return tile * (ROWS / 16) + row / 16 < ALL_HEADS * UNITS;
-    }
-
     __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
         int unit = tile * (ROWS / 16) + row / 16;
-        // Worked out anew for each stage: kept, the addresses of all rows would fill the registers.
-        asm volatile("" : "+r"(unit));
+        if (ALL_HEADS * UNITS % (ROWS / 16) != 0) unit = min(unit, ALL_HEADS * UNITS - 1);
         const int head = unit / UNITS;
         const int element = unit % UNITS * 8 + row % 8 + (row % 16 < 8 ? 0 : HALF);
         const __nv_bfloat16* matrix = head < HEADS ? wq : head < HEADS + KV_HEADS ? wk : wv;
@@ -40,8 +31,6 @@ struct Heads {
                                                     : head - HEADS - KV_HEADS;
         return matrix + (long long)(there * HEAD_DIM + element) * HIDDEN;
     }
-
-    __device__ __forceinline__ Heads tile_after(int) const { return *this; }
 };
 
 // An item is four neighbours of the lower half of a head, and their partners.
@@ -91,27 +80,28 @@ struct Target {
         if (page >= 0 && page < slots)
             line = (((long long)page * KV_HEADS + head) * PAGE + at % PAGE) * HEAD_DIM;
 #else
-        if (item.b < slots) line = (((long long)item.b * KV_HEADS + head) * max_len + at) * HEAD_DIM;
+        if (item.b < slots)
+            line = (((long long)item.b * KV_HEADS + head) * max_len + at) * HEAD_DIM;
 #endif
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
-    const __nv_bfloat16* xg, const float* squares, const __nv_bfloat16* wq,
-    const __nv_bfloat16* wk, const __nv_bfloat16* wv, const float* cos_table,
-    const float* sin_table, const int* position, const int* block_table, float* q,
+    const __half* xg, const float* squares, const __nv_bfloat16* wq, const __nv_bfloat16* wk,
+    const __nv_bfloat16* wv, const float* cos_table, const float* sin_table,
+    const int* position, const int* block_table, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, int parts, int rows, int slots, int pages,
     int max_len, float eps) {
     __shared__ Norm norm;
-    using P = Part<HIDDEN>;
     const int tile = tile_of_block();
-    Stages<HIDDEN, Heads> stages = {{wq, wk, wv, tile}, xg, rows, P::count(), P::first()};
+    const Heads where = {wq, wk, wv, tile};
+    Weights<HIDDEN, Heads> weights;
+    Inputs<HIDDEN> inputs = {xg, rows, 1};
 
     let_next_start();
-    stages.start();
-    stages.begin_weights();
+    weights.begin(where);
     wait_for_previous();
-    stages.begin_inputs();
+    inputs.begin();
     norm.read(squares, parts);
 
     // Early, so that nothing waits for it in the end, where it is little.
@@ -124,8 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     }
 
     Sums sums;
-    sums.clear();
-    for (int stage = 0; stage < stages.count; ++stage) sums.add(stages.next(stage));
+    sums.add_tile(weights, inputs, false, where);
     __syncthreads();
     norm.finish(HIDDEN, eps);
     publish(sums);
@@ -155,10 +144,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
         } else if (target.line >= 0) {
             const bool key = item.head < HEADS + KV_HEADS;
             __nv_bfloat16* to = (key ? k_cache : v_cache) + target.line + item.element;
-            *reinterpret_cast<uint2*>(to) = {pack(low.x, low.y),
-                                             pack(low.z, low.w)};
-            *reinterpret_cast<uint2*>(to + HALF) = {pack(high.x, high.y),
-                                                    pack(high.z, high.w)};
+            *reinterpret_cast<uint2*>(to) = {to_bfloat16_pair(low.x, low.y),
+                                             to_bfloat16_pair(low.z, low.w)};
+            *reinterpret_cast<uint2*>(to + HALF) = {to_bfloat16_pair(high.x, high.y),
+                                                    to_bfloat16_pair(high.z, high.w)};
         }
     }
     // The others may still read from here.

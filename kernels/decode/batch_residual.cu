@@ -6,39 +6,33 @@
 #include "tensor_tiles.cuh"
 
 struct Rows {
-    static constexpr bool WHOLE = HIDDEN % ROWS == 0;
-    static constexpr int TURN = ONE_TILE;
-    static constexpr long long STEP = (long long)AT_ONCE * WIDTH;
-
     const __nv_bfloat16* matrix;
     int tile;
 
-    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < HIDDEN; }
-
     __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
-        return matrix + (long long)(tile * ROWS + row) * WIDTH;
+        int n = tile * ROWS + row;
+        if (HIDDEN % ROWS != 0) n = min(n, HIDDEN - 1);
+        return matrix + (long long)n * WIDTH;
     }
-
-    __device__ __forceinline__ Rows tile_after(int) const { return *this; }
 };
 
 // An item is four neighbours of x; the items of a row of the batch lie in neighbouring lanes.
 constexpr int ITEMS = ROWS / 4;
 constexpr int TURNS = (SHARE * ITEMS + THREADS - 1) / THREADS;
-static_assert(ITEMS <= 32 && (ITEMS & (ITEMS - 1)) == 0, "a warp adds up the squares of whole rows");
+static_assert(ITEMS <= 32 && (ITEMS & (ITEMS - 1)) == 0, "a warp adds up squares of whole rows");
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
-    const __nv_bfloat16* input, const __nv_bfloat16* weight, const __nv_bfloat16* gain, float* x,
-    __nv_bfloat16* xg, float* squares, int rows) {
-    using P = Part<WIDTH>;
+    const __half* input, const __nv_bfloat16* weight, const float* gain, float* x, __half* xg,
+    float* squares, int rows) {
     const int tile = tile_of_block();
-    Stages<WIDTH, Rows> stages = {{weight, tile}, input, rows, P::count(), P::first()};
+    const Rows where = {weight, tile};
+    Weights<WIDTH, Rows> weights;
+    Inputs<WIDTH> inputs = {input, rows, 1};
 
     let_next_start();
-    stages.start();
-    stages.begin_weights();
+    weights.begin(where);
     wait_for_previous();
-    stages.begin_inputs();
+    inputs.begin();
 
     // Early, so that nothing waits for it in the end, where it is little.
     float4 old[TURNS];
@@ -55,8 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     }
 
     Sums sums;
-    sums.clear();
-    for (int stage = 0; stage < stages.count; ++stage) sums.add(stages.next(stage));
+    sums.add_tile(weights, inputs, false, where);
     __syncthreads();
     publish(sums);
 
@@ -74,12 +67,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
             const float4 add = total(b, item % ITEMS * 4);
             now.x += add.x, now.y += add.y, now.z += add.z, now.w += add.w;
             *place = now;
-            const uint2 gains = *reinterpret_cast<const uint2*>(gain + n);
-            *reinterpret_cast<uint2*>(xg + at) = {
-                pack(now.x * __uint_as_float(gains.x << 16),
-                     now.y * __uint_as_float(gains.x & 0xffff0000u)),
-                pack(now.z * __uint_as_float(gains.y << 16),
-                     now.w * __uint_as_float(gains.y & 0xffff0000u))};
+            const float4 gains = *reinterpret_cast<const float4*>(gain + n);
+            *reinterpret_cast<uint2*>(xg + at) = {to_half_pair(now.x * gains.x, now.y * gains.y),
+                                                  to_half_pair(now.z * gains.z, now.w * gains.w)};
             square = now.x * now.x + now.y * now.y + now.z * now.z + now.w * now.w;
         }
 #pragma unroll

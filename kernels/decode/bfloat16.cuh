@@ -14,3 +14,10 @@ __device__ __forceinline__ __nv_bfloat16 to_bfloat16(float value) {
     *reinterpret_cast<unsigned short*>(&rounded) = bits;
     return rounded;
 }
+
+// Two of them; the first in the lower half.
+__device__ __forceinline__ unsigned int to_bfloat16_pair(float low, float high) {
+    unsigned int both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}

@@ -34,7 +34,7 @@ def kernel_for(name, batch, extents, page=0):
         tiles = gate_up_tiles(hidden, intermediate, batch)
         return gate_up_kernel(batch, hidden, intermediate, tiles)
     if name == "batch_vocabulary":
-        tiles = vocabulary_tiles(batch)
+        tiles = vocabulary_tiles(hidden, batch)
         return vocabulary_kernel(batch, hidden, vocabulary, tiles)
     width = intermediate if name.endswith(" of h") else heads * head_dim
     tiles = residual_tiles(hidden, width, batch)

@@ -6,12 +6,15 @@
 #include "tensor_tiles.cuh"
 
 struct GateUp {
+    static constexpr bool WHOLE = INTERMEDIATE % (ROWS / 2) == 0;
+    static constexpr int HALF_STEP = 0, DOWN_STEP = WHOLE ? 8 * HIDDEN : 0;
+
     const __nv_bfloat16 *gate, *up;
     int tile;
 
     __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
         int j = (tile * (ROWS / 16) + row / 16) * 8 + row % 8;
-        if (INTERMEDIATE % (ROWS / 2) != 0) j = min(j, INTERMEDIATE - 1);
+        if (!WHOLE) j = min(j, INTERMEDIATE - 1);
         return (row % 16 < 8 ? gate : up) + (long long)j * HIDDEN;
     }
 };

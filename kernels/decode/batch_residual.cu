@@ -6,12 +6,15 @@
 #include "tensor_tiles.cuh"
 
 struct Rows {
+    static constexpr bool WHOLE = HIDDEN % ROWS == 0;
+    static constexpr int HALF_STEP = WHOLE ? 8 * WIDTH : 0, DOWN_STEP = 2 * HALF_STEP;
+
     const __nv_bfloat16* matrix;
     int tile;
 
     __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
         int n = tile * ROWS + row;
-        if (HIDDEN % ROWS != 0) n = min(n, HIDDEN - 1);
+        if (!WHOLE) n = min(n, HIDDEN - 1);
         return matrix + (long long)n * WIDTH;
     }
 };
@@ -34,7 +37,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     wait_for_previous();
     inputs.begin();
 
-    // Early, so that nothing waits for it in the end, where it is little.
+    Sums sums;
+    sums.add_tile(weights, inputs, false, where);
+    // It comes while the sums are handed over, where it is little.
     float4 old[TURNS];
     if (TURNS <= 2) {
 #pragma unroll
@@ -47,9 +52,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
                 old[turn] = __ldcg(reinterpret_cast<const float4*>(x + (long long)b * HIDDEN + n));
         }
     }
-
-    Sums sums;
-    sums.add_tile(weights, inputs, false, where);
     __syncthreads();
     publish(sums);
 

@@ -13,6 +13,7 @@ constexpr int TILES = (VOCABULARY + ROWS - 1) / ROWS;
 
 struct Tokens {
     static constexpr bool WHOLE = VOCABULARY % ROWS == 0;
+    static constexpr int HALF_STEP = WHOLE ? 8 * HIDDEN : 0, DOWN_STEP = 2 * HALF_STEP;
 
     const __nv_bfloat16* matrix;
     int tile;

@@ -90,7 +90,7 @@ __device__ __forceinline__ void load_weights(
         "{\n"
         ".reg .pred there;\n"
         "setp.ne.s32 there, %5, 0;\n"
-        "@there ld.global.nc.L1::no_allocate.L2::cache_hint.L2::128B.v4.u32 "
+        "@there ld.global.L1::no_allocate.L2::cache_hint.L2::128B.v4.u32 "
         "{%0, %1, %2, %3}, [%4], %6;\n"
         "}"
         : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
@@ -98,13 +98,17 @@ __device__ __forceinline__ void load_weights(
 }
 
 // The next round of weights of this warp, on their way. Where says where they are: row(r) is row r
-// of the tile, of K elements. Beyond the last row there is one as good, whose sums nobody reads.
+// of the tile, of K elements; beyond the last row there is one as good, whose sums nobody reads.
+// Where the same DOWN_STEP is between any rows of a warp that are 16 apart, or HALF_STEP between
+// the halves of 16, one address is enough for both; otherwise they are 0.
 template <int K, typename Where>
 struct Weights {
     static constexpr bool EVEN = Part<K>::EVEN;
+    static constexpr int EACH = Where::DOWN_STEP != 0 ? 1 : DOWN;  // addresses; of the halves
+    static constexpr int HALVES = Where::HALF_STEP != 0 ? 1 : 2;
 
     unsigned int words[AHEAD][DOWN][2][4];
-    const __nv_bfloat16* from[DOWN][2];  // this lane's of the round's first step
+    const __nv_bfloat16* from[EACH][HALVES];  // this lane's of the round's first step
     int k;
     unsigned long long policy;
 
@@ -114,9 +118,9 @@ struct Weights {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         k = Part<K>::first() * CHUNK + warp / ROW_WARPS * (CHUNK / WARP_SPLIT) + lane % 4 * 8;
 #pragma unroll
-        for (int m = 0; m < DOWN; ++m) {
+        for (int m = 0; m < EACH; ++m) {
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
+            for (int half = 0; half < HALVES; ++half) {
                 const int row = warp % ROW_WARPS * WARP_ROWS + m * 16 + half * 8 + lane / 4;
                 from[m][half] = where.row(row) + k;
             }
@@ -126,7 +130,10 @@ struct Weights {
     __device__ __forceinline__ void move(int by) {
         k += by;
 #pragma unroll
-        for (int m = 0; m < DOWN; ++m) from[m][0] += by, from[m][1] += by;
+        for (int m = 0; m < EACH; ++m) {
+#pragma unroll
+            for (int half = 0; half < HALVES; ++half) from[m][half] += by;
+        }
     }
 
     __device__ __forceinline__ void load(int step, bool wanted) {
@@ -137,7 +144,10 @@ struct Weights {
             for (int half = 0; half < 2; ++half) {
                 unsigned int(&to)[4] = words[step][m][half];
                 if (!EVEN) to[0] = to[1] = to[2] = to[3] = 0;  // nothing times no input is nothing
-                load_weights(to, from[m][half] + step * STEP, there, policy);
+                load_weights(to,
+                             from[m % EACH][half % HALVES] + m * Where::DOWN_STEP +
+                                 half * Where::HALF_STEP + step * STEP,
+                             there, policy);
             }
         }
     }
@@ -201,20 +211,24 @@ struct Inputs {
     __device__ __forceinline__ void send(int number) {
         const int count = ONCE ? Part<K>::count() : tiles * Part<K>::count();
         if (number < count) {
-            const unsigned int to =
-                shared_address(shared) + number % BUFFERS * (BATCH * INPUT_PITCH);
-            const int k0 = (Part<K>::first() + number % MOST) * CHUNK;
+            int thread = threadIdx.x;
+            // Worked out anew for each chunk: kept, all the addresses would fill the registers.
+            asm volatile("" : "+r"(thread));
+            const int row = thread / 32, i = thread % 32 * 8;
+            const int k = (Part<K>::first() + number % MOST) * CHUNK + i;
+            const __half* from = input + (long long)row * K + k;
+            const unsigned int to = shared_address(shared) +
+                                    number % BUFFERS * (BATCH * INPUT_PITCH) + row * INPUT_PITCH +
+                                    i * 2;
 #pragma unroll
-            for (int row0 = 0; row0 < BATCH; row0 += THREADS / 32) {
-                const int row = row0 + threadIdx.x / 32;
-                if (BATCH % (THREADS / 32) != 0 && row >= BATCH) break;
+            for (int j = 0; j < BATCH; j += THREADS / 32) {
+                if (BATCH % (THREADS / 32) != 0 && row + j >= BATCH) break;
 #pragma unroll
-                for (int i0 = 0; i0 < CHUNK; i0 += 256) {
-                    const int i = i0 + threadIdx.x % 32 * 8, k = k0 + i;
-                    if (CHUNK % 256 != 0 && i >= CHUNK) break;
-                    const bool there = row < rows && (K % CHUNK == 0 || k < K);
-                    fetch_input(to + row * INPUT_PITCH + i * 2,
-                                there ? input + (long long)row * K + k : input, there);
+                for (int l = 0; l < CHUNK; l += 256) {
+                    if (CHUNK % 256 != 0 && i + l >= CHUNK) break;
+                    const bool in_row = K % CHUNK == 0 || k + l < K;
+                    fetch_input(to + j * INPUT_PITCH + l * 2, in_row ? from + j * K + l : input,
+                                in_row && row + j < rows);
                 }
             }
         }
@@ -294,6 +308,7 @@ struct Sums {
 #pragma unroll
                 for (int m = 0; m < DOWN; ++m) multiply(of[m][n], a[m][1], b.z, b.w);
             }
+            __syncwarp();  // or the compiler mixes the steps, and has no registers left
         }
     }
 
@@ -304,24 +319,16 @@ struct Sums {
         Weights<K, Where>& weights, Inputs<K>& inputs, bool another, const Where& next) {
         const int lane = threadIdx.x % 32, group = threadIdx.x / 32 / ROW_WARPS;
         const int own = lane / 4 * INPUT_PITCH + lane % 4 * 16 + group * (CHUNK / WARP_SPLIT * 2);
-        const int count = Part<K>::count();
+        const unsigned char* from = nullptr;
         clear();
 #pragma unroll 1
-        for (int chunk = 0; chunk < count; ++chunk) {
-            const unsigned char* from = inputs.next() + own;
-#pragma unroll 1
-            for (int round = 1; round <= ROUNDS; ++round, from += ROUND * 2) {
-                bool more = true;
-                if (round < ROUNDS)
-                    weights.move(ROUND);
-                else if (chunk + 1 < count)
-                    weights.move(CHUNK - (ROUNDS - 1) * ROUND);
-                else if (another)
-                    weights.aim(next);
-                else
-                    more = false;
-                add(weights, from, more);
-            }
+        for (int left = Part<K>::count() * ROUNDS; left > 0; --left, from += ROUND * 2) {
+            if (left % ROUNDS == 0) from = inputs.next() + own;
+            if (left > 1)
+                weights.move(left % ROUNDS == 1 % ROUNDS ? CHUNK - (ROUNDS - 1) * ROUND : ROUND);
+            else if (another)
+                weights.aim(next);
+            add(weights, from, left > 1 || another);
         }
     }
 };

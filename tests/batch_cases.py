@@ -10,9 +10,10 @@ import graphkit as gk
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BATCHES = (8, 16, 32, 64)
 EPS = 1e-5
-# float32 sums of bfloat16 products, relative to the largest; and what bfloat16 itself rounds.
+# float32 sums of products, relative to the largest; and what bfloat16 and float16 round.
 SUMS = {"rtol": 1e-5, "atol": 2e-4}
 ROUNDED = {"rtol": 2**-7, "atol": 2e-3}
+HALVED = {"rtol": 2**-10, "atol": 5e-4}
 
 
 class Extents(NamedTuple):
@@ -35,11 +36,15 @@ def bfloat16(rng, *shape, scale=1.0):
     return (scale * rng.standard_normal(shape)).astype(BFLOAT16)
 
 
+def float16(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float16)
+
+
 class Stream:
     """A residual stream on the device, as the kernels hand it on, and what it means in float64."""
 
     def __init__(self, rng, batch, hidden, parts=3):
-        self.xg = bfloat16(rng, batch, hidden)
+        self.xg = float16(rng, batch, hidden)
         self.squares = (hidden * rng.uniform(0.1, 2.0, (parts, batch))).astype(np.float32)
         mean = self.squares.astype(np.float64).sum(axis=0) / hidden
         self.normalized = self.xg.astype(np.float64) / np.sqrt(mean + EPS)[:, None]
@@ -54,5 +59,5 @@ def product(rows, matrix):
 
 
 def close(actual, expected, **tolerance):
-    """Compare arrays, bfloat16 or not."""
+    """Compare arrays of any float."""
     np.testing.assert_allclose(actual.astype(np.float64), expected, **tolerance)

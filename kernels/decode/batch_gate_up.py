@@ -17,12 +17,14 @@ from .batch_tiles import (
     aligned,
     batch_of,
     eights,
+    factors,
     floats,
     launch_of,
     norm_scale,
     real_rows,
     shared_tiles,
 )
+from .half import rounded
 from .sources import source
 
 __all__ = ["batch_gate_up", "gate_up_kernel", "gate_up_tiles"]
@@ -55,9 +57,10 @@ def gate_up_kernel(batch: int, hidden: int, intermediate: int, tiles: Tiles) -> 
         """Do what batch_gate_up does."""
         x = floats(xg.view((rows, hidden)))
         scale = norm_scale(squares, parts, rows, batch, hidden, eps)
-        gates, ups = (x @ floats(w.view((intermediate, hidden))).T * scale for w in (gate, up))
+        gates, ups = (x @ factors(w.view((intermediate, hidden))).T * scale for w in (gate, up))
         with np.errstate(over="ignore"):  # exp(-x) may be infinite: x / (1 + inf) is 0
-            h.view((rows, intermediate))[...] = gates / (1.0 + np.exp(-gates)) * ups
+            products = gates / (1.0 + np.exp(-gates)) * ups
+        h.view((rows, intermediate))[...] = rounded(products)
 
     options = tiles.options(batch, hidden=hidden, intermediate=intermediate)
     return Kernel(source("batch_gate_up"), "batch_gate_up", twin=twin, options=options)
@@ -76,16 +79,17 @@ def batch_gate_up(
 ) -> KernelLaunch:
     """Return the launch of ``h[b] = silu(gate @ n[b]) * (up @ n[b])``, n the normalized stream.
 
-    ``n[b] = xg[b] / sqrt(sum(squares[:, b]) / hidden + eps)``. Products are of bfloat16 and summed
-    in float32. It reads the weights before ``griddepcontrol.wait``.
+    ``n[b] = xg[b] / sqrt(sum(squares[:, b]) / hidden + eps)``. Products are of float16, to which
+    the weights are converted, and summed in float32. It reads the weights before
+    ``griddepcontrol.wait``.
 
     Args:
-        xg: bfloat16 [batch, hidden], the residual stream times the gain of the norm; the batch is
+        xg: float16 [batch, hidden], the residual stream times the gain of the norm; the batch is
             8, 16, 32 or 64, hidden a multiple of 8.
         squares: float32 [parts, batch], sums of squares of the residual stream.
         gate: bfloat16 [intermediate, hidden]; intermediate is a multiple of 8.
         up: bfloat16, as ``gate``.
-        h: bfloat16 [batch, intermediate].
+        h: float16 [batch, intermediate].
         eps: epsilon of the norm.
         rows: rows of the batch that are no padding; all by default. Others are not written.
         tiles: how to cut the product; :func:`gate_up_tiles` by default.
@@ -99,7 +103,7 @@ def batch_gate_up(
     intermediate, _ = aligned("gate", gate, ("intermediate", hidden))
     eights("gate", "an intermediate width", intermediate)
     aligned("up", up, (intermediate, hidden))
-    aligned("h", h, (batch, intermediate))
+    aligned("h", h, (batch, intermediate), np.float16)
     tiles = tiles or gate_up_tiles(hidden, intermediate, batch)
     kernel = gate_up_kernel(batch, hidden, intermediate, tiles.checked(batch, hidden))
     args = (xg, squares, gate, up, h, parts, real_rows(rows, batch), float(eps))

@@ -116,7 +116,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     if (TURNS <= 2) {
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn)
-            at[turn] = position_of(Item(tile, threadIdx.x + turn * THREADS, rows), position, max_len);
+            at[turn] =
+                position_of(Item(tile, threadIdx.x + turn * THREADS, rows), position, max_len);
     }
 
     Sums sums;

@@ -17,6 +17,7 @@ from .batch_tiles import (
     aligned,
     batch_of,
     enough_rows,
+    factors,
     floats,
     launch_of,
     norm_scale,
@@ -32,7 +33,7 @@ def qkv_tiles(hidden: int, heads: int, kv_heads: int, head_dim: int, batch: int)
     """Return the tiles that :func:`batch_qkv` takes by default."""
     if hidden >= MEASURED:
         # Where the batch is large, taller tiles, whose inputs are read by fewer blocks.
-        best = Tiles(48, 2, 512, 2, 16, 4, 2) if batch <= 16 else Tiles(96, 4, 256, 2, 16, 2, 2)
+        best = Tiles(48, 2, 256, 4, 16, 4, 2) if batch <= 32 else Tiles(96, 4, 256, 2, 16, 1, 4)
         return best.buffered(batch, hidden)
     return shared_tiles((heads + 2 * kv_heads) * head_dim, hidden, batch)
 
@@ -69,7 +70,7 @@ def qkv_kernel(
         x = floats(xg.view((rows, hidden)))
         scale = norm_scale(squares, parts, rows, batch, hidden, eps)
         queries, keys, values = (
-            (x @ floats(matrix.view((count * head_dim, hidden))).T * scale).reshape(
+            (x @ factors(matrix.view((count * head_dim, hidden))).T * scale).reshape(
                 int(rows), count, head_dim
             )
             for matrix, count in ((wq, heads), (wk, kv_heads), (wv, kv_heads))
@@ -129,11 +130,11 @@ def batch_qkv(
     are its products with the matrices. Element i of a head of q and k is paired with element
     ``i + head_dim / 2`` (Hugging Face's Llama), and both turn by the angle of row ``position[b]``
     of the tables. A position outside the caches writes nothing, a slot or page outside of them
-    nothing to the caches. Products are of bfloat16 and summed in float32. It reads the weights
-    before ``griddepcontrol.wait``.
+    nothing to the caches. Products are of float16, to which the weights are converted, and summed
+    in float32. It reads the weights before ``griddepcontrol.wait``.
 
     Args:
-        xg: bfloat16 [batch, hidden], the residual stream times the gain of the norm; the batch is
+        xg: float16 [batch, hidden], the residual stream times the gain of the norm; the batch is
             8, 16, 32 or 64, hidden a multiple of 8.
         squares: float32 [parts, batch], sums of squares of the residual stream.
         wq: bfloat16 [heads * head_dim, hidden].
@@ -185,7 +186,9 @@ def batch_qkv(
     enough_rows("q", aligned("q", q, ("rows", width), np.float32)[0], real)
     heads = width // head_dim
     tiles = tiles or qkv_tiles(hidden, heads, kv_heads, head_dim, batch)
-    kernel = qkv_kernel(*(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch, hidden))
+    kernel = qkv_kernel(
+        *(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch, hidden)
+    )
     args = (
         *(xg, squares, wq, wk, wv, cos_table, sin_table, position),
         *(NULL if block_table is None else block_table, q, k_cache, v_cache),

@@ -5,20 +5,6 @@
 
 #include "tensor_tiles.cuh"
 
-struct Rows {
-    static constexpr bool WHOLE = HIDDEN % ROWS == 0;
-    static constexpr int HALF_STEP = WHOLE ? 8 * WIDTH : 0, DOWN_STEP = 2 * HALF_STEP;
-
-    const __nv_bfloat16* matrix;
-    int tile;
-
-    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
-        int n = tile * ROWS + row;
-        if (!WHOLE) n = min(n, HIDDEN - 1);
-        return matrix + (long long)n * WIDTH;
-    }
-};
-
 // An item is four neighbours of x; the items of a row of the batch lie in neighbouring lanes.
 constexpr int ITEMS = ROWS / 4;
 constexpr int TURNS = (SHARE * ITEMS + THREADS - 1) / THREADS;
@@ -28,8 +14,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     const __half* input, const __nv_bfloat16* weight, const float* gain, float* x, __half* xg,
     float* squares, int rows) {
     const int tile = tile_of_block();
-    const Rows where = {weight, tile};
-    Weights<WIDTH, Rows> weights;
+    const Matrix<HIDDEN, WIDTH> where = {weight, tile};
+    Weights<WIDTH, Matrix<HIDDEN, WIDTH>> weights;
     Inputs<WIDTH> inputs = {input, rows, 1};
 
     let_next_start();

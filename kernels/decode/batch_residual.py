@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
+
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..launch import KernelLaunch, check
@@ -15,11 +17,13 @@ from .batch_tiles import (
     aligned,
     batch_of,
     eights,
+    factors,
     floats,
     launch_of,
     real_rows,
     shared_tiles,
 )
+from .half import rounded
 from .sources import source
 
 __all__ = ["batch_residual", "residual_kernel", "residual_parts", "residual_tiles"]
@@ -60,9 +64,8 @@ def residual_kernel(batch: int, hidden: int, width: int, tiles: Tiles) -> Kernel
     ) -> None:
         """Do what batch_residual does."""
         stream = x.view((rows, hidden))
-        factors = floats(weight.view((hidden, width)))
-        stream += floats(input.view((rows, width))) @ factors.T
-        xg.view((rows, hidden))[...] = stream * floats(gain.view(hidden))
+        stream += floats(input.view((rows, width))) @ factors(weight.view((hidden, width))).T
+        xg.view((rows, hidden))[...] = rounded(stream * gain.view(hidden))
         for part in range(tiles.count(hidden)):
             columns = stream[:, part * tiles.rows : (part + 1) * tiles.rows]
             squares.view(rows, part * batch)[...] = (columns * columns).sum(axis=1)
@@ -85,15 +88,15 @@ def batch_residual(
     """Return the launch of ``x[b] += weight @ input[b]; xg[b] = x[b] * gain``.
 
     ``squares[p, b]`` is the sum of squares of the new ``x[b]`` over the p-th of equal parts of the
-    columns. Products are of bfloat16 and summed in float32. It reads the weights before
-    ``griddepcontrol.wait``.
+    columns. Products are of float16, to which the weights are converted, and summed in float32. It
+    reads the weights before ``griddepcontrol.wait``.
 
     Args:
-        input: bfloat16 [batch, width]; the batch is 8, 16, 32 or 64, width a multiple of 8.
+        input: float16 [batch, width]; the batch is 8, 16, 32 or 64, width a multiple of 8.
         weight: bfloat16 [hidden, width]; hidden is a multiple of 8.
-        gain: bfloat16 [hidden], the weight of the next RMSNorm.
+        gain: float32 [hidden], the weight of the next RMSNorm.
         x: float32 [batch, hidden], the residual stream; changed in place.
-        xg: bfloat16 [batch, hidden].
+        xg: float16 [batch, hidden].
         squares: float32 [parts, batch]; :func:`residual_parts` says how many parts.
         rows: rows of the batch that are no padding; all by default. Others are not written.
         tiles: how to cut the product; :func:`residual_tiles` by default.
@@ -105,9 +108,9 @@ def batch_residual(
     batch, width = batch_of("input", input, ("batch", "width"))
     hidden, _ = aligned("weight", weight, ("hidden", width))
     eights("weight", "a hidden width", hidden)
-    aligned("gain", gain, (hidden,))
-    aligned("x", x, (batch, hidden), "float32")
-    aligned("xg", xg, (batch, hidden))
+    aligned("gain", gain, (hidden,), np.float32)
+    aligned("x", x, (batch, hidden), np.float32)
+    aligned("xg", xg, (batch, hidden), np.float16)
     tiles = (tiles or residual_tiles(hidden, width, batch)).checked(batch, width)
     if tiles.rows not in (16, 32, 64, 128):
         raise ValueError(f"tiles: expected 16, 32, 64 or 128 rows, came {tiles.rows}")

@@ -12,10 +12,10 @@ from numpy.typing import DTypeLike, NDArray
 from graphkit.arrays import device_pointer
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Pointer
-from graphkit.runtime import current
-from graphkit.runtime.protocol import DeviceAttribute
 
 from ..launch import WARP, KernelLaunch, check
+from .device import check_capability
+from .half import rounded
 
 __all__ = [
     "BATCHES",
@@ -36,7 +36,8 @@ MULTIPROCESSORS = 132
 # Two blocks of the chain fit on a multiprocessor, so that the next kernel may fetch its weights
 # while this one works. A block asks for its half even where it needs less: of three on one
 # multiprocessor, each would have a third of what it takes in, and another multiprocessor none.
-HALF = 100 << 10
+BLOCK_BYTES = 100 << 10
+MOST_BYTES = 110 << 10  # that two blocks can have
 MEASURED = 2048  # columns from which on tiles are those that measured best, not those of a rule
 MOST_SHARED = 227 << 10  # of a block: CUDA C Programming Guide, compute capability 9.0
 STEP = 32  # elements of k that a warp multiplies at once
@@ -82,7 +83,7 @@ class Tiles(NamedTuple):
         inputs = self.buffers * batch * (self.chunk * 2 + 64)
         return max(inputs, self.warp_split * batch * (self.rows + 4) * 4)
 
-    def buffered(self, batch: int, k: int, most: int = HALF) -> Tiles:
+    def buffered(self, batch: int, k: int, most: int = MOST_BYTES) -> Tiles:
         """Return these tiles with a buffer for each of a block's chunks, or what ``most`` holds."""
         fit = most // (batch * (self.chunk * 2 + 64))
         return self._replace(buffers=max(1, min(self.chunks(k), fit)))
@@ -171,12 +172,12 @@ def eights(argument: str, name: str, extent: int) -> int:
 
 
 def batch_of(argument: str, array: object, expected: tuple[int | str, ...]) -> tuple[int, int]:
-    """Check a bfloat16 input ``[batch, width]`` and return both.
+    """Check a float16 input ``[batch, width]`` and return both.
 
     Raises:
         ValueError: when it is none, or the batch or the width is not one that a kernel is for.
     """
-    batch, width = aligned(argument, array, expected)
+    batch, width = aligned(argument, array, expected, np.float16)
     if batch not in BATCHES:
         raise ValueError(f"{argument}: expected a batch of 8, 16, 32 or 64, came {batch}")
     return batch, eights(argument, "a width", width)
@@ -214,29 +215,16 @@ def launch_of(
     batch: int,
     blocks: int,
     args: tuple[object, ...],
-    least: int = HALF,
+    least: int = BLOCK_BYTES,
 ) -> KernelLaunch:
     """Return the launch of a kernel, which is compiled and allowed its shared memory by this.
 
     A block gets ``least`` bytes of it, or what it needs.
 
     Raises:
-        ValueError: on a device before compute capability 9.0, which has no clusters.
+        ValueError: on a device before compute capability 9.0.
     """
-    runtime = current()
-    device = runtime.get_device()
-    major, minor = (
-        runtime.device_get_attribute(attribute, device)
-        for attribute in (
-            DeviceAttribute.COMPUTE_CAPABILITY_MAJOR,
-            DeviceAttribute.COMPUTE_CAPABILITY_MINOR,
-        )
-    )
-    if major < 9:
-        raise ValueError(
-            f"{kernel.name}: expected a device of compute capability 9.0 or more, which has "
-            f"clusters, came {major}.{minor}"
-        )
+    check_capability(kernel.name)
     shared = max(least, tiles.shared_mem(batch))
     kernel.max_dynamic_shared_size_bytes = shared
     cluster = (tiles.split, 1, 1) if tiles.split > 1 else None
@@ -257,5 +245,10 @@ def norm_scale(
 
 
 def floats(array: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return bfloat16 values as float32."""
+    """Return activations as float32."""
     return array.astype(np.float32)
+
+
+def factors(weights: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return bfloat16 weights as float32, with the values that they are multiplied with."""
+    return floats(rounded(floats(weights)))

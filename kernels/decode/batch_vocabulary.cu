@@ -11,19 +11,7 @@ static_assert(SPLIT == 1 && WARP_SPLIT == 1, "a warp has the whole sums of its r
 
 constexpr int TILES = (VOCABULARY + ROWS - 1) / ROWS;
 
-struct Tokens {
-    static constexpr bool WHOLE = VOCABULARY % ROWS == 0;
-    static constexpr int HALF_STEP = WHOLE ? 8 * HIDDEN : 0, DOWN_STEP = 2 * HALF_STEP;
-
-    const __nv_bfloat16* matrix;
-    int tile;
-
-    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
-        int token = tile * ROWS + row;
-        if (!WHOLE) token = min(token, VOCABULARY - 1);
-        return matrix + (long long)token * HIDDEN;
-    }
-};
+using Tokens = Matrix<VOCABULARY, HIDDEN>;
 
 typedef unsigned long long Candidate;  // value in the upper half, complement of the index below
 

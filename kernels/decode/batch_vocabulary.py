@@ -19,6 +19,7 @@ from .batch_tiles import (
     batch_of,
     eights,
     enough_rows,
+    factors,
     floats,
     launch_of,
     norm_scale,
@@ -26,17 +27,17 @@ from .batch_tiles import (
 )
 from .sources import source
 
-# Of a block in shared memory: there is one on a multiprocessor, beside a small one of the next kernel.
-MOST_INPUTS = 160 << 10
-
 __all__ = ["batch_vocabulary", "vocabulary_blocks", "vocabulary_kernel", "vocabulary_tiles"]
+
+# There is one block on a multiprocessor, beside a small one of the next kernel.
+MOST_INPUTS = 160 << 10
 
 
 def vocabulary_tiles(hidden: int, batch: int) -> Tiles:
     """Return the tiles that :func:`batch_vocabulary` takes by default."""
     # Inputs that don't stay in shared memory are read from the L2 as often as there are tiles:
     # taller ones for a large batch.
-    best = Tiles(128, 1, 512, 4, 16, 1, 8) if batch <= 16 else Tiles(256, 1, 256, 4, 32, 1, 4)
+    best = Tiles(128, 1, 512, 4, 16, 1, 8) if batch <= 16 else Tiles(256, 1, 512, 4, 32, 1, 4)
     return best.buffered(batch, hidden, MOST_INPUTS)
 
 
@@ -64,7 +65,7 @@ def vocabulary_kernel(batch: int, hidden: int, vocabulary: int, tiles: Tiles) ->
         """Do what batch_vocabulary does."""
         x = floats(xg.view((rows, hidden)))
         scale = norm_scale(squares, parts, rows, batch, hidden, eps)
-        values = x @ floats(weight.view((vocabulary, hidden))).T * scale
+        values = x @ factors(weight.view((vocabulary, hidden))).T * scale
         if logits:
             logits.view((rows, vocabulary))[...] = values
         tile_of = np.arange(vocabulary) // height
@@ -94,13 +95,13 @@ def batch_vocabulary(
 ) -> KernelLaunch:
     """Return the launch of ``logits[b] = weight @ n[b]``, n the normalized residual stream.
 
-    ``n[b] = xg[b] / sqrt(sum(squares[:, b]) / hidden + eps)``. Products are of bfloat16 and summed
-    in float32. Every block gives, for each row, the largest of the logits that it made and their
-    lowest index of that value; NaN is less than anything, and is given where there is nothing
-    else. It reads the weights before ``griddepcontrol.wait``.
+    ``n[b] = xg[b] / sqrt(sum(squares[:, b]) / hidden + eps)``. Products are of float16, to which
+    the weights are converted, and summed in float32. Every block gives, for each row, the largest
+    of the logits that it made and their lowest index of that value; NaN is less than anything, and
+    is given where there is nothing else. It reads the weights before ``griddepcontrol.wait``.
 
     Args:
-        xg: bfloat16 [batch, hidden], the residual stream times the gain of the norm; the batch is
+        xg: float16 [batch, hidden], the residual stream times the gain of the norm; the batch is
             8, 16, 32 or 64, hidden a multiple of 8.
         squares: float32 [parts, batch], sums of squares of the residual stream.
         weight: bfloat16 [vocabulary, hidden]; the vocabulary is a multiple of 8.
@@ -125,7 +126,7 @@ def batch_vocabulary(
     tiles = (tiles or vocabulary_tiles(hidden, batch)).checked(batch, hidden)
     if tiles.split > 1 or tiles.warp_split > 1:
         raise ValueError(f"tiles: expected no split of k, came {tiles}")
-    blocks = vocabulary_blocks(vocabulary, batch, tiles)
+    blocks = vocabulary_blocks(vocabulary, hidden, batch, tiles)
     check("best", best, (blocks, batch))
     check("best_index", best_index, (blocks, batch), np.int32)
     kernel = vocabulary_kernel(batch, hidden, vocabulary, tiles)

@@ -38,7 +38,7 @@ class FusedDecoder(Decoder):
         checkpoint: configuration and tensors; the matrices are bfloat16. Those in device memory
             are used where they lie, arrays on the host are copied.
         batch: number of sequences, decoded side by side: 1 to 64. One and two are multiplied in
-            float32; more have their activations rounded to bfloat16, as the tensor cores take them.
+            float32; more have their activations rounded to float16 (:class:`TensorStep`).
         max_len: places of the cache in tokens, prompt included; at most the model's
             ``max_position_embeddings``, which is the default.
         temperature: 0 takes the most likely token; above, tokens are drawn.

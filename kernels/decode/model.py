@@ -12,11 +12,11 @@ import numpy as np
 import graphkit as gk
 from graphkit.arrays import describe
 from graphkit.device_array import BFLOAT16, DeviceArray
-from graphkit.runtime.protocol import DeviceAttribute
 
 from ..launch import KernelLaunch
 from ..llama.checkpoint import Checkpoint, LlamaConfig
 from ..llama.model import DecodeLaunch, on_device
+from .device import check_capability
 from .next_token import embed_token
 from .split_attention import MAX_GROUP, MAX_HEAD_DIM
 from .step import Caches, Shapes, Step, StepModel
@@ -30,7 +30,7 @@ class FusedLlama:
     """Weights, activations and KV caches of a Llama in bfloat16, for the fused kernels.
 
     One or two rows are taken through it by kernels for vectors (:class:`VectorStep`), more by
-    those for matrices (:class:`TensorStep`), which round the activations to bfloat16.
+    those for matrices (:class:`TensorStep`), which round the activations to float16.
 
     Args:
         checkpoint: configuration and tensors; the matrices are bfloat16. Those in device memory
@@ -131,20 +131,7 @@ def check_fit(checkpoint: Checkpoint, rows: int = 1) -> None:
         ValueError: a device of a compute capability before 9.0, a number of rows, extents or a
             dtype that they do not take.
     """
-    runtime = gk.current()
-    device = runtime.get_device()
-    major, minor = (
-        runtime.device_get_attribute(attribute, device)
-        for attribute in (
-            DeviceAttribute.COMPUTE_CAPABILITY_MAJOR,
-            DeviceAttribute.COMPUTE_CAPABILITY_MINOR,
-        )
-    )
-    if major < 9:
-        raise ValueError(
-            "device: expected compute capability 9.0 or more, which has bulk copies and clusters, "
-            f"came {major}.{minor}"
-        )
+    check_capability("device")
     _check_extents(checkpoint.config)
     _family(rows).check(checkpoint.config)
     _check_matrices(checkpoint)

@@ -1,27 +1,29 @@
 // next_token: chooses the token of each row, appends it, moves the position on, and leaves the
 // residual stream at the embedding of the token at the new position
 //
-// The largest of the blocks' largest logits (see project_vocabulary, batch_vocabulary) is the token;
-// where there are none (blocks 0) it is what `chosen` holds. Inside the prompt the buffer's own next
-// token stays. The position stops at max_len - 1, and nothing is written past it. A row that has
-// ended (see row_ends.cuh; `limits` may be null) keeps its tokens, its position and what it chose.
+// The largest of the blocks' largest logits (see project_vocabulary, batch_vocabulary) is the
+// token; where there are none (blocks 0) it is what `chosen` holds. Inside the prompt the buffer's
+// own next token stays. The position stops at max_len - 1, and nothing is written past it. A row
+// that has ended (see row_ends.cuh; `limits` may be null) keeps its tokens, its position and what
+// it chose.
 //
 // embed_token leaves the embedding of the token at the position and does nothing else; NaN where
 // there is none.
 //
-// Where `xg` is not null, it gets the embedding times `gain`, and `squares` the sum of its squares:
-// what batch_qkv takes. One block a row.
+// Where `xg` is not null, it gets the embedding times `gain` in float16, and `squares` the sum of
+// its squares: what batch_qkv takes. One block a row.
 //
 // -D options: K (hidden size), THREADS.
 
 #include "bfloat16.cuh"
+#include "half.cuh"
 #include "larger.cuh"
 #include "row_ends.cuh"
 
 // Row b of the residual stream. `sums` is the block's, of one float a warp.
 __device__ __forceinline__ void look_up(
-    const unsigned short* row, int b, const __nv_bfloat16* gain, float* x, __nv_bfloat16* xg,
-    float* squares, float* sums) {
+    const unsigned short* row, int b, const float* gain, float* x, __half* xg, float* squares,
+    float* sums) {
     float square = 0.0f;
     for (int i = threadIdx.x; i < K; i += THREADS) {
         const long long at = (long long)b * K + i;
@@ -29,8 +31,7 @@ __device__ __forceinline__ void look_up(
                                 : __uint_as_float(0x7fc00000u);
         x[at] = value;
         if (xg) {
-            const unsigned int bits = reinterpret_cast<const unsigned short*>(gain)[i];
-            xg[at] = to_bfloat16(value * __uint_as_float(bits << 16));
+            xg[at] = to_half(value * gain[i]);
             square = fmaf(value, value, square);
         }
     }
@@ -47,8 +48,8 @@ __device__ __forceinline__ void look_up(
 extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     const float* best_value, const int* best_index, int* chosen, int* tokens,
     const int* prompt_len, int* positions, const int* limits, const int* ends,
-    const __nv_bfloat16* table, const __nv_bfloat16* gain, float* x, __nv_bfloat16* xg,
-    float* squares, int blocks, int columns, int end_count, int batch, int max_len) {
+    const __nv_bfloat16* table, const float* gain, float* x, __half* xg, float* squares, int blocks,
+    int columns, int end_count, int batch, int max_len) {
     __shared__ float values[THREADS / 32];
     __shared__ int indices[THREADS / 32];
     __shared__ int next;
@@ -97,9 +98,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) embed_token(
-    const int* tokens, const int* positions, const __nv_bfloat16* table,
-    const __nv_bfloat16* gain, float* x, __nv_bfloat16* xg, float* squares, int batch,
-    int max_len, int vocab) {
+    const int* tokens, const int* positions, const __nv_bfloat16* table, const float* gain,
+    float* x, __half* xg, float* squares, int batch, int max_len, int vocab) {
     __shared__ float sums[THREADS / 32];
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     asm volatile("griddepcontrol.wait;" ::: "memory");

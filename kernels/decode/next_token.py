@@ -14,6 +14,7 @@ from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..launch import NULL, KernelLaunch, check
+from .half import rounded
 from .row_ends import RowEnds, row_ended
 from .sources import options, source
 
@@ -26,8 +27,8 @@ class Scaled(NamedTuple):
     """What the kernels for batches need of the residual stream beside itself.
 
     Attributes:
-        gain: bfloat16 [hidden], the weight of the first layer's norm.
-        xg: bfloat16 [batch or more, hidden], the stream times the gain.
+        gain: float32 [hidden], the weight of the first layer's norm.
+        xg: float16 [batch or more, hidden], the stream times the gain.
         squares: float32 [1, batch or more], the sum of squares of each row of the stream.
     """
 
@@ -41,7 +42,7 @@ def _look_up(
 ) -> None:
     x.view(k, b * k)[...] = row
     if xg:
-        xg.view(k, b * k)[...] = row * gain.view(k).astype(np.float32)
+        xg.view(k, b * k)[...] = rounded(row * gain.view(k))
         sums.view(1, b)[0] = np.dot(row, row)
 
 
@@ -223,8 +224,8 @@ def _stream_args(
     check("x", x, (batch, hidden))
     if scaled is None:
         return vocab, hidden, (table, NULL, x, NULL, NULL)
-    check("gain", scaled.gain, (hidden,), BFLOAT16)
-    rows, _ = check("xg", scaled.xg, ("batch", hidden), BFLOAT16)
+    check("gain", scaled.gain, (hidden,))
+    rows, _ = check("xg", scaled.xg, ("batch", hidden), np.float16)
     if rows < batch:
         raise ValueError(f"xg: expected {batch} rows or more, came {rows}")
     check("squares", scaled.squares, (1, rows))

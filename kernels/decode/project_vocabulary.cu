@@ -1,7 +1,8 @@
 // project_vocabulary: logits[b, v] = weight[v] . norm(x[b]), and the largest of each block
 //
-// A NaN is less than anything, and the first of equals wins. Block i writes the largest of its logits of
-// row b to best_value[i, b] and where it stands to best_index[i, b]; next_token looks at those.
+// A NaN is less than anything, and the first of equals wins. Block i writes the largest of its
+// logits of row b to best_value[i, b] and where it stands to best_index[i, b]; next_token looks at
+// those.
 //
 // -D options: K (hidden size), M (vocabulary size).
 

@@ -13,8 +13,9 @@ from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
 from ..launch import KernelLaunch, check
+from .device import multiprocessors
 from .sources import options, source
-from .weight_stream import WeightStream, multiprocessors, normed
+from .weight_stream import WeightStream, normed
 
 __all__ = ["candidates", "project_vocabulary"]
 

@@ -9,8 +9,9 @@
 // end: over lanes, over warps, and where several blocks share a head, by the last of them to end.
 // The rows of the first tile that earlier steps wrote are loaded before griddepcontrol.wait.
 //
-// A block is small enough to be the third beside one of the kernel ahead and one of the next. Blocks
-// that a short sequence does not need end at once.
+// A block is small enough to be the third beside one of the kernel ahead and one of the next.
+// Blocks that a short sequence does not need end at once. split_attention_half writes float16, for
+// the tensor cores.
 //
 // -D options: GROUP (query heads of a key head), KV_HEADS, HEAD_DIM, PAGE; HEADS, a divisor of
 // GROUP; SPLIT, blocks that share a head at most; WARPS; TIMES, rows of a tile that a lane holds;
@@ -18,6 +19,7 @@
 
 #include "cache_place.cuh"
 #include "fresh.cuh"
+#include "half.cuh"
 
 #define MINUS_INFINITY __int_as_float(0xff800000)  // no math.h under NVRTC
 
@@ -57,7 +59,7 @@ __device__ __forceinline__ void widen(const uint4& pairs, float (&to)[8]) {
 }
 
 __device__ __forceinline__ void put(float* to, float value) { *to = value; }
-__device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = to_bfloat16(value); }
+__device__ __forceinline__ void put(__half* to, float value) { *to = to_half(value); }
 
 template <typename Out>
 __device__ __forceinline__ void attend(
@@ -265,9 +267,9 @@ extern "C" __global__ void __maxnreg__(REGISTERS) split_attention(
     attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }
 
-extern "C" __global__ void __maxnreg__(REGISTERS) split_attention_bfloat16(
+extern "C" __global__ void __maxnreg__(REGISTERS) split_attention_half(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
-    const int* block_table, const int* positions, float* found, int* arrived,
-    __nv_bfloat16* out, int max_len, float scale) {
+    const int* block_table, const int* positions, float* found, int* arrived, __half* out,
+    int max_len, float scale) {
     attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
 }

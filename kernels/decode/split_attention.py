@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from graphkit.arrays import device_pointer
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..launch import NULL, WARP, KernelLaunch, check
 from .cache_place import CacheLayout
+from .device import multiprocessors
+from .half import rounded
 from .sources import options, source
-from .weight_stream import multiprocessors
 
 __all__ = ["found_shape", "split_attention"]
 
@@ -51,7 +51,7 @@ class _Tiling(NamedTuple):
 
 
 @cache
-def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> Kernel:
+def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Kernel:
     def twin(
         launch: Launch,
         q: Pointer,
@@ -78,7 +78,8 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> 
                 scores = (q.view((group, layout.head_dim), first) * scale) @ keys.T
                 scores = np.exp(scores - scores.max(axis=1, keepdims=True))
                 scores /= scores.sum(axis=1, keepdims=True)
-                rows[...] = scores @ layout.rows(v_cache, block_table, b, head, length)
+                found_rows = scores @ layout.rows(v_cache, block_table, b, head, length)
+                rows[...] = rounded(found_rows) if half else found_rows
 
     flags = options(
         GROUP=group,
@@ -91,7 +92,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, rounded: bool) -> 
         TIMES=tiling.times,
         REGISTERS=_REGISTERS // (tiling.warps * WARP) // 8 * 8,
     )
-    name = "split_attention_bfloat16" if rounded else "split_attention"
+    name = "split_attention_half" if half else "split_attention"
     return Kernel(source("split_attention"), name, twin=twin, options=flags)
 
 
@@ -120,7 +121,7 @@ def split_attention(
         positions: int32 [batch], the index of the newest row of the cache.
         found: float32 of :func:`found_shape`, what blocks that share a head tell each other.
         arrived: int32 [batch * heads], zeros at first; a launch leaves zeros.
-        out: float32 or bfloat16 [batch, heads * head_dim].
+        out: float32 or float16 [batch, heads * head_dim].
         scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
 
@@ -138,8 +139,8 @@ def split_attention(
             f"q: expected 1 to {MAX_GROUP} times {kv_heads} heads of {head_dim}, "
             f"came {width} elements a row"
         )
-    rounded = device_pointer(out, "out").dtype == BFLOAT16
-    check("out", out, (batch, width), BFLOAT16 if rounded else np.float32, merge=True)
+    half = device_pointer(out, "out").dtype == np.float16
+    check("out", out, (batch, width), np.float16 if half else np.float32, merge=True)
     factor = 1 / sqrt(head_dim) if scale is None else float(scale)
     if not isfinite(factor):
         raise ValueError(f"scale: expected a finite number, came {scale}")
@@ -147,7 +148,7 @@ def split_attention(
     check("found", found, found_shape(batch, heads, kv_heads, head_dim, layout.max_len))
     check("arrived", arrived, (batch * heads,), np.int32)
     tiling = _Tiling.of(batch, heads, kv_heads, layout.max_len)
-    kernel = _kernel(layout, heads // kv_heads, tiling, rounded)
+    kernel = _kernel(layout, heads // kv_heads, tiling, half)
     blocks = batch * heads // tiling.heads * tiling.split
     args = (
         *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),

@@ -1,18 +1,15 @@
-"""A decode step of 3 to 64 rows: activations in bfloat16, and products on the tensor cores."""
+"""A decode step of 3 to 64 rows: activations in float16, and products on the tensor cores."""
 
 # The folder is graphkit.kernels when installed and kernels when its types are checked.
 # ruff: noqa: TID252
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import graphkit as gk
-from graphkit.arrays import describe
-from graphkit.device_array import BFLOAT16, DeviceArray
+from graphkit.device_array import DeviceArray
 
 from ..launch import KernelLaunch
-from ..llama.model import host_copy
 from .batch_gate_up import batch_gate_up
 from .batch_qkv import batch_qkv
 from .batch_residual import batch_residual, residual_parts
@@ -29,8 +26,18 @@ class TensorStep:
     """The launches of a step, and the activations that they hand on.
 
     The kernels are for batches of 8, 16, 32 and 64; rows beyond those that there are, are padding
-    that nobody reads or writes. They take the norms' weights in bfloat16: float32 ones are rounded
-    to it (to nearest, 2**-9 of their value at most), as the stream times them is anyway.
+    that nobody reads or writes.
+
+    Products are of float16 and summed in float32; the residual stream and the gains stay float32.
+    The activations that are multiplied are rounded: the stream times a norm's gain, what attention
+    gives, and what the down projection takes. The matrices are bfloat16 in memory, and each
+    element is converted when it is multiplied. float16 is IEEE 754's binary16, with subnormal
+    numbers, and rounding is to nearest:
+
+    - An activation changes by 2**-11 of its value at most, below 2**-14 by 2**-25. Beyond 65504
+      it becomes infinite.
+    - An element of a matrix does not change from 2**-17 to 65504, since bfloat16 has 8 bits.
+      A smaller one changes by 2**-25 at most, a larger one becomes infinite.
 
     Args:
         model: the weights.
@@ -45,11 +52,10 @@ class TensorStep:
         self.rows = self.logits.shape[0]
         self.x = arrays["x"][: self.rows]
         self.best = arrays["best_value"], arrays["best_index"]
-        layers = [model.layer(number) for number in range(model.config.num_hidden_layers)]
+        layers = range(model.config.num_hidden_layers)
         # Of each norm but the first it is the projection ahead of it that multiplies by the gain.
-        self._mlp_gains = [_rounded(layer.mlp_gain) for layer in layers]
-        first, *later = (_rounded(layer.attention_gain) for layer in layers)
-        self._gains_behind = [*later, _rounded(model.last_gain)]
+        first, *later = (model.layer(number).attention_gain for number in layers)
+        self._gains_behind = [*later, model.last_gain]
         self.scaled = Scaled(first, arrays["xg"], arrays["first_squares"])
 
     @staticmethod
@@ -71,15 +77,15 @@ class TensorStep:
         best = vocabulary_blocks(config.vocab_size, hidden, batch), batch
         return {
             "x": ((batch, hidden), "float32"),
-            "xg": ((batch, hidden), "bfloat16"),
+            "xg": ((batch, hidden), "float16"),
             "first_squares": ((1, batch), "float32"),
             "squares_o": ((residual_parts(hidden, width, batch), batch), "float32"),
             "squares_down": ((residual_parts(hidden, inner, batch), batch), "float32"),
             "q": ((rows, width), "float32"),
             "found": (found_shape(rows, heads, kv_heads, config.head_dim, max_len), "float32"),
             "arrived": ((rows * heads,), "int32"),
-            "attended": ((batch, width), "bfloat16"),
-            "inner": ((batch, inner), "bfloat16"),
+            "attended": ((batch, width), "float16"),
+            "inner": ((batch, inner), "float16"),
             "logits": ((rows, config.vocab_size), "float32"),
             "best_value": (best, "float32"),
             "best_index": (best, "int32"),
@@ -102,7 +108,7 @@ class TensorStep:
             attend = *cache, positions, found, arrived, attended[:rows]
             yield at + "attention", split_attention(q, *attend, block_table=table)
             squares = arrays["squares_o"]
-            stream = self._mlp_gains[number], x, xg, squares
+            stream = layer.mlp_gain, x, xg, squares
             yield at + "o", batch_residual(attended, layer.o, *stream, rows=rows)
             mlp = layer.gate, layer.up, inner
             yield at + "gate_up", batch_gate_up(xg, squares, *mlp, eps=eps, rows=rows)
@@ -111,8 +117,3 @@ class TensorStep:
             yield at + "down", batch_residual(inner, layer.down, *stream, rows=rows)
         last = model.head, self.logits, *self.best
         yield "vocabulary", batch_vocabulary(xg, squares, *last, eps=eps, rows=rows)
-
-
-def _rounded(gain: Any) -> DeviceArray:
-    """Return a norm's weight as bfloat16."""
-    return gk.asarray(host_copy(describe(gain)).astype(BFLOAT16))

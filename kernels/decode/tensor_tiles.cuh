@@ -9,6 +9,7 @@
 // bytes, which make its share of two products. AHEAD times 32 of k are on their way to each warp,
 // and no warp waits for another one's; the first of them set out before the kernel ahead has ended.
 // Weights are bfloat16 in memory and become float16, which the inputs are: it has three bits more.
+// Of a block one warp alone has a weight, so that is done once.
 //
 // Inputs are the whole block's: CHUNK of k at a time go by cp.async to BUFFERS in shared memory.
 // Where those hold all of this block's k, a chunk is there once and for all.
@@ -175,6 +176,22 @@ struct Weights {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             a[i] = to_half_pair(words[step][m][i % 2][second * 2 + i / 2]);
+    }
+};
+
+// Where the rows of a matrix [N, K] are, in their order.
+template <int N, int K>
+struct Matrix {
+    static constexpr bool WHOLE = N % ROWS == 0;
+    static constexpr int HALF_STEP = WHOLE ? 8 * K : 0, DOWN_STEP = 2 * HALF_STEP;
+
+    const __nv_bfloat16* weight;
+    int tile;
+
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        int n = tile * ROWS + row;
+        if (!WHOLE) n = min(n, N - 1);
+        return weight + (long long)n * K;
     }
 };
 

@@ -1,23 +1,24 @@
 // weight_stream: the dot products of every row of a matrix with a few vectors, at the speed of
 // device memory.
 //
-// A block has ten warps. One fetches units of a few pairs of rows into a ring in shared memory, by bulk
-// copies that complete on an mbarrier for each unit. Eight take their eighth of every row against their part of the
-// vectors, which a lane holds in registers, in float32. One adds up what the eight found and does
-// with it what the kernel is for. They meet at mbarriers only, never all at once.
+// A block has ten warps. One fetches units of a few pairs of rows into a ring in shared memory, by
+// bulk copies that complete on an mbarrier for each unit. Eight take their eighth of every row
+// against their part of the vectors, which a lane holds in registers, in float32. One adds up what
+// the eight found and does with it what the kernel is for. They meet at mbarriers only, never all
+// at once.
 //
 // The fetching begins before griddepcontrol.wait: weights depend on nothing, so it fills the time
-// in which the kernel ahead of this one ends. Until the vectors are there, no more than FLIGHT units
-// are asked for and not yet there: what is behind them in the queues of the memory, such as the
-// vectors, would wait as long as they take. Sums are over lanes, then over warps, always in the
-// same order.
+// in which the kernel ahead of this one ends. Until the vectors are there, no more than FLIGHT
+// units are asked for and not yet there: what is behind them in the queues of the memory, such as
+// the vectors, would wait as long as they take. Sums are over lanes, then over warps, always in
+// the same order.
 //
 // A multiprocessor should hold two blocks, one of this kernel and one of the next: with a block to
 // each multiprocessor, and each taking nearly half of its shared memory, a block can only come in
 // where the kernel before the last has left, so that no multiprocessor gets two.
 //
-// -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; UNIT, pairs of one, 1, 2 or 4;
-// STAGES of the ring and FLIGHT, in units.
+// -D options: K, elements of a row, a multiple of 8; VECTORS: 1 or 2; UNIT, pairs of one, 1, 2 or
+// 4; STAGES of the ring and FLIGHT, in units.
 
 #include "bfloat16.cuh"
 #include "fresh.cuh"
@@ -217,9 +218,10 @@ __device__ __forceinline__ float norm_factor(const Shared& shared, int b, float 
 // `Work` says where the rows are and what becomes of their sums:
 //   pairs                    how many pairs of rows there are
 //   TOGETHER                 whether the two rows of a pair lie one behind the other
-//   row(pair, half)          where a row begins; those of neighbouring pairs of a unit lie one behind
-//                            the other, or with TOGETHER both rows of all pairs
-//   rows()                   with TOGETHER, how many rows there are: the last pair may be half a one
+//   row(pair, half)          where a row begins; those of neighbouring pairs of a unit lie one
+//                            behind the other, or with TOGETHER both rows of all pairs
+//   rows()                   with TOGETHER, how many rows there are: the last pair may be half of
+//                            one
 //   early(pair, b)           what can be loaded before the sums are there
 //   finish(shared, pair, b, low, high)  the sums of both rows with vector b
 //   end(batch)               what is left to do when all sums were finished

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-import graphkit as gk
 from graphkit.kernel import Kernel, Pointer
 from graphkit.runtime.protocol import DeviceAttribute
 
 from ..launch import WARP, KernelLaunch
+from .device import attribute, multiprocessors
 from .sources import options
 
-__all__ = ["MOST_VECTORS", "WeightStream", "multiprocessors", "normed"]
+__all__ = ["MOST_VECTORS", "WeightStream", "normed"]
 
 SUMMERS, BENCHES = 8, 16  # as in weight_stream.cuh
 MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for batches
@@ -75,7 +75,7 @@ class WeightStream:
             unit //= 2
         blocks = min(-(-pairs // unit), blocks or multiprocessors())
         flight = max(1, _FLIGHT // (4 * unit * k))
-        whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        whole = attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         for most in (_half_of_shared_memory(), whole):
             for stages in range(_MOST_STAGES, 1, -1):
                 chosen = cls(k, pairs, blocks, batch, unit, stages, min(flight, stages))
@@ -116,18 +116,8 @@ class WeightStream:
 
 def _half_of_shared_memory() -> int:
     """Return the bytes that two blocks of a multiprocessor may have each, beside attention's."""
-    whole = _attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+    whole = attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
     return (whole - _ATTENTION) // 2 - _RESERVED
-
-
-def multiprocessors() -> int:
-    """Return how many multiprocessors the current device has."""
-    return _attribute(DeviceAttribute.MULTIPROCESSOR_COUNT)
-
-
-def _attribute(attribute: DeviceAttribute) -> int:
-    runtime = gk.current()
-    return runtime.device_get_attribute(attribute, runtime.get_device())
 
 
 def normed(x: Pointer, gain: Pointer, batch: int, k: int, eps: np.float32) -> NDArray[np.float32]:

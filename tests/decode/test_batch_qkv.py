@@ -96,10 +96,10 @@ def test_matches_float64_and_touches_nothing_else(run, poisoned, rng, batch, mod
 @pytest.mark.parametrize(
     "tiles",
     [
-        Tiles(48, 2, 64, 3, 16, 1),
-        Tiles(96, 8, 32, 2, 32, 2),
-        Tiles(192, 8, 64, 2, 64, 2),
-        Tiles(128, 1, 128, 2, 32, 4),
+        Tiles(48, 2, 64, 3, 16, 1, 2),
+        Tiles(96, 8, 64, 2, 32, 2, 1),
+        Tiles(192, 8, 192, 2, 64, 2, 3),
+        Tiles(128, 1, 128, 2, 32, 4, 1),
     ],
     ids=str,
 )
@@ -153,7 +153,7 @@ def test_rows_without_a_slot_are_not_cached(run, poisoned, rng):
 
 
 def test_arguments_are_checked(runtime):
-    xg, squares = gk.zeros((8, 64), BFLOAT16), gk.zeros((2, 8))
+    xg, squares = gk.zeros((8, 64), np.float16), gk.zeros((2, 8))
     wq, wk = gk.zeros((64, 64), BFLOAT16), gk.zeros((32, 64), BFLOAT16)
     table, position = gk.zeros((4, 8)), gk.zeros(8, np.int32)
     q, cache = gk.zeros((8, 64)), gk.zeros((8, 2, 4, 16), BFLOAT16)

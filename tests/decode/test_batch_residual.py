@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from batch_cases import BATCHES, BFLOAT16, MODELS, ROUNDED, SUMS, bfloat16, close, product
+from batch_cases import BATCHES, BFLOAT16, HALVED, MODELS, SUMS, bfloat16, close, float16, product
 from graphkit.kernels.decode.batch_residual import batch_residual, residual_parts
 from graphkit.kernels.decode.batch_tiles import Tiles
 
@@ -11,13 +11,13 @@ class Case:
     """Operands of one projection."""
 
     def __init__(self, rng, poisoned, batch, hidden, width, tiles=None):
-        self.input = bfloat16(rng, batch, width)
+        self.input = float16(rng, batch, width)
         self.weight = bfloat16(rng, hidden, width, scale=0.1)
-        self.gain = bfloat16(rng, hidden)
+        self.gain = rng.standard_normal(hidden).astype(np.float32)
         self.x = rng.standard_normal((batch, hidden)).astype(np.float32)
         self.parts = residual_parts(hidden, width, batch, tiles)
         self.tiles = tiles
-        self.new_xg = poisoned((batch, hidden), BFLOAT16)
+        self.new_xg = poisoned((batch, hidden), np.float16)
         self.squares = poisoned((self.parts, batch))
         self.new_x = gk.asarray(self.x)
         self.expected = self.x + product(self.input, self.weight)
@@ -30,7 +30,7 @@ class Case:
     def check(self, rows):
         real = self.expected[:rows]
         close(self.new_x.get()[:rows], real, **SUMS)
-        close(self.new_xg.get()[:rows], real * self.gain.astype(np.float64), **ROUNDED)
+        close(self.new_xg.get()[:rows], real * self.gain.astype(np.float64), **HALVED)
         sums = self.squares.get()[:, :rows].astype(np.float64).sum(axis=0)
         np.testing.assert_allclose(sums, (real * real).sum(axis=1), rtol=1e-5)
 
@@ -49,11 +49,11 @@ def test_matches_float64(run, poisoned, rng, batch, model, of):
 @pytest.mark.parametrize(
     "tiles",
     [
-        Tiles(16, 1, 128, 3, 16, 4),
-        Tiles(32, 2, 64, 2, 16, 1),
-        Tiles(64, 8, 32, 4, 16, 1),
-        Tiles(128, 1, 64, 2, 64, 4),
-        Tiles(128, 4, 128, 2, 32, 2),
+        Tiles(16, 1, 256, 2, 16, 8, 1),
+        Tiles(32, 2, 64, 2, 16, 1, 2),
+        Tiles(64, 8, 64, 3, 16, 1, 1),
+        Tiles(128, 1, 128, 2, 64, 4, 1),
+        Tiles(128, 4, 192, 1, 32, 2, 3),
     ],
     ids=str,
 )
@@ -93,19 +93,49 @@ def test_a_row_that_is_nan_spoils_no_other(run, poisoned, rng):
     close(case.new_x.get()[others], case.expected[others], **SUMS)
 
 
+def test_weights_keep_their_bits_down_to_subnormal_numbers(run, poisoned, rng):
+    """All of them from 2**-17 on; below, float16 has a multiple of 2**-24 for each."""
+    case = Case(rng, poisoned, 8, 192, 480)
+    case.input[...] = np.eye(8, 480)
+    case.new_x.set(np.zeros_like(case.x))
+    case.weight = (rng.choice([-1, 1], (192, 480)) * rng.uniform(1, 2, (192, 480))).astype(BFLOAT16)
+    case.weight *= np.ldexp(1.0, rng.integers(-20, -12, (192, 480))).astype(BFLOAT16)
+    run(case.launch())
+    found, weight = case.new_x.get().T, case.weight[:, :8].astype(np.float64)
+    exact = np.abs(weight) >= 2.0**-17
+    assert 0 < exact.sum() < exact.size
+    np.testing.assert_array_equal(found[exact], weight[exact])
+    np.testing.assert_array_equal(found[~exact], np.rint(weight[~exact] * 2.0**24) * 2.0**-24)
+
+
+def test_beyond_65504_there_is_infinity(run, poisoned, rng):
+    case = Case(rng, poisoned, 8, 192, 480)
+    case.gain[:4] = 1e5, -1e5, 6e4, -6e4
+    case.x[...] = 1.0
+    case.new_x.set(case.x)
+    case.input[...] = 0.0
+    run(case.launch())
+    expected = np.broadcast_to(np.array([np.inf, -np.inf, 6e4, -6e4]), (8, 4))
+    np.testing.assert_array_equal(case.new_xg.get()[:, :4], expected)
+
+
 def test_arguments_are_checked(runtime):
-    wide, weight = gk.zeros((8, 32), BFLOAT16), gk.zeros((64, 32), BFLOAT16)
+    wide, weight = gk.zeros((8, 32), np.float16), gk.zeros((64, 32), BFLOAT16)
     gain, x, xg, squares = (
-        gk.zeros(64, BFLOAT16),
+        gk.zeros(64),
         gk.zeros((8, 64)),
-        gk.zeros((8, 64), BFLOAT16),
+        gk.zeros((8, 64), np.float16),
         gk.zeros((1, 8)),
     )
     batch_residual(wide, weight, gain, x, xg, squares, tiles=Tiles(64))
     with pytest.raises(ValueError, match=r"^weight: expected shape \(hidden, 32\), came \(8, 64\)"):
-        batch_residual(wide, xg, gain, x, xg, squares)
-    with pytest.raises(ValueError, match=r"^x: expected dtype float32, came bfloat16"):
+        batch_residual(wide, gk.zeros((8, 64), BFLOAT16), gain, x, xg, squares)
+    with pytest.raises(ValueError, match=r"^x: expected dtype float32, came float16"):
         batch_residual(wide, weight, gain, xg, xg, squares)
+    with pytest.raises(ValueError, match=r"^gain: expected dtype float32, came bfloat16"):
+        batch_residual(wide, weight, gk.zeros(64, BFLOAT16), x, xg, squares)
+    with pytest.raises(ValueError, match=r"^input: expected dtype float16, came bfloat16"):
+        batch_residual(gk.zeros((8, 32), BFLOAT16), weight, gain, x, xg, squares)
     with pytest.raises(ValueError, match=r"^squares: expected shape \(2, 8\), came \(1, 8\)"):
         batch_residual(wide, weight, gain, x, xg, squares, tiles=Tiles(32))
     with pytest.raises(ValueError, match=r"^tiles: expected 16, 32, 64 or 128 rows, came 96"):

@@ -24,11 +24,11 @@ class Case:
         self.value = floats(rng, blocks, columns)
         self.index = rng.permutation(VOCAB)[: blocks * columns].astype(np.int32)
         self.index = self.index.reshape(blocks, columns)
-        self.gain = bfloat16(rng, HIDDEN)
+        self.gain = floats(rng, HIDDEN)
         self.x = gk.asarray(np.full((batch, HIDDEN), np.nan, np.float32))
         self.scaled = None
         if scaled:
-            xg = gk.asarray(np.full((columns, HIDDEN), np.nan, self.gain.dtype))
+            xg = gk.asarray(np.full((columns, HIDDEN), np.nan, np.float16))
             squares = gk.asarray(np.full((1, columns), np.nan, np.float32))
             self.scaled = Scaled(gk.asarray(self.gain), xg, squares)
 
@@ -76,12 +76,12 @@ class Case:
         np.testing.assert_array_equal(self.x.get(), x)
         if self.scaled is not None:
             xg, squares = self.scaled.xg.get(), self.scaled.squares.get()[0]
-            expected = (x * self.gain.astype(np.float32)).astype(self.gain.dtype)
+            expected = (x * self.gain).astype(np.float16)
             np.testing.assert_array_equal(xg[: self.batch], expected)
             np.testing.assert_allclose(
                 squares[: self.batch], (x.astype(np.float64) ** 2).sum(axis=1), rtol=1e-5
             )
-            assert np.isnan(xg[self.batch :].astype(np.float32)).all()
+            assert np.isnan(xg[self.batch :]).all()
             assert np.isnan(squares[self.batch :]).all()
 
 
@@ -159,11 +159,13 @@ def test_bad_input(run, rng):
         case.launch(row_ends=RowEnds(gk.zeros(2, np.int32)))
     with pytest.raises(ValueError, match=r"^ends: expected dtype int32, came int64"):
         case.launch(row_ends=RowEnds(gk.zeros(3, np.int32), gk.zeros(1, np.int64)))
-    case.scaled = Scaled(gk.zeros(HIDDEN), gk.zeros((8, HIDDEN), "bfloat16"), gk.zeros((1, 8)))
-    with pytest.raises(ValueError, match=r"^gain: expected dtype bfloat16, came float32"):
+    gain, xg = gk.zeros(HIDDEN), gk.zeros((8, HIDDEN), np.float16)
+    case.scaled = Scaled(gk.zeros(HIDDEN, "bfloat16"), xg, gk.zeros((1, 8)))
+    with pytest.raises(ValueError, match=r"^gain: expected dtype float32, came bfloat16"):
         case.launch()
-    case.scaled = Scaled(
-        gk.zeros(HIDDEN, "bfloat16"), gk.zeros((2, HIDDEN), "bfloat16"), gk.zeros((1, 2))
-    )
+    case.scaled = Scaled(gain, gk.zeros((8, HIDDEN), "bfloat16"), gk.zeros((1, 8)))
+    with pytest.raises(ValueError, match=r"^xg: expected dtype float16, came bfloat16"):
+        case.launch()
+    case.scaled = Scaled(gain, gk.zeros((2, HIDDEN), np.float16), gk.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"^xg: expected 3 rows or more, came 2"):
         case.launch()

@@ -111,25 +111,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     inputs.begin();
     norm.read(squares, parts);
 
-    // Early where there are few, since others wait for it.
+    // Early, since other reads wait for these.
     int at[TURNS];
-    if (TURNS <= 2) {
 #pragma unroll
-        for (int turn = 0; turn < TURNS; ++turn)
-            at[turn] =
-                position_of(Item(tile, threadIdx.x + turn * THREADS, rows), position, max_len);
-    }
+    for (int turn = 0; turn < TURNS; ++turn)
+        at[turn] = position_of(Item(tile, threadIdx.x + turn * THREADS, rows), position, max_len);
 
     Sums sums;
     sums.add_tile(weights, inputs, false, where);
     // These come while the sums are handed over.
     Target targets[TURNS];
-    if (TURNS <= 2) {
 #pragma unroll
-        for (int turn = 0; turn < TURNS; ++turn)
-            targets[turn].read(Item(tile, threadIdx.x + turn * THREADS, rows), at[turn], cos_table,
-                               sin_table, block_table, slots, pages, max_len);
-    }
+    for (int turn = 0; turn < TURNS; ++turn)
+        targets[turn].read(Item(tile, threadIdx.x + turn * THREADS, rows), at[turn], cos_table,
+                           sin_table, block_table, slots, pages, max_len);
     __syncthreads();
     norm.finish(HIDDEN, eps);
     publish(sums);
@@ -137,11 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
         const Item item(tile, threadIdx.x + turn * THREADS, rows);
-        Target& target = targets[turn];
-        if (TURNS > 2) {
-            at[turn] = position_of(item, position, max_len);
-            target.read(item, at[turn], cos_table, sin_table, block_table, slots, pages, max_len);
-        }
+        const Target& target = targets[turn];
         if (at[turn] < 0) continue;
         const float scale = norm.scale[item.b];
         float4 low = total(item.b, item.row), high = total(item.b, item.row + 8);

@@ -10,6 +10,10 @@ constexpr int ITEMS = ROWS / 4;
 constexpr int TURNS = (SHARE * ITEMS + THREADS - 1) / THREADS;
 static_assert(ITEMS <= 32 && (ITEMS & (ITEMS - 1)) == 0, "a warp adds up squares of whole rows");
 
+// Read before the sums, the old x is there in the end; behind them it comes while they are handed
+// over, and takes no registers from them.
+constexpr bool EARLY = TURNS * 4 + DOWN * ACROSS * 4 <= 48;
+
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     const __half* input, const __nv_bfloat16* weight, const float* gain, float* x, __half* xg,
     float* squares, int rows) {
@@ -23,11 +27,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     wait_for_previous();
     inputs.begin();
 
-    Sums sums;
-    sums.add_tile(weights, inputs, false, where);
-    // It comes while the sums are handed over, where it is little.
     float4 old[TURNS];
-    if (TURNS <= 2) {
+    const auto read_old = [&] {
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn) {
             const int item = threadIdx.x + turn * THREADS;
@@ -37,6 +38,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
             if (item < SHARE * ITEMS && b < rows && n < HIDDEN)
                 old[turn] = __ldcg(reinterpret_cast<const float4*>(x + (long long)b * HIDDEN + n));
         }
+    };
+    if (EARLY) read_old();
+
+    Sums sums;
+    sums.add_tile(weights, inputs, false, where);
+    if (!EARLY) read_old();
+    float4 gains[TURNS];
+#pragma unroll
+    for (int turn = 0; turn < TURNS; ++turn) {
+        const int n = tile * ROWS + (threadIdx.x + turn * THREADS) % ITEMS * 4;
+        gains[turn] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (n < HIDDEN) gains[turn] = __ldg(reinterpret_cast<const float4*>(gain + n));
     }
     __syncthreads();
     publish(sums);
@@ -51,13 +64,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
         if (there && n < HIDDEN) {
             const long long at = (long long)b * HIDDEN + n;
             float4* place = reinterpret_cast<float4*>(x + at);
-            float4 now = TURNS <= 2 ? old[turn] : __ldcg(place);
+            float4 now = old[turn];
             const float4 add = total(b, item % ITEMS * 4);
             now.x += add.x, now.y += add.y, now.z += add.z, now.w += add.w;
             *place = now;
-            const float4 gains = *reinterpret_cast<const float4*>(gain + n);
-            *reinterpret_cast<uint2*>(xg + at) = {to_half_pair(now.x * gains.x, now.y * gains.y),
-                                                  to_half_pair(now.z * gains.z, now.w * gains.w)};
+            const float4 g = gains[turn];
+            *reinterpret_cast<uint2*>(xg + at) = {to_half_pair(now.x * g.x, now.y * g.y),
+                                                  to_half_pair(now.z * g.z, now.w * g.w)};
             square = now.x * now.x + now.y * now.y + now.z * now.z + now.w * now.w;
         }
 #pragma unroll

@@ -217,7 +217,8 @@ template <int K>
 struct Inputs {
     static constexpr int MOST = Part<K>::MOST;
     static constexpr bool ONCE = MOST <= BUFFERS;  // there is room for all of them
-    static_assert(ONCE || BUFFERS >= 2, "one is multiplied while another one is on its way");
+    static constexpr int HELD = ONCE ? MOST : BUFFERS;
+    static_assert(ONCE || HELD >= 2, "one is multiplied while another one is on its way");
 
     const __half* input;  // [BATCH, K]
     int rows;             // of it that are no padding
@@ -235,7 +236,7 @@ struct Inputs {
             const int k = (Part<K>::first() + number % MOST) * CHUNK + i;
             const __half* from = input + (long long)row * K + k;
             const unsigned int to = shared_address(shared) +
-                                    number % BUFFERS * (BATCH * INPUT_PITCH) + row * INPUT_PITCH +
+                                    number % HELD * (BATCH * INPUT_PITCH) + row * INPUT_PITCH +
                                     i * 2;
 #pragma unroll
             for (int j = 0; j < BATCH; j += THREADS / 32) {
@@ -255,7 +256,7 @@ struct Inputs {
     __device__ __forceinline__ void begin() {
         taken = 0;
 #pragma unroll 1
-        for (int number = 0; number < BUFFERS; ++number) send(number);
+        for (int number = 0; number < HELD; ++number) send(number);
     }
 
     // Wait for the next chunk, send another one to where the one before it was, and return where it
@@ -263,15 +264,18 @@ struct Inputs {
     __device__ __forceinline__ const unsigned char* next() {
         if (!ONCE || taken < MOST) {
             if (taken == 0) {
-                arrived<BUFFERS - 1>();
+                arrived<HELD - 1>();
                 __syncthreads();
             } else {
-                arrived<(BUFFERS > 1 ? BUFFERS - 2 : 0)>();
+                arrived<(HELD > 1 ? HELD - 2 : 0)>();
                 __syncthreads();  // and the chunk before this one is no longer read
-                send(taken - 1 + BUFFERS);
+                if (ONCE)
+                    commit();  // the same number of groups
+                else
+                    send(taken - 1 + HELD);
             }
         }
-        return shared + taken++ % BUFFERS * (BATCH * INPUT_PITCH);
+        return shared + taken++ % HELD * (BATCH * INPUT_PITCH);
     }
 };
 

@@ -12,7 +12,7 @@ static_assert(ITEMS <= 32 && (ITEMS & (ITEMS - 1)) == 0, "a warp adds up squares
 
 // Read before the sums, the old x is there in the end; behind them it comes while they are handed
 // over, and takes no registers from them.
-constexpr bool EARLY = TURNS * 4 + DOWN * ACROSS * 4 <= 48;
+constexpr bool EARLY = TURNS * 4 + DOWN * ACROSS * 4 <= 32;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     const __half* input, const __nv_bfloat16* weight, const float* gain, float* x, __half* xg,

@@ -7,35 +7,43 @@
 
 struct GateUp {
     static constexpr bool WHOLE = INTERMEDIATE % (ROWS / 2) == 0;
-    static constexpr int HALF_STEP = 0, DOWN_STEP = WHOLE ? 8 * HIDDEN : 0;
+    static constexpr int TURN = ONE_TILE;
+    static constexpr long long STEP = AT_ONCE % 16 == 0 ? (long long)AT_ONCE / 2 * HIDDEN : 0;
 
     const __nv_bfloat16 *gate, *up;
     int tile;
 
-    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
-        int j = (tile * (ROWS / 16) + row / 16) * 8 + row % 8;
-        if (!WHOLE) j = min(j, INTERMEDIATE - 1);
-        return (row % 16 < 8 ? gate : up) + (long long)j * HIDDEN;
+    __device__ __forceinline__ int of(int row) const {
+        return (tile * (ROWS / 16) + row / 16) * 8 + row % 8;
     }
+
+    __device__ __forceinline__ bool has(int row) const { return of(row) < INTERMEDIATE; }
+
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        return (row % 16 < 8 ? gate : up) + (long long)of(row) * HIDDEN;
+    }
+
+    __device__ __forceinline__ GateUp tile_after(int) const { return *this; }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_gate_up(
     const __half* xg, const float* squares, const __nv_bfloat16* gate, const __nv_bfloat16* up,
     __half* h, int parts, int rows, float eps) {
     __shared__ Norm norm;
+    using P = Part<HIDDEN>;
     const int tile = tile_of_block();
-    const GateUp where = {gate, up, tile};
-    Weights<HIDDEN, GateUp> weights;
-    Inputs<HIDDEN> inputs = {xg, rows, 1};
+    Stages<HIDDEN, GateUp> stages = {{gate, up, tile}, xg, rows, P::count(), P::first()};
 
     let_next_start();
-    weights.begin(where);
+    stages.start();
+    stages.begin_weights();
     wait_for_previous();
-    inputs.begin();
+    stages.begin_inputs();
     norm.read(squares, parts);
 
     Sums sums;
-    sums.add_tile(weights, inputs, false, where);
+    sums.clear();
+    for (int stage = 0; stage < stages.count; ++stage) sums.add(stages.next(stage));
     __syncthreads();
     norm.finish(HIDDEN, eps);
     publish(sums);

@@ -32,10 +32,8 @@ __all__ = ["batch_gate_up", "gate_up_kernel", "gate_up_tiles"]
 
 def gate_up_tiles(hidden: int, intermediate: int, batch: int) -> Tiles:
     """Return the tiles that :func:`batch_gate_up` takes by default."""
-    if hidden >= MEASURED:
-        # Where the batch is large, taller tiles, whose inputs are read by fewer blocks.
-        best = Tiles(128, 1, 512, 4, 16, 1, 4) if batch <= 16 else Tiles(256, 2, 256, 4, 32, 1, 2)
-        return best.buffered(batch, hidden)
+    if hidden >= MEASURED and batch == 64:
+        return Tiles(64, 1, 128, 3, 32, 4)
     return shared_tiles(2 * intermediate, hidden, batch, (128,))
 
 
@@ -105,6 +103,6 @@ def batch_gate_up(
     aligned("up", up, (intermediate, hidden))
     aligned("h", h, (batch, intermediate), np.float16)
     tiles = tiles or gate_up_tiles(hidden, intermediate, batch)
-    kernel = gate_up_kernel(batch, hidden, intermediate, tiles.checked(batch, hidden))
+    kernel = gate_up_kernel(batch, hidden, intermediate, tiles.checked(batch))
     args = (xg, squares, gate, up, h, parts, real_rows(rows, batch), float(eps))
     return launch_of(kernel, tiles, batch, tiles.count(2 * intermediate) * tiles.split, args)

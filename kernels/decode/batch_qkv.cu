@@ -17,17 +17,21 @@ constexpr int ALL_HEADS = HEADS + 2 * KV_HEADS;
 static_assert(HEAD_DIM % 16 == 0, "a head is whole units");
 
 struct Heads {
-    static constexpr bool WHOLE = ALL_HEADS * UNITS % (ROWS / 16) == 0;
-    static constexpr int HALF_STEP = HALF * HIDDEN;
-    // The units of a warp are neighbours in a head.
-    static constexpr int DOWN_STEP = WHOLE && UNITS % DOWN == 0 ? 8 * HIDDEN : 0;
+    static constexpr bool WHOLE = ALL_HEADS * HEAD_DIM % ROWS == 0;
+    static constexpr int TURN = ONE_TILE;
+    static constexpr long long STEP = 0;
 
     const __nv_bfloat16 *wq, *wk, *wv;
     int tile;
 
+    __device__ __forceinline__ bool has(int row) const {
+        return tile * (ROWS / 16) + row / 16 < ALL_HEADS * UNITS;
+    }
+
     __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
         int unit = tile * (ROWS / 16) + row / 16;
-        if (!WHOLE) unit = min(unit, ALL_HEADS * UNITS - 1);
+        // Worked out anew for each stage: kept, the addresses of all rows would fill the registers.
+        asm volatile("" : "+r"(unit));
         const int head = unit / UNITS;
         const int element = unit % UNITS * 8 + row % 8 + (row % 16 < 8 ? 0 : HALF);
         const __nv_bfloat16* matrix = head < HEADS ? wq : head < HEADS + KV_HEADS ? wk : wv;
@@ -36,6 +40,8 @@ struct Heads {
                                                     : head - HEADS - KV_HEADS;
         return matrix + (long long)(there * HEAD_DIM + element) * HIDDEN;
     }
+
+    __device__ __forceinline__ Heads tile_after(int) const { return *this; }
 };
 
 // An item is four neighbours of the lower half of a head, and their partners.
@@ -48,7 +54,6 @@ struct Item {
     bool there;
 
     __device__ __forceinline__ Item(int tile, int item, int rows) {
-        asm volatile("" : "+r"(item));  // worked out anew each time: kept, it would fill registers
         const int part = item % ITEMS, unit = tile * (ROWS / 16) + part / 2;
         b = rank_of_block() * SHARE + item / ITEMS;
         row = part / 2 * 16 + part % 2 * 4;
@@ -58,23 +63,22 @@ struct Item {
     }
 };
 
-// An item's position, or -1 where there is none or it is none of the cache's.
-__device__ __forceinline__ int position_of(const Item& item, const int* position, int max_len) {
-    const int at = item.there ? __ldcg(position + item.b) : -1;
-    return at < max_len ? at : -1;
-}
-
-// Where an item at a position goes to, and its angles.
+// Where an item goes to, and its angles.
 struct Target {
+    bool inside;     // the position is one of the cache's
     long long line;  // in the caches, or -1 where there is none
     float4 cosine, sine;
 
     __device__ __forceinline__ void read(
-        const Item& item, int at, const float* cos_table, const float* sin_table,
+        const Item& item, const float* cos_table, const float* sin_table, const int* position,
         const int* block_table, int slots, int pages, int max_len) {
+        inside = false;
         line = -1;
         cosine = sine = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (at < 0) return;
+        if (!item.there) return;
+        const int at = __ldcg(position + item.b);
+        inside = at >= 0 && at < max_len;
+        if (!inside) return;
         if (item.head < HEADS + KV_HEADS) {
             const long long angle = (long long)at * HALF + item.element;
             cosine = __ldg(reinterpret_cast<const float4*>(cos_table + angle));
@@ -100,31 +104,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, int parts, int rows, int slots, int pages,
     int max_len, float eps) {
     __shared__ Norm norm;
+    using P = Part<HIDDEN>;
     const int tile = tile_of_block();
-    const Heads where = {wq, wk, wv, tile};
-    Weights<HIDDEN, Heads> weights;
-    Inputs<HIDDEN> inputs = {xg, rows, 1};
+    Stages<HIDDEN, Heads> stages = {{wq, wk, wv, tile}, xg, rows, P::count(), P::first()};
 
     let_next_start();
-    weights.begin(where);
+    stages.start();
+    stages.begin_weights();
     wait_for_previous();
-    inputs.begin();
+    stages.begin_inputs();
     norm.read(squares, parts);
 
-    // Early, since other reads wait for these.
-    int at[TURNS];
+    // Early, so that nothing waits for it in the end, where it is little.
+    Target targets[TURNS];
+    if (TURNS <= 2) {
 #pragma unroll
-    for (int turn = 0; turn < TURNS; ++turn)
-        at[turn] = position_of(Item(tile, threadIdx.x + turn * THREADS, rows), position, max_len);
+        for (int turn = 0; turn < TURNS; ++turn)
+            targets[turn].read(Item(tile, threadIdx.x + turn * THREADS, rows), cos_table, sin_table,
+                               position, block_table, slots, pages, max_len);
+    }
 
     Sums sums;
-    sums.add_tile(weights, inputs, false, where);
-    // These come while the sums are handed over.
-    Target targets[TURNS];
-#pragma unroll
-    for (int turn = 0; turn < TURNS; ++turn)
-        targets[turn].read(Item(tile, threadIdx.x + turn * THREADS, rows), at[turn], cos_table,
-                           sin_table, block_table, slots, pages, max_len);
+    sums.clear();
+    for (int stage = 0; stage < stages.count; ++stage) sums.add(stages.next(stage));
     __syncthreads();
     norm.finish(HIDDEN, eps);
     publish(sums);
@@ -132,8 +134,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
         const Item item(tile, threadIdx.x + turn * THREADS, rows);
-        const Target& target = targets[turn];
-        if (at[turn] < 0) continue;
+        Target& target = targets[turn];
+        if (TURNS > 2)
+            target.read(item, cos_table, sin_table, position, block_table, slots, pages, max_len);
+        if (!target.inside) continue;
         const float scale = norm.scale[item.b];
         float4 low = total(item.b, item.row), high = total(item.b, item.row + 8);
         low.x *= scale, low.y *= scale, low.z *= scale, low.w *= scale;

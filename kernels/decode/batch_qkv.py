@@ -32,9 +32,7 @@ __all__ = ["batch_qkv", "qkv_kernel", "qkv_tiles"]
 def qkv_tiles(hidden: int, heads: int, kv_heads: int, head_dim: int, batch: int) -> Tiles:
     """Return the tiles that :func:`batch_qkv` takes by default."""
     if hidden >= MEASURED:
-        # Where the batch is large, taller tiles, whose inputs are read by fewer blocks.
-        best = Tiles(48, 2, 256, 4, 16, 4, 2) if batch <= 32 else Tiles(96, 4, 256, 2, 16, 1, 4)
-        return best.buffered(batch, hidden)
+        return Tiles(64, 4, 64, 6 if batch <= 32 else 5, 16, 1)
     return shared_tiles((heads + 2 * kv_heads) * head_dim, hidden, batch)
 
 
@@ -186,9 +184,7 @@ def batch_qkv(
     enough_rows("q", aligned("q", q, ("rows", width), np.float32)[0], real)
     heads = width // head_dim
     tiles = tiles or qkv_tiles(hidden, heads, kv_heads, head_dim, batch)
-    kernel = qkv_kernel(
-        *(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch, hidden)
-    )
+    kernel = qkv_kernel(*(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch))
     args = (
         *(xg, squares, wq, wk, wv, cos_table, sin_table, position),
         *(NULL if block_table is None else block_table, q, k_cache, v_cache),

@@ -10,25 +10,23 @@ constexpr int ITEMS = ROWS / 4;
 constexpr int TURNS = (SHARE * ITEMS + THREADS - 1) / THREADS;
 static_assert(ITEMS <= 32 && (ITEMS & (ITEMS - 1)) == 0, "a warp adds up squares of whole rows");
 
-// Read before the sums, the old x is there in the end; behind them it comes while they are handed
-// over, and takes no registers from them.
-constexpr bool EARLY = TURNS * 4 + DOWN * ACROSS * 4 <= 32;
-
 extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
     const __half* input, const __nv_bfloat16* weight, const float* gain, float* x, __half* xg,
     float* squares, int rows) {
+    using P = Part<WIDTH>;
     const int tile = tile_of_block();
-    const Matrix<HIDDEN, WIDTH> where = {weight, tile};
-    Weights<WIDTH, Matrix<HIDDEN, WIDTH>> weights;
-    Inputs<WIDTH> inputs = {input, rows, 1};
+    Stages<WIDTH, Matrix<HIDDEN, WIDTH>> stages = {
+        {weight, tile}, input, rows, P::count(), P::first()};
 
     let_next_start();
-    weights.begin(where);
+    stages.start();
+    stages.begin_weights();
     wait_for_previous();
-    inputs.begin();
+    stages.begin_inputs();
 
+    // Early, so that nothing waits for it in the end, where it is little.
     float4 old[TURNS];
-    const auto read_old = [&] {
+    if (TURNS <= 2) {
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn) {
             const int item = threadIdx.x + turn * THREADS;
@@ -38,19 +36,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
             if (item < SHARE * ITEMS && b < rows && n < HIDDEN)
                 old[turn] = __ldcg(reinterpret_cast<const float4*>(x + (long long)b * HIDDEN + n));
         }
-    };
-    if (EARLY) read_old();
+    }
 
     Sums sums;
-    sums.add_tile(weights, inputs, false, where);
-    if (!EARLY) read_old();
-    float4 gains[TURNS];
-#pragma unroll
-    for (int turn = 0; turn < TURNS; ++turn) {
-        const int n = tile * ROWS + (threadIdx.x + turn * THREADS) % ITEMS * 4;
-        gains[turn] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (n < HIDDEN) gains[turn] = __ldg(reinterpret_cast<const float4*>(gain + n));
-    }
+    sums.clear();
+    for (int stage = 0; stage < stages.count; ++stage) sums.add(stages.next(stage));
     __syncthreads();
     publish(sums);
 
@@ -64,13 +54,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_residual(
         if (there && n < HIDDEN) {
             const long long at = (long long)b * HIDDEN + n;
             float4* place = reinterpret_cast<float4*>(x + at);
-            float4 now = old[turn];
+            float4 now = TURNS <= 2 ? old[turn] : __ldcg(place);
             const float4 add = total(b, item % ITEMS * 4);
             now.x += add.x, now.y += add.y, now.z += add.z, now.w += add.w;
             *place = now;
-            const float4 g = gains[turn];
-            *reinterpret_cast<uint2*>(xg + at) = {to_half_pair(now.x * g.x, now.y * g.y),
-                                                  to_half_pair(now.z * g.z, now.w * g.w)};
+            const float4 gains = *reinterpret_cast<const float4*>(gain + n);
+            *reinterpret_cast<uint2*>(xg + at) = {to_half_pair(now.x * gains.x, now.y * gains.y),
+                                                  to_half_pair(now.z * gains.z, now.w * gains.w)};
             square = now.x * now.x + now.y * now.y + now.z * now.z + now.w * now.w;
         }
 #pragma unroll

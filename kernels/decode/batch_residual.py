@@ -31,15 +31,8 @@ __all__ = ["batch_residual", "residual_kernel", "residual_parts", "residual_tile
 
 def residual_tiles(hidden: int, width: int, batch: int) -> Tiles:
     """Return the tiles that :func:`batch_residual` takes by default."""
-    if width >= MEASURED:
-        # Where there is more to read, taller tiles, whose inputs are read by fewer blocks.
-        if width <= hidden:
-            best = Tiles(32, 2, 512, 2, 16, 4, 4) if batch <= 16 else Tiles(64, 4, 256, 2, 32, 4, 2)
-        elif batch <= 16:
-            best = Tiles(64, 4, 512, 4, 16, 2, 4)
-        else:
-            best = Tiles(128, 8, 256, 4, 32, 2, 2)
-        return best.buffered(batch, width)
+    if MEASURED <= width <= hidden:
+        return Tiles(32, 2, 128, 6 if batch <= 16 else 4, 16, 4)
     return shared_tiles(hidden, width, batch, (128, 64))
 
 
@@ -111,7 +104,7 @@ def batch_residual(
     aligned("gain", gain, (hidden,), np.float32)
     aligned("x", x, (batch, hidden), np.float32)
     aligned("xg", xg, (batch, hidden), np.float16)
-    tiles = (tiles or residual_tiles(hidden, width, batch)).checked(batch, width)
+    tiles = (tiles or residual_tiles(hidden, width, batch)).checked(batch)
     if tiles.rows not in (16, 32, 64, 128):
         raise ValueError(f"tiles: expected 16, 32, 64 or 128 rows, came {tiles.rows}")
     check("squares", squares, (tiles.count(hidden), batch))

@@ -34,13 +34,11 @@ BATCHES = (8, 16, 32, 64)
 # An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
 MULTIPROCESSORS = 132
 # Two blocks of the chain fit on a multiprocessor, so that the next kernel may fetch its weights
-# while this one works. A block asks for its half even where it needs less: of three on one
-# multiprocessor, each would have a third of what it takes in, and another multiprocessor none.
-BLOCK_BYTES = 100 << 10
-MOST_BYTES = 110 << 10  # that two blocks can have
+# while this one works.
+RING_BYTES = 100 << 10
+MOST_STAGES = 8
 MEASURED = 2048  # columns from which on tiles are those that measured best, not those of a rule
 MOST_SHARED = 227 << 10  # of a block: CUDA C Programming Guide, compute capability 9.0
-STEP = 32  # elements of k that a warp multiplies at once
 
 
 class Tiles(NamedTuple):
@@ -49,21 +47,20 @@ class Tiles(NamedTuple):
     Attributes:
         rows: rows of the weights in a tile, a multiple of ``warp_rows``.
         split: blocks of a cluster that share a tile, each with a part of k: 1, 2, 4 or 8.
-        chunk: elements of k of the inputs that arrive in shared memory at once, a multiple of 64
-            and of ``32 * ahead * warp_split``.
-        buffers: chunks in shared memory; 2 or more, or as many as a block has.
+        depth: elements of k in a stage: 32, 64 or 128.
+        stages: stages in shared memory, 2 or more; all but one are on their way.
         warp_rows: rows of a warp: 16, 32 or 64.
-        warp_split: groups of warps that share a chunk's k: 1, 2, 4 or 8.
-        ahead: how many times 32 elements of k of a warp's rows are on their way to its registers.
+        warp_split: groups of warps that share a stage's k: 1, 2 or 4.
+        prefetch: stages beyond those in shared memory that are on their way to the L2; 0 for none.
     """
 
     rows: int = 128
     split: int = 1
-    chunk: int = 256
-    buffers: int = 2
-    warp_rows: int = 32
-    warp_split: int = 2
-    ahead: int = 2
+    depth: int = 64
+    stages: int = 4
+    warp_rows: int = 16
+    warp_split: int = 1
+    prefetch: int = 8
 
     @property
     def threads(self) -> int:
@@ -74,48 +71,42 @@ class Tiles(NamedTuple):
         """Return the tiles of a matrix of so many rows."""
         return -(-rows // self.rows)
 
-    def chunks(self, k: int) -> int:
-        """Return the chunks of a block, at most, of so many columns."""
-        return -(-k // (self.chunk * self.split))
-
     def shared_mem(self, batch: int) -> int:
-        """Return the dynamic shared memory of a block in bytes: inputs, and then sums."""
-        inputs = self.buffers * batch * (self.chunk * 2 + 64)
-        return max(inputs, self.warp_split * batch * (self.rows + 4) * 4)
-
-    def buffered(self, batch: int, k: int, most: int = MOST_BYTES) -> Tiles:
-        """Return these tiles with a buffer for each of a block's chunks, or what ``most`` holds."""
-        fit = most // (batch * (self.chunk * 2 + 64))
-        return self._replace(buffers=max(1, min(self.chunks(k), fit)))
+        """Return the dynamic shared memory of a block in bytes: stages, and then sums."""
+        ring = self.stages * (self.rows + batch) * self.depth * 2
+        return max(ring, self.warp_split * batch * (self.rows + 4) * 4)
 
     def options(self, batch: int, **extents: int) -> tuple[str, ...]:
         """Return the options for NVRTC that make these tiles and extents constants."""
         constants = {"batch": batch, **self._asdict(), **extents}
         return tuple(f"-D{name.upper()}={value}" for name, value in constants.items())
 
-    def checked(self, batch: int, k: int) -> Tiles:
+    def checked(self, batch: int) -> Tiles:
         """Return these tiles.
 
         Raises:
             ValueError: when no kernel can be made of them.
         """
-        rows, split, chunk, buffers, warp_rows, warp_split, ahead = self
+        rows, split, depth, stages, warp_rows, warp_split, prefetch = self
         if (
             warp_rows not in (16, 32, 64)
-            or rows < 1
             or rows % warp_rows
             or split not in (1, 2, 4, 8)
-            or warp_split not in (1, 2, 4, 8)
-            or ahead < 1
-            or chunk < 1
-            or chunk % (STEP * ahead * warp_split)
-            or chunk % 64
-            or buffers < min(2, self.chunks(k))
-            or self.threads > 1024
+            or depth not in (32, 64, 128)
+            or stages < 2
+            or warp_split not in (1, 2, 4)
+            or depth % (16 * warp_split)
+            or prefetch < 0
+            or not 2 * WARP <= self.threads <= 1024
             or self.shared_mem(batch) > MOST_SHARED - 4096
         ):
             raise ValueError(f"tiles: expected what fits a block, came {self}")
         return self
+
+
+def _stages(batch: int, rows: int, depth: int, k: int) -> int:
+    most = RING_BYTES // ((rows + batch) * depth * 2)
+    return max(2, min(most, MOST_STAGES, -(-k // depth)))
 
 
 def shared_tiles(n: int, k: int, batch: int, rows: tuple[int, ...] = (128, 96)) -> Tiles:
@@ -135,7 +126,12 @@ def shared_tiles(n: int, k: int, batch: int, rows: tuple[int, ...] = (128, 96)) 
         blocks = min(-(-n // height) * split, MULTIPROCESSORS)
         if blocks > most:
             best, most = Tiles(height, split), blocks
-    return best.buffered(batch, k)
+    # A warp of 32 rows reads the inputs half as often, and its products wait less for one another.
+    return best._replace(
+        stages=_stages(batch, best.rows, best.depth, -(-k // best.split)),
+        warp_rows=32,
+        warp_split=2,
+    )
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -210,22 +206,15 @@ def enough_rows(argument: str, came: int, rows: int) -> None:
 
 
 def launch_of(
-    kernel: Kernel,
-    tiles: Tiles,
-    batch: int,
-    blocks: int,
-    args: tuple[object, ...],
-    least: int = BLOCK_BYTES,
+    kernel: Kernel, tiles: Tiles, batch: int, blocks: int, args: tuple[object, ...]
 ) -> KernelLaunch:
     """Return the launch of a kernel, which is compiled and allowed its shared memory by this.
-
-    A block gets ``least`` bytes of it, or what it needs.
 
     Raises:
         ValueError: on a device before compute capability 9.0.
     """
     check_capability(kernel.name)
-    shared = max(least, tiles.shared_mem(batch))
+    shared = tiles.shared_mem(batch)
     kernel.max_dynamic_shared_size_bytes = shared
     cluster = (tiles.split, 1, 1) if tiles.split > 1 else None
     block = (tiles.threads, 1, 1)

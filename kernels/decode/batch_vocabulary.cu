@@ -9,9 +9,10 @@
 
 static_assert(SPLIT == 1 && WARP_SPLIT == 1, "a warp has the whole sums of its rows");
 
+constexpr int STAGES_OF_TILE = (HIDDEN + DEPTH - 1) / DEPTH;
 constexpr int TILES = (VOCABULARY + ROWS - 1) / ROWS;
 
-using Tokens = Matrix<VOCABULARY, HIDDEN>;
+using Tokens = Matrix<VOCABULARY, HIDDEN, STAGES_OF_TILE>;
 
 typedef unsigned long long Candidate;  // value in the upper half, complement of the index below
 
@@ -34,26 +35,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_vocabulary(
     float* best, int* best_index, int parts, int rows, float eps) {
     __shared__ Norm norm;
     __shared__ Candidate candidates[ROW_WARPS][BATCH];
-    const int blocks = gridDim.x, first = blockIdx.x;
-    Weights<HIDDEN, Tokens> weights;
-    Inputs<HIDDEN> inputs = {xg, rows, (TILES - first + blocks - 1) / blocks};
+    const int mine = (TILES - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    Stages<HIDDEN, Tokens> stages = {
+        {weight, (int)blockIdx.x}, xg, rows, max(mine, 0) * STAGES_OF_TILE, 0};
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     let_next_start();
-    weights.begin({weight, first});
+    stages.start();
+    stages.begin_weights();
     wait_for_previous();
-    inputs.begin();
+    stages.begin_inputs();
     norm.read(squares, parts);
     for (int b = lane; b < BATCH; b += 32) candidates[warp][b] = 0;
     __syncthreads();
     norm.finish(HIDDEN, eps);
     __syncthreads();
 
-    for (int tile = first; tile < TILES; tile += blocks) {
+    int stage = 0;
+    for (int tile = blockIdx.x; tile < TILES; tile += gridDim.x) {
         const int row0 = tile * ROWS + warp * WARP_ROWS + lane / 4;
         Sums sums;
-        const int next = tile + blocks;
-        sums.add_tile(weights, inputs, next < TILES, Tokens{weight, next});
+        sums.clear();
+        for (int i = 0; i < STAGES_OF_TILE; ++i, ++stage) sums.add(stages.next(stage));
 
         // A thread has two rows of the batch of every eight.
 #pragma unroll

@@ -74,7 +74,7 @@ class TensorStep:
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         hidden, inner, width = config.hidden_size, config.intermediate_size, heads * config.head_dim
         batch = next(batch for batch in BATCHES if batch >= rows)
-        best = vocabulary_blocks(config.vocab_size, hidden, batch), batch
+        best = vocabulary_blocks(config.vocab_size, batch), batch
         return {
             "x": ((batch, hidden), "float32"),
             "xg": ((batch, hidden), "float16"),

@@ -1,21 +1,19 @@
 // Tiles of products with a batch: sum[n, b] = sum over k of weight[n, k] * input[b, k]
 //
 // For batches of 8 to 64, where a matrix is read once and memory is what costs. A tile is ROWS rows
-// of the weights by the whole batch. The weights are the left operand of mma.sync (16 rows by 16 of
-// k), the batch is the right one (8 columns).
+// of the weights by the whole batch. The weights are the left operand of mma.sync (16 rows), the
+// batch is the right one (8 columns). DEPTH of k at a time goes by cp.async through a ring of
+// STAGES in shared memory, laid out so that neither the copies nor ldmatrix meet a bank twice.
 //
-// Weights go from memory straight to the registers that are multiplied. The sum doesn't ask for the
-// order of k, as long as both operands have the same: of every 32 of k a lane has 8 neighbours, 16
-// bytes, which make its share of two products. AHEAD times 32 of k are on their way to each warp,
-// and no warp waits for another one's; the first of them set out before the kernel ahead has ended.
-// Weights are bfloat16 in memory and become float16, which the inputs are: it has three bits more.
-// Of a block one warp alone has a weight, so that is done once.
+// Inputs are float16, which has three bits more than bfloat16. Weights lie in memory as bfloat16
+// and are converted in registers: of a block one warp alone has a weight, so that happens once.
 //
-// Inputs are the whole block's: CHUNK of k at a time go by cp.async to BUFFERS in shared memory.
-// Where those hold all of this block's k, a chunk is there once and for all.
+// The first half of the threads copies weights, the second half inputs: a thread's copies finish in
+// order, so the weights, which may set out before the kernel ahead has ended, hold up no input, and
+// a stage is there once each thread waited for its own part and all met at a barrier.
 //
 // Where there are fewer tiles than multiprocessors, a cluster of SPLIT blocks shares a tile, each
-// with a part of k; within a block, WARP_SPLIT groups of warps share a chunk. All parts are written
+// with a part of k; within a block, WARP_SPLIT groups of warps share a stage. All parts are written
 // to shared memory and added up in the same order every time, each block for its part of the batch.
 
 #include "bfloat16.cuh"
@@ -23,23 +21,25 @@
 
 constexpr int ROW_WARPS = ROWS / WARP_ROWS;
 constexpr int THREADS = 32 * ROW_WARPS * WARP_SPLIT;
+constexpr int LOADERS = THREADS / 2;  // threads that copy weights, and as many that copy inputs
+constexpr int CHUNKS = DEPTH / 8;     // of 16 bytes in a row of a stage
+constexpr int WEIGHT_BYTES = ROWS * DEPTH * 2;
+constexpr int STAGE_BYTES = (ROWS + BATCH) * DEPTH * 2;
 constexpr int DOWN = WARP_ROWS / 16, ACROSS = BATCH / 8;  // products of a warp
-constexpr int STEP = 32, ROUND = AHEAD * STEP;            // of k, of a warp
-constexpr int ROUNDS = CHUNK / WARP_SPLIT / ROUND;        // of a warp in a chunk
+constexpr int STEPS = DEPTH / 16 / WARP_SPLIT;            // of 16 of k, of a warp in a stage
 constexpr int PITCH = ROWS + 4;                           // so that a warp's sums lie in 32 banks
-// Of a row of inputs in bytes: two neighbouring rows have the same 64 bytes in all banks.
-constexpr int INPUT_PITCH = CHUNK * 2 + 64;
 // Of the batch, what a block finishes; a macro, since not every kernel has use for it.
 #define SHARE (BATCH / SPLIT)
 
-static_assert(BATCH % 8 == 0 && BATCH <= 64, "whole products across");
+static_assert(BATCH == 8 || (BATCH % 16 == 0 && BATCH <= 64), "whole products across, by twos");
 static_assert(WARP_ROWS % 16 == 0 && ROWS % WARP_ROWS == 0, "whole products down");
-static_assert(CHUNK % (WARP_SPLIT * ROUND) == 0, "a group of warps has whole rounds of a chunk");
-static_assert(CHUNK % 64 == 0, "the pitch of inputs is for these");
+static_assert(DEPTH % (16 * WARP_SPLIT) == 0, "the groups of warps have equal parts of a stage");
+static_assert(DEPTH == 32 || DEPTH % 64 == 0, "the layout of a stage is for these");
 static_assert(SPLIT >= 1 && SPLIT <= 8 && BATCH % SPLIT == 0, "a cluster fits on any device");
-static_assert(THREADS <= 1024, "a block's threads");
+static_assert(THREADS >= 64 && THREADS <= 1024, "two kinds of loaders");
+static_assert(STAGES >= 2, "one stage is added up while others are on their way");
 
-extern __shared__ __align__(1024) unsigned char shared[];
+extern __shared__ __align__(1024) unsigned char ring[];
 
 __device__ __forceinline__ unsigned int shared_address(const void* pointer) {
     return (unsigned int)__cvta_generic_to_shared(pointer);
@@ -58,147 +58,26 @@ __device__ __forceinline__ void wait_for_previous() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-// --- a block's part ------------------------------------------------------------------------------
+#define ONE_TILE (1 << 30)  // stages: more than any tile has
 
-__device__ __forceinline__ int tile_of_block() { return blockIdx.x / SPLIT; }
-__device__ __forceinline__ int rank_of_block() { return blockIdx.x % SPLIT; }
+// --- stages on their way -------------------------------------------------------------------------
 
-// This block's part of the chunks of K.
-template <int K>
-struct Part {
-    static constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK, MOST = (CHUNKS + SPLIT - 1) / SPLIT;
-    static constexpr bool EVEN = K % (CHUNK * SPLIT) == 0;  // no part ends before another
-
-    __device__ __forceinline__ static int first() { return rank_of_block() * MOST; }
-    __device__ __forceinline__ static int count() {
-        return EVEN ? MOST : max(0, min(MOST, CHUNKS - first()));
-    }
-};
-
-// --- weights -------------------------------------------------------------------------------------
-
-// Weights are read once a step: they shall not push out what is read again.
-__device__ __forceinline__ unsigned long long evict_first() {
-    unsigned long long policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
+// Where a chunk of a row lies in a stage: any 8 neighbouring rows have the same chunk in all banks.
+__device__ __forceinline__ int place(int row, int chunk) {
+    const int turn = DEPTH == 32 ? row / 2 % 4 : row % 8;
+    return row * (DEPTH * 2) + ((chunk ^ turn) << 4);
 }
-
-// Sixteen bytes on their way; where `there` is false, `to` stays.
-__device__ __forceinline__ void load_weights(
-    unsigned int (&to)[4], const __nv_bfloat16* from, bool there, unsigned long long policy) {
-    asm volatile(
-        "{\n"
-        ".reg .pred there;\n"
-        "setp.ne.s32 there, %5, 0;\n"
-        "@there ld.global.L1::no_allocate.L2::cache_hint.L2::128B.v4.u32 "
-        "{%0, %1, %2, %3}, [%4], %6;\n"
-        "}"
-        : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
-        : "l"(from), "r"((int)there), "l"(policy));
-}
-
-// The next round of weights of this warp, on their way. Where says where they are: row(r) is row r
-// of the tile, of K elements; beyond the last row there is one as good, whose sums nobody reads.
-// Where the same DOWN_STEP is between any rows of a warp that are 16 apart, or HALF_STEP between
-// the halves of 16, one address is enough for both; otherwise they are 0.
-template <int K, typename Where>
-struct Weights {
-    static constexpr bool EVEN = Part<K>::EVEN;
-    static constexpr int EACH = Where::DOWN_STEP != 0 ? 1 : DOWN;  // addresses; of the halves
-    static constexpr int HALVES = Where::HALF_STEP != 0 ? 1 : 2;
-
-    unsigned int words[AHEAD][DOWN][2][4];
-    const __nv_bfloat16* from[EACH][HALVES];  // this lane's of the round's first step
-    int k;
-    unsigned long long policy;
-
-    // Start at this warp's part of the block's first chunk. A lane has rows lane / 4 and
-    // lane / 4 + 8 of every 16.
-    __device__ __forceinline__ void aim(const Where& where) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        k = Part<K>::first() * CHUNK + warp / ROW_WARPS * (CHUNK / WARP_SPLIT) + lane % 4 * 8;
-#pragma unroll
-        for (int m = 0; m < EACH; ++m) {
-#pragma unroll
-            for (int half = 0; half < HALVES; ++half) {
-                const int row = warp % ROW_WARPS * WARP_ROWS + m * 16 + half * 8 + lane / 4;
-                from[m][half] = where.row(row) + k;
-            }
-        }
-    }
-
-    __device__ __forceinline__ void move(int by) {
-        k += by;
-#pragma unroll
-        for (int m = 0; m < EACH; ++m) {
-#pragma unroll
-            for (int half = 0; half < HALVES; ++half) from[m][half] += by;
-        }
-    }
-
-    __device__ __forceinline__ void load(int step, bool wanted) {
-        const bool there = wanted && (EVEN || k + step * STEP < K);
-#pragma unroll
-        for (int m = 0; m < DOWN; ++m) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                unsigned int(&to)[4] = words[step][m][half];
-                if (!EVEN) to[0] = to[1] = to[2] = to[3] = 0;  // nothing times no input is nothing
-                load_weights(to,
-                             from[m % EACH][half % HALVES] + m * Where::DOWN_STEP +
-                                 half * Where::HALF_STEP + step * STEP,
-                             there, policy);
-            }
-        }
-    }
-
-    // Before wait_for_previous: nobody writes weights.
-    __device__ __forceinline__ void begin(const Where& where) {
-        policy = evict_first();
-        aim(where);
-#pragma unroll
-        for (int step = 0; step < AHEAD; ++step) {
-#pragma unroll
-            for (int m = 0; m < DOWN; ++m) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) words[step][m][half][i] = 0;
-                }
-            }
-            load(step, true);
-        }
-    }
-
-    // The left operand of one of a step's two products.
-    __device__ __forceinline__ void operand(unsigned int (&a)[4], int step, int m, int second) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            a[i] = to_half_pair(words[step][m][i % 2][second * 2 + i / 2]);
-    }
-};
-
-// Where the rows of a matrix [N, K] are, in their order.
-template <int N, int K>
-struct Matrix {
-    static constexpr bool WHOLE = N % ROWS == 0;
-    static constexpr int HALF_STEP = WHOLE ? 8 * K : 0, DOWN_STEP = 2 * HALF_STEP;
-
-    const __nv_bfloat16* weight;
-    int tile;
-
-    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
-        int n = tile * ROWS + row;
-        if (!WHOLE) n = min(n, N - 1);
-        return weight + (long long)n * K;
-    }
-};
-
-// --- inputs --------------------------------------------------------------------------------------
 
 // Sixteen bytes on their way; zeros where `there` is false.
-__device__ __forceinline__ void fetch_input(unsigned int to, const __half* from, bool there) {
+__device__ __forceinline__ void fetch_weight(
+    unsigned int to, const void* from, bool there, unsigned long long policy) {
+    asm volatile(
+        "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),
+        "l"(from), "r"(there ? 16 : 0), "l"(policy)
+        : "memory");
+}
+
+__device__ __forceinline__ void fetch_input(unsigned int to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(there ? 16 : 0)
                  : "memory");
@@ -212,82 +91,35 @@ __device__ __forceinline__ void arrived() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// The chunks of a block's inputs, for one tile after the other.
-template <int K>
-struct Inputs {
-    static constexpr int MOST = Part<K>::MOST;
-    static constexpr bool ONCE = MOST <= BUFFERS;  // there is room for all of them
-    static constexpr int HELD = ONCE ? MOST : BUFFERS;
-    static_assert(ONCE || HELD >= 2, "one is multiplied while another one is on its way");
+// Weights are read once a step: they shall not push out what is read again.
+__device__ __forceinline__ unsigned long long evict_first() {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 
-    const __half* input;  // [BATCH, K]
-    int rows;             // of it that are no padding
-    int tiles;            // that this block does
-    int taken;            // chunks so far
+// Matrices of 8 x 8, whose rows of 16 bytes are where lanes 0 to 7, 8 to 15 and so on say.
+__device__ __forceinline__ void load_four(unsigned int (&to)[4], unsigned int row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(row)
+                 : "memory");
+}
 
-    // A warp copies whole rows. What is not there is not read, its address is good all the same.
-    __device__ __forceinline__ void send(int number) {
-        const int count = ONCE ? Part<K>::count() : tiles * Part<K>::count();
-        if (number < count) {
-            int thread = threadIdx.x;
-            // Worked out anew for each chunk: kept, all the addresses would fill the registers.
-            asm volatile("" : "+r"(thread));
-            const int row = thread / 32, i = thread % 32 * 8;
-            const int k = (Part<K>::first() + number % MOST) * CHUNK + i;
-            const __half* from = input + (long long)row * K + k;
-            const unsigned int to = shared_address(shared) +
-                                    number % HELD * (BATCH * INPUT_PITCH) + row * INPUT_PITCH +
-                                    i * 2;
-#pragma unroll
-            for (int j = 0; j < BATCH; j += THREADS / 32) {
-                if (BATCH % (THREADS / 32) != 0 && row + j >= BATCH) break;
-#pragma unroll
-                for (int l = 0; l < CHUNK; l += 256) {
-                    if (CHUNK % 256 != 0 && i + l >= CHUNK) break;
-                    const bool in_row = K % CHUNK == 0 || k + l < K;
-                    fetch_input(to + j * INPUT_PITCH + l * 2, in_row ? from + j * K + l : input,
-                                in_row && row + j < rows);
-                }
-            }
-        }
-        commit();
-    }
-
-    __device__ __forceinline__ void begin() {
-        taken = 0;
-#pragma unroll 1
-        for (int number = 0; number < HELD; ++number) send(number);
-    }
-
-    // Wait for the next chunk, send another one to where the one before it was, and return where it
-    // is: the right operand's first row.
-    __device__ __forceinline__ const unsigned char* next() {
-        if (!ONCE || taken < MOST) {
-            if (taken == 0) {
-                arrived<HELD - 1>();
-                __syncthreads();
-            } else {
-                arrived<(HELD > 1 ? HELD - 2 : 0)>();
-                __syncthreads();  // and the chunk before this one is no longer read
-                if (ONCE)
-                    commit();  // the same number of groups
-                else
-                    send(taken - 1 + HELD);
-            }
-        }
-        return shared + taken++ % HELD * (BATCH * INPUT_PITCH);
-    }
-};
-
-// --- products ------------------------------------------------------------------------------------
+__device__ __forceinline__ void load_two(unsigned int (&to)[2], unsigned int row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(row)
+                 : "memory");
+}
 
 // c += a * b, of 16 x 16 and 16 x 8.
 __device__ __forceinline__ void multiply(
-    float (&c)[4], const unsigned int (&a)[4], unsigned int b0, unsigned int b1) {
+    float (&c)[4], const unsigned int (&a)[4], const unsigned int* b) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // The sums of a tile that this warp has: DOWN x ACROSS products of 16 rows by 8 of the batch. A
@@ -306,55 +138,238 @@ struct Sums {
         }
     }
 
-    // Add up a round, and send for the next one where there is one. A lane's inputs are at `from`:
-    // row lane / 4 of every 8, and the k of its weights.
-    template <int K, typename Where>
-    __device__ __forceinline__ void add(
-        Weights<K, Where>& weights, const unsigned char* from, bool more) {
+    // Add up a stage: the products of its weights and its inputs.
+    __device__ __forceinline__ void add(unsigned int stage) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int turn = DEPTH == 32 ? lane / 2 % 4 : lane % 8;  // as in place
+        const int step0 = warp / ROW_WARPS * STEPS;
+        const unsigned int weights =
+            stage + (warp % ROW_WARPS * WARP_ROWS + lane % 16) * (DEPTH * 2);
+        const int b_row = ACROSS == 1 ? lane % 8 : lane % 8 + lane / 16 * 8;
+        const unsigned int inputs = stage + WEIGHT_BYTES + b_row * (DEPTH * 2);
 #pragma unroll
-        for (int step = 0; step < AHEAD; ++step) {
-            unsigned int a[DOWN][2][4];
+        for (int step = 0; step < STEPS; ++step) {
+            const int chunk = (step0 + step) * 2;
+            const int a_chunk = (chunk + lane / 16) ^ turn, b_chunk = (chunk + lane / 8 % 2) ^ turn;
+            unsigned int a[DOWN][4];
 #pragma unroll
             for (int m = 0; m < DOWN; ++m) {
-                weights.operand(a[m][0], step, m, 0);
-                weights.operand(a[m][1], step, m, 1);
+                load_four(a[m], weights + a_chunk * 16 + m * (16 * DEPTH * 2));
+#pragma unroll
+                for (int i = 0; i < 4; ++i) a[m][i] = to_half_pair(a[m][i]);
             }
-            weights.load(step, more);
+            if (ACROSS == 1) {
+                unsigned int b[2];
+                load_two(b, inputs + b_chunk * 16);
 #pragma unroll
-            for (int n = 0; n < ACROSS; ++n) {
-                const uint4 b = *reinterpret_cast<const uint4*>(
-                    from + n * 8 * INPUT_PITCH + step * (STEP * 2));
-#pragma unroll
-                for (int m = 0; m < DOWN; ++m) multiply(of[m][n], a[m][0], b.x, b.y);
-#pragma unroll
-                for (int m = 0; m < DOWN; ++m) multiply(of[m][n], a[m][1], b.z, b.w);
+                for (int m = 0; m < DOWN; ++m) multiply(of[m][0], a[m], b);
             }
-            __syncwarp();  // or the compiler mixes the steps, and has no registers left
-        }
-    }
-
-    // Add up this block's part of a tile. Behind the last of its weights follow those of `next`,
-    // where there is another tile.
-    template <int K, typename Where>
-    __device__ __forceinline__ void add_tile(
-        Weights<K, Where>& weights, Inputs<K>& inputs, bool another, const Where& next) {
-        const int lane = threadIdx.x % 32, group = threadIdx.x / 32 / ROW_WARPS;
-        const int own = lane / 4 * INPUT_PITCH + lane % 4 * 16 + group * (CHUNK / WARP_SPLIT * 2);
-        const unsigned char* from = nullptr;
-        clear();
-#pragma unroll 1
-        for (int left = Part<K>::count() * ROUNDS; left > 0; --left, from += ROUND * 2) {
-            if (left % ROUNDS == 0) from = inputs.next() + own;
-            if (left > 1)
-                weights.move(left % ROUNDS == 1 % ROUNDS ? CHUNK - (ROUNDS - 1) * ROUND : ROUND);
-            else if (another)
-                weights.aim(next);
-            add(weights, from, left > 1 || another);
+#pragma unroll
+            for (int n = 0; n + 1 < ACROSS; n += 2) {
+                unsigned int b[4];
+                load_four(b, inputs + b_chunk * 16 + n * (8 * DEPTH * 2));
+#pragma unroll
+                for (int m = 0; m < DOWN; ++m) {
+                    multiply(of[m][n], a[m], b);
+                    multiply(of[m][n + 1], a[m], b + 2);
+                }
+            }
         }
     }
 };
 
+// A thread copies the same chunk of every AT_ONCEth row of a stage.
+constexpr int AT_ONCE = LOADERS / CHUNKS;
+
+// PREFETCH stages beyond the ring are on their way to the L2, so that memory is busy too while the
+// ring is full and this kernel waits for the one ahead. Every row has its turn once in BUNDLE
+// stages, and 512 bytes of it are sent at once: memory likes them better than the 128 of a stage.
+constexpr int BUNDLE = 256 / DEPTH;
+
+__device__ __forceinline__ void fetch_to_l2(const __nv_bfloat16* from, int elements) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(elements * 2)
+                 : "memory");
+}
+
+// The way of `count` stages through the ring, as this thread goes it. Where says what the weights
+// are: row(r) is row r of the tile, of K elements; has(r) whether there is one, as everywhere if
+// WHOLE; STEP elements lie between rows that are AT_ONCE apart, or it is 0 where that differs.
+// After every TURN stages there comes another tile: tile_after(n) is the one after n of them.
+template <int K, typename Where>
+struct Stages {
+    Where where;
+    const __half* input;  // [BATCH, K]
+    int rows, count;      // rows of it that are no padding; stages
+    int first;            // of k, in stages
+
+    // Of what is sent next: the ring's place, and this thread's chunk of its first row there.
+    unsigned int slot;
+    const unsigned short* from;  // bfloat16 or float16: it is only copied
+    int k, sent;                 // and how many stages were
+    Where now;                   // the tile that it is of
+    unsigned int read_slot;      // of what is added up next
+    unsigned long long policy;
+
+    __device__ __forceinline__ static bool loads_weights() { return threadIdx.x < LOADERS; }
+    __device__ __forceinline__ static int own_row() { return threadIdx.x % LOADERS / CHUNKS; }
+    __device__ __forceinline__ static int own_chunk() { return threadIdx.x % CHUNKS; }
+
+    __device__ __forceinline__ void start() {
+        slot = read_slot = shared_address(ring);
+        policy = evict_first();
+        sent = 0;
+        start_tile();
+    }
+
+    __device__ __forceinline__ void start_tile() {
+        now = where.tile_after(sent / Where::TURN);
+        k = first * DEPTH + own_chunk() * 8;
+        if (!loads_weights()) {
+            from = reinterpret_cast<const unsigned short*>(input) + own_row() * K + k;
+        } else if (Where::STEP != 0) {
+            from = reinterpret_cast<const unsigned short*>(now.row(own_row())) + k;
+        }
+    }
+
+    // To the row `row0 + own_row()` of the stage: neighbours of 8 rows keep their order of chunks.
+    __device__ __forceinline__ static int place_of(int row0) {
+        return AT_ONCE % 8 == 0 ? place(own_row(), own_chunk()) + row0 * (DEPTH * 2)
+                                : place(row0 + own_row(), own_chunk());
+    }
+
+    // What is not there is not read, but its address is good all the same.
+    __device__ __forceinline__ void send() {
+        if (loads_weights()) {
+#pragma unroll
+            for (int row0 = 0; row0 < ROWS; row0 += AT_ONCE) {
+                const int row = row0 + own_row();
+                if (row0 + AT_ONCE > ROWS && row >= ROWS) break;
+                const bool there = (Where::WHOLE || now.has(row)) && (K % DEPTH == 0 || k < K);
+                const void* source = input;
+                if (there && Where::STEP != 0)
+                    source = from + (long long)(row0 / AT_ONCE) * Where::STEP;
+                else if (there)
+                    source = now.row(row) + k;
+                fetch_weight(slot + place_of(row0), source, there, policy);
+            }
+        } else {
+#pragma unroll
+            for (int row0 = 0; row0 < BATCH; row0 += AT_ONCE) {
+                const int row = row0 + own_row();
+                if (row0 + AT_ONCE > BATCH && row >= BATCH) break;
+                const bool there = row < rows && (K % DEPTH == 0 || k < K);
+                const void* source = input;
+                if (there) source = from + row0 * K;
+                fetch_input(slot + WEIGHT_BYTES + place_of(row0), source, there);
+            }
+        }
+        slot += STAGE_BYTES;
+        if (slot == shared_address(ring) + STAGES * STAGE_BYTES) slot = shared_address(ring);
+        from += DEPTH;
+        k += DEPTH;
+        if (++sent % Where::TURN == 0) start_tile();
+    }
+
+    // Send stages [begin, end) of a row to the L2, those that there are.
+    __device__ __forceinline__ void prefetch(int row, int begin, int end) const {
+        end = min(end, count);
+        while (begin < end) {
+            const int tile = begin / Where::TURN, in_tile = begin % Where::TURN;
+            const int here = min(end - begin, Where::TURN - in_tile);
+            const Where there = where.tile_after(tile);
+            const int k0 = (first + in_tile) * DEPTH, k1 = min(k0 + here * DEPTH, K);
+            if (k0 < k1 && (Where::WHOLE || there.has(row)))
+                fetch_to_l2(there.row(row) + k0, k1 - k0);
+            begin += here;
+        }
+    }
+
+    // Before wait_for_previous: nobody writes weights.
+    __device__ __forceinline__ void begin_weights() {
+        if (!loads_weights()) return;
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; ++stage) {
+            if (stage < count) send();
+            commit();
+        }
+        if (PREFETCH > 0) {
+            // Up to where the first turn of the row goes on.
+            for (int row = threadIdx.x; row < ROWS; row += LOADERS)
+                prefetch(row, STAGES, STAGES + PREFETCH + (row + BUNDLE - 1) % BUNDLE);
+        }
+    }
+
+    __device__ __forceinline__ void begin_inputs() {
+        if (loads_weights()) return;
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; ++stage) {
+            if (stage < count) send();
+            commit();
+        }
+    }
+
+    // Wait for a stage, and send another one to where the one before it was.
+    __device__ __forceinline__ unsigned int next(int stage) {
+        if (stage == 0) {
+            arrived<STAGES - 1>();
+            __syncthreads();
+        } else {
+            arrived<STAGES - 2>();
+            __syncthreads();  // and the stage before this one is no longer read
+            if (stage - 1 + STAGES < count) send();
+            commit();
+            const int begin = stage - 1 + STAGES + PREFETCH;
+            if (PREFETCH > 0 && begin < count) {
+                for (int row = threadIdx.x; row < ROWS; row += THREADS)
+                    if (row % BUNDLE == stage % BUNDLE) prefetch(row, begin, begin + BUNDLE);
+            }
+        }
+        const unsigned int here = read_slot;
+        read_slot += STAGE_BYTES;
+        if (read_slot == shared_address(ring) + STAGES * STAGE_BYTES)
+            read_slot = shared_address(ring);
+        return here;
+    }
+};
+
+// Where the rows of a matrix [N, K] are, in their order. A block has one tile; with EACH stages to
+// a tile it has one after the other, gridDim.x apart.
+template <int N, int K, int EACH = ONE_TILE>
+struct Matrix {
+    static constexpr bool WHOLE = N % ROWS == 0;
+    static constexpr int TURN = EACH;
+    static constexpr long long STEP = (long long)AT_ONCE * K;
+
+    const __nv_bfloat16* weight;
+    int tile;
+
+    __device__ __forceinline__ bool has(int row) const { return tile * ROWS + row < N; }
+
+    __device__ __forceinline__ const __nv_bfloat16* row(int row) const {
+        return weight + ((long long)tile * ROWS + row) * K;
+    }
+
+    __device__ __forceinline__ Matrix tile_after(int turns) const {
+        return {weight, TURN == ONE_TILE ? tile : tile + turns * (int)gridDim.x};
+    }
+};
+
 // --- a tile that a cluster shares ----------------------------------------------------------------
+
+__device__ __forceinline__ int tile_of_block() { return blockIdx.x / SPLIT; }
+__device__ __forceinline__ int rank_of_block() { return blockIdx.x % SPLIT; }
+
+// This block's part of the stages of K.
+template <int K>
+struct Part {
+    static constexpr int STAGES_OF_K = (K + DEPTH - 1) / DEPTH;
+    static constexpr int MOST = (STAGES_OF_K + SPLIT - 1) / SPLIT;
+
+    __device__ __forceinline__ static int first() { return rank_of_block() * MOST; }
+    __device__ __forceinline__ static int count() {
+        return max(0, min(MOST, STAGES_OF_K - first()));
+    }
+};
 
 __device__ __forceinline__ void cluster_arrive() {
     if (SPLIT > 1) asm volatile("barrier.cluster.arrive.release;" ::: "memory");
@@ -365,10 +380,10 @@ __device__ __forceinline__ void cluster_wait() {
 }
 
 // Write this warp's sums where all blocks of the cluster find them. The block must have met since
-// it read its last chunk: the sums lie where the inputs were.
+// it read its last stage: the sums lie where the stages were.
 __device__ __forceinline__ void publish(const Sums& sums) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* partial = reinterpret_cast<float*>(shared) + warp / ROW_WARPS * BATCH * PITCH +
+    float* partial = reinterpret_cast<float*>(ring) + warp / ROW_WARPS * BATCH * PITCH +
                      lane % 4 * 2 * PITCH + warp % ROW_WARPS * WARP_ROWS + lane / 4;
 #pragma unroll
     for (int m = 0; m < DOWN; ++m) {
@@ -409,7 +424,7 @@ __device__ __forceinline__ float4 load_sums(unsigned int from) {
 __device__ __forceinline__ float4 total(int b, int row) {
     float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
     const unsigned int local =
-        shared_address(reinterpret_cast<const float*>(shared) + b * PITCH + row);
+        shared_address(reinterpret_cast<const float*>(ring) + b * PITCH + row);
 #pragma unroll
     for (int block = 0; block < SPLIT; ++block) {
         const unsigned int from = SPLIT > 1 ? peer(local, block) : local;

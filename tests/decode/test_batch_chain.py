@@ -82,7 +82,7 @@ class Step:
         caches = [gk.zeros((batch, kv_heads, MAX_LEN, head_dim), BFLOAT16) for _ in "kv"]
         tables = [gk.zeros((MAX_LEN, head_dim // 2)) for _ in range(2)]
         position, attended = gk.asarray(self.position), gk.asarray(self.attended)
-        blocks = vocabulary_blocks(vocabulary, hidden, batch)
+        blocks = vocabulary_blocks(vocabulary, batch)
         best, index = gk.zeros((blocks, batch)), gk.zeros((blocks, batch), np.int32)
         logits = gk.zeros((batch, vocabulary))
         found = []

@@ -96,10 +96,10 @@ def test_matches_float64_and_touches_nothing_else(run, poisoned, rng, batch, mod
 @pytest.mark.parametrize(
     "tiles",
     [
-        Tiles(48, 2, 64, 3, 16, 1, 2),
-        Tiles(96, 8, 64, 2, 32, 2, 1),
-        Tiles(192, 8, 192, 2, 64, 2, 3),
-        Tiles(128, 1, 128, 2, 32, 4, 1),
+        Tiles(48, 2, 64, 3, 16, 1),
+        Tiles(96, 8, 32, 2, 32, 2),
+        Tiles(192, 8, 64, 2, 64, 2),
+        Tiles(128, 1, 128, 2, 32, 4),
     ],
     ids=str,
 )

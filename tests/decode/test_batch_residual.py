@@ -49,11 +49,11 @@ def test_matches_float64(run, poisoned, rng, batch, model, of):
 @pytest.mark.parametrize(
     "tiles",
     [
-        Tiles(16, 1, 256, 2, 16, 8, 1),
-        Tiles(32, 2, 64, 2, 16, 1, 2),
-        Tiles(64, 8, 64, 3, 16, 1, 1),
-        Tiles(128, 1, 128, 2, 64, 4, 1),
-        Tiles(128, 4, 192, 1, 32, 2, 3),
+        Tiles(16, 1, 128, 3, 16, 4),
+        Tiles(32, 2, 64, 2, 16, 1),
+        Tiles(64, 8, 32, 4, 16, 1),
+        Tiles(128, 1, 64, 2, 64, 4),
+        Tiles(128, 4, 128, 2, 32, 2),
     ],
     ids=str,
 )

@@ -7,8 +7,8 @@ from graphkit.kernels.decode.batch_vocabulary import batch_vocabulary, vocabular
 import graphkit as gk
 
 
-def outputs(poisoned, batch, vocabulary, hidden, tiles=None):
-    blocks = vocabulary_blocks(vocabulary, hidden, batch, tiles)
+def outputs(poisoned, batch, vocabulary, tiles=None):
+    blocks = vocabulary_blocks(vocabulary, batch, tiles)
     shapes = ((batch, vocabulary), np.float32), ((blocks, batch), np.float32)
     return [poisoned(*item) for item in (*shapes, ((blocks, batch), np.int32))]
 
@@ -26,7 +26,7 @@ def test_matches_float64(run, poisoned, rng, batch, model):
     extents = MODELS[model]
     stream = Stream(rng, batch, extents.hidden)
     weight = bfloat16(rng, extents.vocabulary, extents.hidden, scale=0.1)
-    logits, best, index = outputs(poisoned, batch, extents.vocabulary, extents.hidden)
+    logits, best, index = outputs(poisoned, batch, extents.vocabulary)
     run(batch_vocabulary(*stream.on_device(), gk.asarray(weight), logits, best, index, eps=EPS))
     close(logits.get(), product(stream.normalized, weight), **SUMS)
     found = best_of(best.get(), index.get())
@@ -38,17 +38,16 @@ def test_matches_float64(run, poisoned, rng, batch, model):
 @pytest.mark.parametrize(
     ("tiles", "grid"),
     [
-        (Tiles(64, 1, 64, 2, 16, 1, 1), None),
-        (Tiles(64, 1, 128, 3, 32, 1, 2), 2),
-        (Tiles(256, 1, 192, 2, 64, 1, 3), 3),
-        (Tiles(128, 1, 64, 3, 16, 1, 2), 1),  # one block does tile after tile
-        (Tiles(128, 1, 128, 5, 16, 1, 4), 1),  # with all of the inputs in shared memory
+        (Tiles(64, 1, 64, 2, 16), None),
+        (Tiles(64, 1, 128, 3, 32), 2),
+        (Tiles(256, 1, 32, 4, 64), 3),
+        (Tiles(128, 1, 64, 5, 16), 1),  # one block does tile after tile
     ],
     ids=str,
 )
 def test_any_tiles_and_any_grid_give_the_same(run, poisoned, rng, tiles, grid):
     stream, weight = Stream(rng, 16, 264), bfloat16(rng, 712, 264, scale=0.1)
-    logits, best, index = outputs(poisoned, 16, 712, 264, tiles)
+    logits, best, index = outputs(poisoned, 16, 712, tiles)
     launch = batch_vocabulary(
         *stream.on_device(), gk.asarray(weight), logits, best, index, eps=EPS, tiles=tiles
     )
@@ -65,7 +64,7 @@ def test_the_first_of_equals_wins_and_nan_is_less_than_anything(run, poisoned, r
     stream.squares[...] = 64.0
     weight[[9, 17, 300, 519]] = 1.0  # as large as one another
     weight[[3, 18, 301]] = np.nan
-    logits, best, index = outputs(poisoned, 8, 520, 64)
+    logits, best, index = outputs(poisoned, 8, 520)
     arrays = (*stream.on_device(), gk.asarray(weight), logits, best, index)
     run(batch_vocabulary(*arrays, eps=EPS))
     np.testing.assert_array_equal(best_of(best.get(), index.get()), 9)
@@ -75,7 +74,7 @@ def test_the_first_of_equals_wins_and_nan_is_less_than_anything(run, poisoned, r
 def test_a_row_of_nothing_but_nan_gives_nan_and_its_first_token(run, poisoned, rng):
     stream, weight = Stream(rng, 8, 64), bfloat16(rng, 200, 64)
     stream.xg[5] = np.nan
-    logits, best, index = outputs(poisoned, 8, 200, 64)
+    logits, best, index = outputs(poisoned, 8, 200)
     arrays = (*stream.on_device(), gk.asarray(weight), logits, best, index)
     run(batch_vocabulary(*arrays, eps=EPS))
     assert np.isnan(best.get()[:, 5]).all()
@@ -88,7 +87,7 @@ def test_candidates_come_without_logits_too_and_padding_gets_none(run, poisoned,
     stream, weight = Stream(rng, 16, 264), bfloat16(rng, 520, 264, scale=0.1)
     expected = product(stream.normalized, weight).argmax(axis=1)
     stream.xg[11:] = np.nan
-    logits, best, index = outputs(poisoned, 16, 520, 264)
+    logits, best, index = outputs(poisoned, 16, 520)
     arrays = (*stream.on_device(), gk.asarray(weight))
     run(batch_vocabulary(*arrays, None, best, index, eps=EPS, rows=11))
     np.testing.assert_array_equal(best_of(best.get(), index.get())[:11], expected[:11])

@@ -47,11 +47,10 @@ class Tiles(NamedTuple):
     Attributes:
         rows: rows of the weights in a tile, a multiple of ``warp_rows``.
         split: blocks of a cluster that share a tile, each with a part of k: 1, 2, 4 or 8.
-        depth: elements of k in a stage: 32, 64 or 128.
+        depth: elements of k in a stage: 32, 64, 128, 256 or 512. Memory likes long pieces of rows.
         stages: stages in shared memory, 2 or more; all but one are on their way.
         warp_rows: rows of a warp: 16, 32 or 64.
         warp_split: groups of warps that share a stage's k: 1, 2 or 4.
-        prefetch: stages beyond those in shared memory that are on their way to the L2; 0 for none.
     """
 
     rows: int = 128
@@ -60,7 +59,6 @@ class Tiles(NamedTuple):
     stages: int = 4
     warp_rows: int = 16
     warp_split: int = 1
-    prefetch: int = 8
 
     @property
     def threads(self) -> int:
@@ -87,16 +85,15 @@ class Tiles(NamedTuple):
         Raises:
             ValueError: when no kernel can be made of them.
         """
-        rows, split, depth, stages, warp_rows, warp_split, prefetch = self
+        rows, split, depth, stages, warp_rows, warp_split = self
         if (
             warp_rows not in (16, 32, 64)
             or rows % warp_rows
             or split not in (1, 2, 4, 8)
-            or depth not in (32, 64, 128)
+            or depth not in (32, 64, 128, 256, 512)
             or stages < 2
             or warp_split not in (1, 2, 4)
             or depth % (16 * warp_split)
-            or prefetch < 0
             or not 2 * WARP <= self.threads <= 1024
             or self.shared_mem(batch) > MOST_SHARED - 4096
         ):

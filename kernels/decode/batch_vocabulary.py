@@ -35,9 +35,8 @@ def vocabulary_tiles(batch: int) -> Tiles:
     # With the largest batch the inputs are read from the L2 as often as there are tiles: taller
     # ones, of which only one block fits on a multiprocessor.
     if batch == 64:
-        return Tiles(256, stages=3, warp_rows=32, prefetch=0)
-    # Nothing into the L2 cache: it took 179 us instead of 125 at 128,256 tokens (H200).
-    return Tiles(stages={8: 6, 16: 5, 32: 5}[batch], prefetch=0)
+        return Tiles(256, 1, 128, 2, 32)
+    return Tiles(128, 1, 256, 2 if batch == 32 else 3)
 
 
 def vocabulary_blocks(vocabulary: int, batch: int, tiles: Tiles | None = None) -> int:

@@ -72,7 +72,7 @@ __device__ __forceinline__ int place(int row, int chunk) {
 __device__ __forceinline__ void fetch_weight(
     unsigned int to, const void* from, bool there, unsigned long long policy) {
     asm volatile(
-        "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),
+        "cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to),
         "l"(from), "r"(there ? 16 : 0), "l"(policy)
         : "memory");
 }
@@ -181,16 +181,6 @@ struct Sums {
 // A thread copies the same chunk of every AT_ONCEth row of a stage.
 constexpr int AT_ONCE = LOADERS / CHUNKS;
 
-// PREFETCH stages beyond the ring are on their way to the L2, so that memory is busy too while the
-// ring is full and this kernel waits for the one ahead. Every row has its turn once in BUNDLE
-// stages, and 512 bytes of it are sent at once: memory likes them better than the 128 of a stage.
-constexpr int BUNDLE = 256 / DEPTH;
-
-__device__ __forceinline__ void fetch_to_l2(const __nv_bfloat16* from, int elements) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(elements * 2)
-                 : "memory");
-}
-
 // The way of `count` stages through the ring, as this thread goes it. Where says what the weights
 // are: row(r) is row r of the tile, of K elements; has(r) whether there is one, as everywhere if
 // WHOLE; STEP elements lie between rows that are AT_ONCE apart, or it is 0 where that differs.
@@ -270,20 +260,6 @@ struct Stages {
         if (++sent % Where::TURN == 0) start_tile();
     }
 
-    // Send stages [begin, end) of a row to the L2, those that there are.
-    __device__ __forceinline__ void prefetch(int row, int begin, int end) const {
-        end = min(end, count);
-        while (begin < end) {
-            const int tile = begin / Where::TURN, in_tile = begin % Where::TURN;
-            const int here = min(end - begin, Where::TURN - in_tile);
-            const Where there = where.tile_after(tile);
-            const int k0 = (first + in_tile) * DEPTH, k1 = min(k0 + here * DEPTH, K);
-            if (k0 < k1 && (Where::WHOLE || there.has(row)))
-                fetch_to_l2(there.row(row) + k0, k1 - k0);
-            begin += here;
-        }
-    }
-
     // Before wait_for_previous: nobody writes weights.
     __device__ __forceinline__ void begin_weights() {
         if (!loads_weights()) return;
@@ -291,11 +267,6 @@ struct Stages {
         for (int stage = 0; stage < STAGES; ++stage) {
             if (stage < count) send();
             commit();
-        }
-        if (PREFETCH > 0) {
-            // Up to where the first turn of the row goes on.
-            for (int row = threadIdx.x; row < ROWS; row += LOADERS)
-                prefetch(row, STAGES, STAGES + PREFETCH + (row + BUNDLE - 1) % BUNDLE);
         }
     }
 
@@ -318,11 +289,6 @@ struct Stages {
             __syncthreads();  // and the stage before this one is no longer read
             if (stage - 1 + STAGES < count) send();
             commit();
-            const int begin = stage - 1 + STAGES + PREFETCH;
-            if (PREFETCH > 0 && begin < count) {
-                for (int row = threadIdx.x; row < ROWS; row += THREADS)
-                    if (row % BUNDLE == stage % BUNDLE) prefetch(row, begin, begin + BUNDLE);
-            }
         }
         const unsigned int here = read_slot;
         read_slot += STAGE_BYTES;

@@ -246,8 +246,8 @@ struct Stream {
                 barrier_init(&shared.empty[i], SUMMERS);
             }
             for (int i = 0; i < BENCHES; ++i) {
-                barrier_init(&shared.summed[i], SUMMERS);
-                barrier_init(&shared.finished[i], 1);
+                barrier_init(&shared.summed[i], SUMMERS * SUMS);
+                barrier_init(&shared.finished[i], 32);
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
@@ -337,9 +337,10 @@ struct Stream {
             const float total = sum_over_lanes(sum);
             const int bench = at % BENCHES;
             if (at >= BENCHES) barrier_wait(&shared.finished[bench], (at / BENCHES - 1) % 2);
-            if (lane % (32 / SUMS) == 0) shared.sums[bench][lane / (32 / SUMS)][warp] = total;
-            __syncwarp();
-            if (lane == 0) barrier_arrive(&shared.summed[bench]);
+            if (lane % (32 / SUMS) == 0) {
+                shared.sums[bench][lane / (32 / SUMS)][warp] = total;
+                barrier_arrive(&shared.summed[bench]);
+            }
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
     }
@@ -363,8 +364,7 @@ struct Stream {
                 low = sum_of_summers(shared.sums[bench][which]);
                 high = sum_of_summers(shared.sums[bench][which + VECTORS]);
             }
-            __syncwarp();
-            if (lane == 0) barrier_arrive(&shared.finished[bench]);
+            barrier_arrive(&shared.finished[bench]);
             if (now) {
                 work.finish(shared, mine, b, low, high);
                 mine += APART;

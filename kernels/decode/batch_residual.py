@@ -35,9 +35,11 @@ def residual_tiles(hidden: int, width: int, batch: int) -> Tiles:
         return shared_tiles(hidden, width, batch, (128, 64))
     if width <= hidden:
         return Tiles(32, 2, 128, 6 if batch <= 16 else 4, 16, 4)
-    if batch <= 16:
-        return Tiles(32, 2, 512, 3 if batch == 8 else 2, 16, 4)
-    return Tiles(64, 4, 128, 4 if batch == 32 else 3, 16, 2)
+    if batch == 64:
+        return Tiles(64, 4, 128, 3, 16, 2)
+    if batch == 8:
+        return Tiles(32, 2, 512, 3, 16, 4)
+    return Tiles(32, 2, 256, 4 if batch == 16 else 3, 16, 4)
 
 
 def residual_parts(hidden: int, width: int, batch: int, tiles: Tiles | None = None) -> int:

@@ -25,9 +25,6 @@ MAX_HEAD_DIM = 256
 MAX_GROUP = 8
 _LONG = 2048  # places of a sequence, from which on reading the cache is what costs
 _WARPS = 4  # of a block
-# Of a thread. A quarter of a multiprocessor has 16,384 registers and may have six warps of the
-# kernels ahead and behind, of 56 registers a thread: for one warp of attention these are left.
-_REGISTERS = 176
 
 
 class _Tiling(NamedTuple):
@@ -45,13 +42,27 @@ class _Tiling(NamedTuple):
     depth: int
     late: bool = False
 
+    def registers(self, head_dim: int) -> int:
+        """Return the registers of a thread."""
+        if head_dim > 128:
+            return 255
+        # A quarter of a multiprocessor has 16,384 registers and may have six warps of the kernels
+        # ahead and behind, of 56 registers a thread: what is left is for one warp of attention.
+        # Where it has the multiprocessor to itself, four blocks read more at once.
+        return 128 if self.late and head_dim <= 64 else 176
+
     @classmethod
     def of(cls, batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int) -> _Tiling:
-        # One block a multiprocessor, since that is what there is room for beside the other kernels.
-        # Where the time of a single tile is what costs, each of them takes one head.
-        together = heads // kv_heads if max_len >= _LONG or batch > 1 else 1
-        split = max(1, multiprocessors() * together // (batch * heads))
-        return cls(together, split, 2 if head_dim <= 64 else 1)
+        depth = 2 if head_dim <= 64 else 1
+        group = heads // kv_heads
+        # One block a multiprocessor is what there is room for beside the other kernels. Where the
+        # time of a single tile is what costs, each of them takes one head.
+        if batch == 1:
+            together = group if max_len >= _LONG else 1
+            return cls(together, max(1, multiprocessors() * together // heads), depth)
+        whole = 2 * multiprocessors()
+        late = batch * kv_heads >= whole and max_len >= _LONG
+        return cls(group, max(1, whole // (batch * kv_heads)), depth, late)
 
 
 @cache
@@ -95,7 +106,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         WARPS=_WARPS,
         DEPTH=tiling.depth,
         LATE=int(tiling.late),
-        REGISTERS=_REGISTERS if layout.head_dim <= 128 else 255,
+        REGISTERS=tiling.registers(layout.head_dim),
     )
     name = "split_attention_half" if half else "split_attention"
     return Kernel(source("split_attention"), name, twin=twin, options=flags)

@@ -72,7 +72,7 @@ __device__ __forceinline__ int place(int row, int chunk) {
 __device__ __forceinline__ void fetch_weight(
     unsigned int to, const void* from, bool there, unsigned long long policy) {
     asm volatile(
-        "cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to),
+        "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),
         "l"(from), "r"(there ? 16 : 0), "l"(policy)
         : "memory");
 }

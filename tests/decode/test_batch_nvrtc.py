@@ -4,6 +4,8 @@ Needs NVRTC, but no driver. With the extents of a Llama of 1B parameters, for wh
 chosen, and with those of the tests.
 """
 
+from itertools import pairwise
+
 import pytest
 from batch_cases import BATCHES, MODELS, Extents
 from compiled import log_of, registers_of
@@ -55,17 +57,26 @@ def test_compiles_without_a_warning(name, model, architecture):
     assert not log_of(kernel_for(name, 16, MODELS[model], page=4), architecture)
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", KERNELS[:-1])
-def test_two_blocks_of_a_chain_fit_on_a_multiprocessor(name, batch):
-    """So that the next kernel may fetch its weights while this one works."""
-    kernel = kernel_for(name, batch, LARGE)
-    registers = registers_of(kernel, "sm_90")
+def room_of(kernel):
+    """Return the registers of a block, and its shared memory, CUDA's own part included."""
     constants = dict(option[2:].split("=") for option in kernel.options)
-    rows, warp_rows, split = (int(constants[n]) for n in ("ROWS", "WARP_ROWS", "WARP_SPLIT"))
-    ring = int(constants["STAGES"]) * (rows + batch) * int(constants["DEPTH"]) * 2
-    assert 2 * registers * (rows // warp_rows * split * 32) <= 65_536
-    assert 2 * (ring + 4096) <= 228 << 10
+    size = {name: int(value) for name, value in constants.items()}
+    threads = size["ROWS"] // size["WARP_ROWS"] * size["WARP_SPLIT"] * 32
+    ring = size["STAGES"] * (size["ROWS"] + size["BATCH"]) * size["DEPTH"] * 2
+    return threads * registers_of(kernel, "sm_90"), ring + 4096
+
+
+CHAIN = ("batch_qkv", "batch_residual", "batch_gate_up", "batch_residual of h", "batch_qkv")
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("name", "behind"), [*pairwise(CHAIN)])
+def test_blocks_of_neighbours_fit_on_a_multiprocessor(name, behind, batch):
+    """So that the next kernel may fetch its weights while this one works."""
+    rooms = [room_of(kernel_for(kernel, batch, LARGE)) for kernel in (name, behind)]
+    registers, shared = map(sum, zip(*rooms, strict=True))
+    assert registers <= 65_536
+    assert shared <= 228 << 10
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if " " not in name])

@@ -19,12 +19,16 @@ Or with the whole generation in one launch, which ends when the model ends its t
     decode = decoder.build("loop")
     decoder.start(b"def ")
     decode.launch()
+
+:class:`FusedBatchedDecoder` takes as many sequences as there are at each step, for an
+:class:`graphkit.ExecPool`.
 """
 
 from .batch_gate_up import batch_gate_up
 from .batch_qkv import batch_qkv
 from .batch_residual import batch_residual
 from .batch_vocabulary import batch_vocabulary
+from .batching import FusedBatchedDecoder
 from .decoder import FusedDecoder
 from .gate_up_silu import gate_up_silu
 from .loop_on import loop_on
@@ -39,6 +43,7 @@ from .tensor_step import TensorStep
 from .vector_step import VectorStep
 
 __all__ = [
+    "FusedBatchedDecoder",
     "FusedDecoder",
     "FusedLlama",
     "RowEnds",

@@ -32,8 +32,8 @@ __all__ = ["batch_gate_up", "gate_up_kernel", "gate_up_tiles"]
 
 def gate_up_tiles(hidden: int, intermediate: int, batch: int) -> Tiles:
     """Return the tiles that :func:`batch_gate_up` takes by default."""
-    if hidden >= MEASURED and batch >= 32:
-        return Tiles(64, 1, 128, 4 if batch == 32 else 3, 32, 4)
+    if hidden >= MEASURED and batch >= 16:
+        return Tiles(64, 1, 128, {16: 5, 32: 4, 64: 3}[batch], 32, 4)
     return shared_tiles(2 * intermediate, hidden, batch, (128,))
 
 

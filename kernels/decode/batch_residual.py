@@ -34,12 +34,13 @@ def residual_tiles(hidden: int, width: int, batch: int) -> Tiles:
     if width < MEASURED:
         return shared_tiles(hidden, width, batch, (128, 64))
     if width <= hidden:
-        return Tiles(32, 2, 128, 6 if batch <= 16 else 4, 16, 4)
-    if batch == 64:
-        return Tiles(64, 4, 128, 3, 16, 2)
-    if batch == 8:
-        return Tiles(32, 2, 512, 3, 16, 4)
-    return Tiles(32, 2, 256, 4 if batch == 16 else 3, 16, 4)
+        return Tiles(32, 2, 128, {8: 6, 16: 6, 32: 4, 64: 5}[batch], 16, 4)
+    return {
+        8: Tiles(32, 2, 512, 3, 16, 4),
+        16: Tiles(32, 2, 256, 4, 16, 4),
+        32: Tiles(64, 4, 128, 4, 16, 2),
+        64: Tiles(64, 4, 128, 3, 16, 2),
+    }[batch]
 
 
 def residual_parts(hidden: int, width: int, batch: int, tiles: Tiles | None = None) -> int:

@@ -19,7 +19,7 @@ from ..llama.model import DecodeLaunch, on_device
 from .device import check_capability
 from .next_token import embed_token
 from .split_attention import MAX_GROUP, MAX_HEAD_DIM
-from .step import Caches, Shapes, Step, StepModel
+from .step import Caches, Step, StepModel
 from .tensor_step import TensorStep
 from .vector_step import VectorStep
 
@@ -59,18 +59,18 @@ class FusedLlama:
         self, checkpoint: Checkpoint, *, rows: int, max_len: int | None = None, page: int = 0
     ) -> None:
         config = checkpoint.config
-        limit = config.max_position_embeddings
-        max_len = limit if max_len is None else max_len
-        family = _family(rows)
-        if not 2 <= max_len <= limit:
-            raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
+        family = family_of(rows)
+        max_len = check_extent(config, max_len)
         if page < 0 or (page and max_len % page):
             raise ValueError(f"page: expected 0 or a divisor of max_len {max_len}, came {page}")
         check_fit(checkpoint, rows)
         blocks, places = (rows * max_len // page, page) if page else (rows, max_len)
-        cache_shape = (blocks, config.num_key_value_heads, places, config.head_dim)
+        cache = cache_shape(config, blocks, places)
         shapes = family.shapes(config, rows, max_len)
-        _check_memory(checkpoint, shapes, cache_shape)
+        activations = sum(
+            prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values()
+        )
+        check_memory(checkpoint, activations, cache)
 
         self.config = config
         self.rows = rows
@@ -87,8 +87,8 @@ class FusedLlama:
             table = np.arange(blocks, dtype=np.int32).reshape(rows, max_len // page)
             self.block_table = gk.asarray(table)
         layers = range(config.num_hidden_layers)
-        self.k_cache = [gk.zeros(cache_shape, BFLOAT16) for _ in layers]
-        self.v_cache = [gk.zeros(cache_shape, BFLOAT16) for _ in layers]
+        self.k_cache = [gk.zeros(cache, BFLOAT16) for _ in layers]
+        self.v_cache = [gk.zeros(cache, BFLOAT16) for _ in layers]
 
     @property
     def table(self) -> Any:
@@ -133,11 +133,29 @@ def check_fit(checkpoint: Checkpoint, rows: int = 1) -> None:
     """
     check_capability("device")
     _check_extents(checkpoint.config)
-    _family(rows).check(checkpoint.config)
+    family_of(rows).check(checkpoint.config)
     _check_matrices(checkpoint)
 
 
-def _family(rows: int) -> type[VectorStep] | type[TensorStep]:
+def check_extent(config: LlamaConfig, max_len: int | None) -> int:
+    """Return the places of a sequence: the model's by default.
+
+    Raises:
+        ValueError: less than 2, or more than the model has positions.
+    """
+    limit = config.max_position_embeddings
+    max_len = limit if max_len is None else max_len
+    if not 2 <= max_len <= limit:
+        raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
+    return max_len
+
+
+def cache_shape(config: LlamaConfig, blocks: int, places: int) -> tuple[int, int, int, int]:
+    """Return the shape of a layer's keys, in so many slots or pages."""
+    return blocks, config.num_key_value_heads, places, config.head_dim
+
+
+def family_of(rows: int) -> type[VectorStep] | type[TensorStep]:
     """Return the way that so many rows are taken through a model."""
     if not 1 <= rows <= TensorStep.most_rows:
         raise ValueError(f"rows: expected 1 to {TensorStep.most_rows}, came {rows}")
@@ -170,10 +188,18 @@ def _check_matrices(checkpoint: Checkpoint) -> None:
             raise ValueError(f"{name}: expected bfloat16, all that the kernels read, came {dtype}")
 
 
-def _check_memory(checkpoint: Checkpoint, shapes: Shapes, cache_shape: tuple[int, ...]) -> None:
-    """Refuse what does not fit, before the first of it is allocated."""
-    activations = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
-    caches = 2 * checkpoint.config.num_hidden_layers * prod(cache_shape) * BFLOAT16.itemsize
+def check_memory(checkpoint: Checkpoint, activations: int, cache: tuple[int, ...]) -> None:
+    """Refuse what does not fit, before the first of it is allocated.
+
+    Args:
+        checkpoint: what is copied of it, is what lies on the host.
+        activations: bytes of them.
+        cache: the shape of a layer's keys.
+
+    Raises:
+        ValueError: more than is free.
+    """
+    caches = 2 * checkpoint.config.num_hidden_layers * prod(cache) * BFLOAT16.itemsize
     host = [tensor for tensor in checkpoint.tensors.values() if describe(tensor).on_host]
     weights = sum(int(tensor.nbytes) for tensor in host)
     free, _ = gk.current().mem_get_info()

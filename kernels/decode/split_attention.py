@@ -23,7 +23,8 @@ __all__ = ["found_shape", "split_attention"]
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
-_LONG = 2048  # places of a sequence, from which on reading the cache is what costs
+# Places of a sequence from which on reading the cache is what costs; with many sequences, earlier.
+_LONG, _LONG_TOGETHER = 2048, 512
 _WARPS = 4  # of a block
 
 
@@ -49,7 +50,7 @@ class _Tiling(NamedTuple):
         # A quarter of a multiprocessor has 16,384 registers and may have six warps of the kernels
         # ahead and behind, of 56 registers a thread: what is left is for one warp of attention.
         # Where it has the multiprocessor to itself, four blocks read more at once.
-        return 128 if self.late and head_dim <= 64 else 176
+        return 120 if self.late and head_dim <= 64 else 176
 
     @classmethod
     def of(cls, batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int) -> _Tiling:
@@ -61,8 +62,9 @@ class _Tiling(NamedTuple):
             together = group if max_len >= _LONG else 1
             return cls(together, max(1, multiprocessors() * together // heads), depth)
         whole = 2 * multiprocessors()
-        late = batch * kv_heads >= whole and max_len >= _LONG
-        return cls(group, max(1, whole // (batch * kv_heads)), depth, late)
+        split = max(1, whole // (batch * kv_heads))
+        late = batch * kv_heads >= whole and max_len >= _LONG_TOGETHER
+        return cls(group, split, 1 if late else depth, late)
 
 
 @cache

@@ -24,7 +24,7 @@ class Caches(NamedTuple):
 
     keys: Sequence[DeviceArray]
     values: Sequence[DeviceArray]
-    block_table: DeviceArray | None
+    block_table: object | None
 
 
 class Layer(NamedTuple):

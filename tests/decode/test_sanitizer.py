@@ -26,5 +26,7 @@ def test_steps_are_clean(tool):
         command += ["--report-api-errors", "no"]
     command += [sys.executable, str(STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Device not supported" in done.stdout:
+        pytest.skip("compute-sanitizer can't watch this device")  # as in some virtual machines
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "ERROR SUMMARY: 0 errors" in done.stdout or "0 hazards displayed" in done.stdout

@@ -10,6 +10,10 @@ import graphkit as gk
 
 WIDE = Extents(0, 0, 8, 1, 128, 0)  # the largest group
 SMALL = Extents(0, 0, 4, 2, 8, 0)
+ODD = Extents(0, 0, 3, 1, 80, 0)  # neither of 32 nor of 64 elements
+LONGEST = Extents(0, 0, 8, 2, 256, 0)
+LLAMA = Extents(0, 0, 8, 2, 64, 0)
+EXTENTS = MODELS | {"wide": WIDE, "small": SMALL, "odd heads": ODD, "longest": LONGEST}
 
 
 class Case:
@@ -47,7 +51,7 @@ class Case:
 
 @pytest.mark.parametrize("page", [0, 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("extents", [*MODELS.values(), WIDE, SMALL], ids=[*MODELS, "wide", "small"])
+@pytest.mark.parametrize("extents", EXTENTS.values(), ids=EXTENTS)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_matches_float64(run, rng, batch, extents, dtype, page):
     case = Case(rng, batch, extents, 60, page, dtype)
@@ -72,6 +76,17 @@ def test_contexts_over_several_blocks(run, rng, batch, max_len):
         run(launch)
         close(case.out.get(), case.expected(positions), **EXPONENTS)
     assert not case.arrived.get().any()
+
+
+@pytest.mark.parametrize("page", [0, 16])
+def test_many_long_sequences(run, rng, page):
+    """So many that attention has a multiprocessor to itself."""
+    case = Case(rng, 144, LLAMA, 640, page)
+    launch = case.launch()
+    positions = [(97 * b) % 640 for b in range(144)]
+    case.positions.set(positions)
+    run(launch)
+    close(case.out.get(), case.expected(positions), **EXPONENTS)
 
 
 def test_a_scale_of_ones_own_and_scores_that_differ_widely(run, rng):

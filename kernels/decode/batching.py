@@ -1,0 +1,165 @@
+"""A decode step of the fused kernels whose batch grows and shrinks: a slot for each sequence."""
+
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+
+import graphkit as gk
+from graphkit.arrays import ArrayInfo, device_pointer
+from graphkit.device_array import BFLOAT16, DeviceArray
+
+from ..argmax import argmax
+from ..launch import check
+from ..llama.checkpoint import Checkpoint
+from ..llama.model import on_device
+from .model import cache_shape, check_extent, check_fit, check_memory, family_of
+from .next_token import embed_token
+from .step import Caches, Step, StepModel
+
+__all__ = ["FusedBatchedDecoder"]
+
+
+class FusedBatchedDecoder:
+    """A Llama that takes a token of each sequence at hand through the fused kernels.
+
+    It has the steps of a :class:`~graphkit.kernels.llama.BatchedDecoder`: row b of their arrays is
+    one token of one sequence, its position and its slot. A slot is a page of the caches that holds
+    a whole sequence, so the slots of a step are its block table. One or two rows go through the
+    kernels for vectors and more through those for matrices, which round to float16: a row's logits
+    differ by that much from batch to batch.
+
+    A :class:`graphkit.ExecPool` of :meth:`step` keeps a graph for each number of rows.
+
+    Args:
+        checkpoint: configuration and tensors; the matrices are bfloat16. Those in device memory
+            are used where they lie, arrays on the host are copied.
+        max_batch: most rows of a step, padding included, and the number of slots; 1 to 64.
+        max_len: places of a slot in tokens; at most the model's ``max_position_embeddings``,
+            which is the default.
+
+    Attributes:
+        checkpoint: the configuration, and the tensors as they lie in device memory.
+        padding: what the arrays of a step hold in a row that is nobody's: it reads no cache and
+            writes none.
+
+    Raises:
+        ValueError: an argument out of range, extents or a dtype that the kernels do not take, or
+            more memory than is free; before anything is allocated.
+    """
+
+    padding: ClassVar[Mapping[str, int]] = MappingProxyType(
+        {"tokens": 0, "positions": -1, "slots": 0}
+    )
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_batch: int, max_len: int | None = None
+    ) -> None:
+        config = checkpoint.config
+        max_len = check_extent(config, max_len)
+        family_of(max_batch)
+        # Steps run one after the other: those of all numbers of rows share their activations.
+        shapes = [family_of(rows).shapes(config, rows, max_len) for rows in range(1, max_batch + 1)]
+        nbytes: dict[str, int] = {}
+        for each in shapes:
+            for name, (shape, dtype) in each.items():
+                nbytes[name] = max(nbytes.get(name, 0), prod(shape) * np.dtype(dtype).itemsize)
+        for rows in (1, max_batch):
+            check_fit(checkpoint, rows)
+        cache = cache_shape(config, max_batch, max_len)
+        check_memory(checkpoint, sum(nbytes.values()), cache)
+
+        self.config = config
+        self.max_batch = max_batch
+        self.max_len = max_len
+        self.checkpoint = on_device(checkpoint)
+        cosines, sines = map(gk.asarray, config.rotary_tables(max_len))
+        self._model = StepModel(self.checkpoint, (cosines, sines))
+        memory = {name: gk.zeros(size, np.uint8) for name, size in nbytes.items()}
+        self._steps: list[Step] = [
+            family_of(rows)(
+                self._model,
+                {
+                    name: memory[name][: prod(shape) * np.dtype(dtype).itemsize].view(shape, dtype)
+                    for name, (shape, dtype) in each.items()
+                },
+            )
+            for rows, each in enumerate(shapes, 1)
+        ]
+        self._first_place = gk.zeros(max_batch, np.int32)
+        layers = range(config.num_hidden_layers)
+        self.k_cache = [gk.zeros(cache, BFLOAT16) for _ in layers]
+        self.v_cache = [gk.zeros(cache, BFLOAT16) for _ in layers]
+
+    def logits(self, rows: int) -> DeviceArray:
+        """Return where a step of so many rows leaves its logits, float32 [rows, vocab_size]."""
+        return self._steps[rows - 1].logits
+
+    def step(
+        self,
+        tokens: object,
+        positions: object,
+        slots: object,
+        next_tokens: object,
+        *,
+        stream: object,
+    ) -> None:
+        """Enqueue one decode step: a token of each row in, the likeliest next one out.
+
+        Launches kernels and nothing else: it allocates nothing, waits for nothing and keeps
+        nothing on the host, so it can be captured. Steps share their activations: they must run
+        one after the other.
+
+        Args:
+            tokens: int32 [rows], at most ``max_batch``.
+            positions: int32 [rows], how many tokens of its sequence came before each; -1 for a row
+                of padding.
+            slots: int32 [rows], 0 to ``max_batch - 1``; all different but for padding.
+            next_tokens: int32 [rows], which is overwritten.
+            stream: any framework's stream.
+
+        Raises:
+            ValueError: when shapes or dtypes do not agree; nothing was launched.
+        """
+        (rows,) = check("tokens", tokens, ("rows",), np.int32)
+        if rows > self.max_batch:
+            raise ValueError(f"tokens: expected at most {self.max_batch} rows, came {rows}")
+        for name, array in (
+            ("positions", positions),
+            ("slots", slots),
+            ("next_tokens", next_tokens),
+        ):
+            check(name, array, (rows,), np.int32)
+        step = self._steps[rows - 1]
+        # A token is the first and only one of its row, as a slot is of a row of the block table.
+        source = _Column(device_pointer(tokens)), self._first_place[:rows]
+        caches = Caches(self.k_cache, self.v_cache, _Column(device_pointer(slots)))
+        launches = [
+            embed_token(*source, self._model.table, step.x, scaled=step.scaled),
+            *(launch for _, launch in step.launches(positions, caches)),
+            argmax(step.logits, next_tokens),
+        ]
+        for launch in launches:
+            launch.launch(stream)
+
+
+class _Column:
+    """An array of one dimension as one of a single column."""
+
+    def __init__(self, array: ArrayInfo) -> None:
+        self._array = array
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": (*self._array.shape, 1),
+            "typestr": self._array.dtype.str,
+            "data": (self._array.ptr, False),
+            "version": 3,
+        }

@@ -5,7 +5,8 @@
 // Any grid and any block work: one thread per sequence.
 
 extern "C" __global__ void advance(
-    int* tokens, const int* next_token, const int* prompt_len, int* position, int batch, int max_len) {
+    int* tokens, const int* next_token, const int* prompt_len, int* position, int batch,
+    int max_len) {
     const int threads = gridDim.x * blockDim.x;
     for (int row = blockIdx.x * blockDim.x + threadIdx.x; row < batch; row += threads) {
         const int at = position[row] + 1;

@@ -1,6 +1,7 @@
 // argmax: out[r] = index of the largest value of x[r, :], the lowest one where several are largest
 //
-// NaN counts as less than anything. One block per row; any grid works, and any block of whole warps.
+// NaN counts as less than anything. One block per row; any grid works, and any block of whole
+// warps.
 
 typedef unsigned long long Candidate;  // value in the upper half, complement of the index below
 

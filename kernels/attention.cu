@@ -1,6 +1,7 @@
 // attention: one query per sequence against its cache, for one new token
 //
-// out[b, h, :] = softmax(scale * q[b, h, :] . k_cache[b, g, 0..position[b], :]) . v_cache[b, g, ...]
+// out[b, h, :] =
+//     softmax(scale * q[b, h, :] . k_cache[b, g, 0..position[b], :]) . v_cache[b, g, ...]
 // with g = h / (heads / kv_heads). One block per (head, batch). The warps of a block share out the
 // positions of the cache; each keeps a running maximum, sum and weighted value (online softmax), so
 // shared memory depends on the number of warps and not on the context. Any grid works, and any

@@ -29,7 +29,8 @@ __device__ __forceinline__ void load(const float* from, float (&to)[8]) {
 
 __device__ __forceinline__ void load(const __nv_bfloat16* from, float (&to)[1]) {
     // A bfloat16 is the upper half of the float of the same value.
-    to[0] = __uint_as_float((unsigned int)__ldg(reinterpret_cast<const unsigned short*>(from)) << 16);
+    const unsigned int bits = __ldg(reinterpret_cast<const unsigned short*>(from));
+    to[0] = __uint_as_float(bits << 16);
 }
 
 __device__ __forceinline__ void load(const __nv_bfloat16* from, float (&to)[8]) {

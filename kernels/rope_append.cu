@@ -1,7 +1,8 @@
 // rope_append: rotate q and k by the angle of position[b], and append k and v to the cache there
 //
 // Half-split convention of Hugging Face's Llama: element i is paired with element i + head_dim / 2,
-// and both turn by the angle whose cosine and sine are cos_table[position, i], sin_table[position, i].
+// and both turn by the angle whose cosine and sine are cos_table[position, i] and
+// sin_table[position, i].
 // q is rotated in place; the rotated k and v go to place `position` of k_cache and v_cache
 // [slot_count, kv_heads, max_len, head_dim], in row slots[b], or in row b without slots. k itself
 // is left as it is.

@@ -1,7 +1,7 @@
 // split_attention: attention of one new token a row to the cache, split over its positions
 //
 // out[b, h] = softmax(scale * q[b, h] . k[b, g, :n]) . v[b, g, :n], n = position[b] + 1,
-// g = h / GROUP. A block takes HEADS query heads of a key head with one reading of the cache.
+// g = h / GROUP. A block takes the query heads of a key head with one reading of the cache.
 //
 // The products are mma.sync's, 16 rows by 8 by 16. Rows 0 to 7 are the heads rounded to bfloat16,
 // rows 8 to 15 what the rounding left, so that the sum of both is exact to 16 bits; keys and values
@@ -18,9 +18,9 @@
 // Blocks that a short sequence does not need end at once. split_attention_half writes float16, for
 // the tensor cores.
 //
-// -D options: GROUP (query heads of a key head, 8 at most), KV_HEADS, HEAD_DIM, PAGE; HEADS, a
-// divisor of GROUP; SPLIT, blocks that share a head at most; WARPS; DEPTH; LATE, whether the next
-// kernel is let in when the cache has been read, not before; REGISTERS of a thread.
+// -D options: GROUP (query heads of a key head, 8 at most), KV_HEADS, HEAD_DIM, PAGE; SPLIT, blocks
+// that share a key head at most; WARPS; DEPTH; LATE, whether the next kernel is let in when the
+// cache has been read, not before; REGISTERS of a thread.
 
 #include "cache_place.cuh"
 #include "fresh.cuh"
@@ -31,7 +31,7 @@
 constexpr int TILE = 16;
 constexpr int KEY_BLOCKS = (HEAD_DIM + 31) / 32;    // what four lanes load at once of a row
 constexpr int VALUE_BLOCKS = (HEAD_DIM + 63) / 64;  // and eight lanes
-constexpr int PATIENCE = 4;  // tiles that a warp takes before another block helps: 2 us are tiles too
+constexpr int PATIENCE = 4;  // tiles that a warp takes before another block helps, which takes 2 us
 constexpr float LOG2_E = 1.4426950408889634f;
 static_assert(HEAD_DIM % 8 == 0 && GROUP <= 8, "sixteen bytes of a row; rows of a product");
 
@@ -43,7 +43,8 @@ __device__ __forceinline__ float power_of_two(float x) {
 }
 
 // Two floats as bfloat16, the first in the lower half; and what the rounding left of them.
-__device__ __forceinline__ void split(float low, float high, unsigned int& most, unsigned int& rest) {
+__device__ __forceinline__ void split(
+    float low, float high, unsigned int& most, unsigned int& rest) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(most) : "f"(high), "f"(low));
     low -= __uint_as_float(most << 16), high -= __uint_as_float(most & 0xffff0000u);
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(rest) : "f"(high), "f"(low));
@@ -76,8 +77,8 @@ __device__ __forceinline__ void let_next_start() {
 __device__ __forceinline__ int own_head() { return threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int own_quarter() { return threadIdx.x % 4; }
 
-// What a lane holds of 16 positions: keys 8 * i + lane / 4, a quarter of each; and values two by two
-// as the products take them, an eighth of each.
+// What a lane holds of 16 positions: keys 8 * i + lane / 4, a quarter of each; and values two by
+// two as the products take them, an eighth of each.
 struct Tile {
     uint4 k[2][KEY_BLOCKS], v[4][VALUE_BLOCKS];
 
@@ -96,7 +97,7 @@ struct Rows {
     const int* block_table;
     int b, kv_head, max_len;
 
-    // Load those from `from` to `until` of the tile at a position; what is not there stays as it is.
+    // Load those from `from` to `until` of the tile at a position; what is not there stays.
     __device__ __forceinline__ void load(Tile& tile, int at, int from, int until) const {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -137,7 +138,7 @@ struct Query {
 #pragma unroll
         for (int block = 0; block < KEY_BLOCKS; ++block) {
             const int element = block * 32 + own_quarter() * 8;
-            const bool there = own_head() < HEADS && (HEAD_DIM % 32 == 0 || element < HEAD_DIM);
+            const bool there = own_head() < GROUP && (HEAD_DIM % 32 == 0 || element < HEAD_DIM);
             const float4* from =
                 reinterpret_cast<const float4*>(q + own_head() * HEAD_DIM + element);
 #pragma unroll
@@ -229,7 +230,7 @@ struct Softmax {
     __device__ __forceinline__ void publish(float* rows) {
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        if (own_head() >= HEADS) return;
+        if (own_head() >= GROUP) return;
         float* own = rows + own_head() * FOUND_PITCH;
         if (own_quarter() == 0) own[HEAD_DIM] = most, own[HEAD_DIM + 1] = sum;
 #pragma unroll
@@ -271,12 +272,10 @@ __device__ __forceinline__ void attend(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, Out* out,
     int max_len, float scale) {
-    __shared__ __align__(16) float of_warps[WARPS][HEADS][FOUND_PITCH];
+    __shared__ __align__(16) float of_warps[WARPS][GROUP][FOUND_PITCH];
     if (!LATE) let_next_start();
-    // The heads of row b from `which * HEADS` on.
-    constexpr int PER_ROW = KV_HEADS * GROUP / HEADS;
-    const int which = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;
-    const int b = which / PER_ROW, kv_head = which % PER_ROW * HEADS / GROUP;
+    const int which = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;  // key head of all rows
+    const int b = which / KV_HEADS, kv_head = which % KV_HEADS;
     const int warp = threadIdx.x / 32;
 
     const int newest = positions[b];  // the last step wrote it
@@ -295,7 +294,7 @@ __device__ __forceinline__ void attend(
     }
     asm volatile("griddepcontrol.wait;" ::: "memory");
     Query query;
-    query.load(q + (long long)which * HEADS * HEAD_DIM, scale);
+    query.load(q + (long long)which * GROUP * HEAD_DIM, scale);
 #pragma unroll
     for (int i = 0; i < DEPTH; ++i) {  // the newest row, which the kernel ahead of this wrote
         const int at = first + i * stride;
@@ -317,9 +316,9 @@ __device__ __forceinline__ void attend(
     softmax.publish(of_warps[warp][0]);
     __syncthreads();
 
-    Out* const here = out + (long long)which * HEADS * HEAD_DIM;
-    float* const own = found + (long long)which * SPLIT * HEADS * FOUND;
-    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += 32 * WARPS) {
+    Out* const here = out + (long long)which * GROUP * HEAD_DIM;
+    float* const own = found + (long long)which * SPLIT * GROUP * FOUND;
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
         const int h = i / HEAD_DIM, d = i % HEAD_DIM;
         Found all;
 #pragma unroll
@@ -330,7 +329,7 @@ __device__ __forceinline__ void attend(
         if (active == 1) {
             put(here + i, length ? all.value / all.sum : 0.0f);
         } else {
-            float* to = own + (rank * HEADS + h) * FOUND;
+            float* to = own + (rank * GROUP + h) * FOUND;
             to[d] = all.value;
             if (d == 0) to[HEAD_DIM] = all.most, to[HEAD_DIM + 1] = all.sum;
         }
@@ -339,7 +338,7 @@ __device__ __forceinline__ void attend(
 
     // In the order of the blocks' ranks, whoever came last.
     constexpr int AT_ONCE = SPLIT < 16 ? SPLIT : 16;
-    for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += 32 * WARPS) {
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
         const float* row = own + i / HEAD_DIM * FOUND;
         Found all;
         for (int block0 = 0; block0 < active; block0 += AT_ONCE) {
@@ -347,7 +346,7 @@ __device__ __forceinline__ void attend(
 #pragma unroll
             for (int block = 0; block < AT_ONCE; ++block) {
                 if (block0 + block >= active) break;
-                const float* from = row + (block0 + block) * HEADS * FOUND;
+                const float* from = row + (block0 + block) * GROUP * FOUND;
                 there[block].most = load_fresh(from + HEAD_DIM);
                 there[block].sum = load_fresh(from + HEAD_DIM + 1);
                 there[block].value = load_fresh(from + i % HEAD_DIM);

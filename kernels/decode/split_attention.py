@@ -23,8 +23,7 @@ __all__ = ["found_shape", "split_attention"]
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 8
-# Places of a sequence from which on reading the cache is what costs; with many sequences, earlier.
-_LONG, _LONG_TOGETHER = 2048, 512
+_LONG = 512  # places of many sequences, from which on reading the cache is what costs
 _WARPS = 4  # of a block
 
 
@@ -32,13 +31,11 @@ class _Tiling(NamedTuple):
     """How the blocks take the cache.
 
     Attributes:
-        heads: query heads of a key head that share its reading.
-        split: blocks that share a head, at most.
+        split: blocks that share a key head, at most.
         depth: tiles of 16 positions that a warp has there or on their way.
         late: whether the next kernel is let in when the cache has been read, not before.
     """
 
-    heads: int
     split: int
     depth: int
     late: bool = False
@@ -53,18 +50,13 @@ class _Tiling(NamedTuple):
         return 120 if self.late and head_dim <= 64 else 176
 
     @classmethod
-    def of(cls, batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int) -> _Tiling:
+    def of(cls, batch: int, kv_heads: int, head_dim: int, max_len: int) -> _Tiling:
         depth = 2 if head_dim <= 64 else 1
-        group = heads // kv_heads
-        # One block a multiprocessor is what there is room for beside the other kernels. Where the
-        # time of a single tile is what costs, each of them takes one head.
-        if batch == 1:
-            together = group if max_len >= _LONG else 1
-            return cls(together, max(1, multiprocessors() * together // heads), depth)
-        whole = 2 * multiprocessors()
-        split = max(1, whole // (batch * kv_heads))
-        late = batch * kv_heads >= whole and max_len >= _LONG_TOGETHER
-        return cls(group, split, 1 if late else depth, late)
+        count, blocks = batch * kv_heads, multiprocessors()
+        if batch == 1:  # beside the other kernels there is room for one block a multiprocessor
+            return cls(max(1, blocks // count), depth)
+        late = count >= 2 * blocks and max_len >= _LONG
+        return cls(max(1, 2 * blocks // count), 1 if late else depth, late)
 
 
 @cache
@@ -82,7 +74,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         max_len: int,
         scale: np.float32,
     ) -> None:
-        batch = launch.grid[0] * tiling.heads // (tiling.split * layout.kv_heads * group)
+        batch = launch.grid[0] // (tiling.split * layout.kv_heads)
         for b, at in enumerate(positions.view(batch).tolist()):
             length = max(0, min(at + 1, int(max_len)))
             for head in range(layout.kv_heads):
@@ -103,7 +95,6 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
         PAGE=layout.page,
-        HEADS=tiling.heads,
         SPLIT=tiling.split,
         WARPS=_WARPS,
         DEPTH=tiling.depth,
@@ -165,9 +156,9 @@ def split_attention(
     heads = width // head_dim
     check("found", found, found_shape(batch, heads, kv_heads, head_dim, layout.max_len))
     check("arrived", arrived, (batch * heads,), np.int32)
-    tiling = _Tiling.of(batch, heads, kv_heads, head_dim, layout.max_len)
+    tiling = _Tiling.of(batch, kv_heads, head_dim, layout.max_len)
     kernel = _kernel(layout, heads // kv_heads, tiling, half)
-    blocks = batch * heads // tiling.heads * tiling.split
+    blocks = batch * kv_heads * tiling.split
     args = (
         *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),
         *(found, arrived, out, layout.max_len, factor),
@@ -179,5 +170,5 @@ def found_shape(
     batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int
 ) -> tuple[int, int, int]:
     """Return the shape of what the blocks of :func:`split_attention` tell each other."""
-    tiling = _Tiling.of(batch, heads, kv_heads, head_dim, max_len)
+    tiling = _Tiling.of(batch, kv_heads, head_dim, max_len)
     return batch * heads, tiling.split, head_dim + 2

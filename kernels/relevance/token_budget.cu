@@ -1,6 +1,7 @@
 // token_budget: tokens of each selected patch, in proportion to its balance, within bounds
 //
-// Jefferson's method with bounds: tokens = clamp(floor(level * weight), least, most), at the highest
+// Jefferson's method with bounds: tokens = clamp(floor(level * weight), least, most), at the
+// highest
 // level whose sum is not above the total; what is missing then goes, one token each, to the first
 // of those that the next level would raise. The sum is exactly the total, or most for each patch
 // where the total is more. A higher balance never gets fewer tokens, and a higher total never takes

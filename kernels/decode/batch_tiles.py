@@ -94,6 +94,7 @@ class Tiles(NamedTuple):
             or stages < 2
             or warp_split not in (1, 2, 4)
             or depth % (16 * warp_split)
+            or self.threads // 2 % (depth // 8)  # half of the threads copy whole rows of a stage
             or not 2 * WARP <= self.threads <= 1024
             or self.shared_mem(batch) > MOST_SHARED - 4096
         ):

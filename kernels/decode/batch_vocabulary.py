@@ -32,8 +32,8 @@ __all__ = ["batch_vocabulary", "vocabulary_blocks", "vocabulary_kernel", "vocabu
 
 def vocabulary_tiles(batch: int) -> Tiles:
     """Return the tiles that :func:`batch_vocabulary` takes by default."""
-    # With the largest batch the inputs are read from the L2 as often as there are tiles: taller
-    # ones, of which only one block fits on a multiprocessor.
+    # Stages as long as shared memory allows, since no other block comes in beside this one. With
+    # the largest batch the inputs are read from the L2 as often as there are tiles: taller ones.
     if batch == 64:
         return Tiles(256, 1, 128, 2, 32)
     return Tiles(128, 1, 256, 2 if batch == 32 else 3)

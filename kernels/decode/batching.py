@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -21,7 +20,8 @@ from ..llama.checkpoint import Checkpoint
 from ..llama.model import on_device
 from .model import cache_shape, check_extent, check_fit, check_memory, family_of
 from .next_token import embed_token
-from .step import Caches, Step, StepModel
+from .step import Caches, Step, StepModel, array_bytes
+from .tensor_step import TensorStep
 
 __all__ = ["FusedBatchedDecoder"]
 
@@ -29,13 +29,14 @@ __all__ = ["FusedBatchedDecoder"]
 class FusedBatchedDecoder:
     """A Llama that takes a token of each sequence at hand through the fused kernels.
 
-    It has the steps of a :class:`~graphkit.kernels.llama.BatchedDecoder`: row b of their arrays is
-    one token of one sequence, its position and its slot. A slot is a page of the caches that holds
-    a whole sequence, so the slots of a step are its block table. One or two rows go through the
-    kernels for vectors and more through those for matrices, which round to float16: a row's logits
-    differ by that much from batch to batch.
+    It has the steps of a :class:`~graphkit.kernels.llama.BatchedDecoder`, but another padding: row
+    b of their arrays is one token of one sequence, its position and its slot. A slot is a page of
+    the caches that holds a whole sequence, so the slots of a step are its block table. One or two
+    rows go through the kernels for vectors and more through those for matrices, which round to
+    float16: a row's logits differ by that much from batch to batch.
 
-    A :class:`graphkit.ExecPool` of :meth:`step` keeps a graph for each number of rows.
+    A :class:`graphkit.ExecPool` of :meth:`step` keeps a graph for each number of rows. Its edges
+    are plain ones, since that is what a capture makes of launches.
 
     Args:
         checkpoint: configuration and tensors; the matrices are bfloat16. Those in device memory
@@ -62,14 +63,15 @@ class FusedBatchedDecoder:
         self, checkpoint: Checkpoint, *, max_batch: int, max_len: int | None = None
     ) -> None:
         config = checkpoint.config
+        if not 1 <= max_batch <= TensorStep.most_rows:
+            raise ValueError(f"max_batch: expected 1 to {TensorStep.most_rows}, came {max_batch}")
         max_len = check_extent(config, max_len)
-        family_of(max_batch)
         # Steps run one after the other: those of all numbers of rows share their activations.
         shapes = [family_of(rows).shapes(config, rows, max_len) for rows in range(1, max_batch + 1)]
         nbytes: dict[str, int] = {}
         for each in shapes:
-            for name, (shape, dtype) in each.items():
-                nbytes[name] = max(nbytes.get(name, 0), prod(shape) * np.dtype(dtype).itemsize)
+            for name, array in each.items():
+                nbytes[name] = max(nbytes.get(name, 0), array_bytes(*array))
         for rows in (1, max_batch):
             check_fit(checkpoint, rows)
         cache = cache_shape(config, max_batch, max_len)
@@ -86,7 +88,7 @@ class FusedBatchedDecoder:
             family_of(rows)(
                 self._model,
                 {
-                    name: memory[name][: prod(shape) * np.dtype(dtype).itemsize].view(shape, dtype)
+                    name: memory[name][: array_bytes(shape, dtype)].view(shape, dtype)
                     for name, (shape, dtype) in each.items()
                 },
             )

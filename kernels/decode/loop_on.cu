@@ -6,6 +6,7 @@
 //
 // -D options: THREADS.
 
+#include "early_start.cuh"
 #include "row_ends.cuh"
 
 // It stands for cudadevrt's header, which NVRTC does not bring: the driver knows the function.
@@ -16,8 +17,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) loop_on(
     cudaGraphConditionalHandle handle, const int* tokens, const int* prompt_len,
     const int* positions, const int* limits, const int* ends, int* left, int begins, int steps,
     int end_count, int batch, int max_len) {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    let_next_start();
+    wait_for_previous();
     int goes_on = 0;
     for (int b = threadIdx.x; b < batch; b += THREADS) {
         const int at = positions[b];

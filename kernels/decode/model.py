@@ -19,7 +19,7 @@ from ..llama.model import DecodeLaunch, on_device
 from .device import check_capability
 from .next_token import embed_token
 from .split_attention import MAX_GROUP, MAX_HEAD_DIM
-from .step import Caches, Step, StepModel
+from .step import Caches, Step, StepModel, array_bytes
 from .tensor_step import TensorStep
 from .vector_step import VectorStep
 
@@ -67,9 +67,7 @@ class FusedLlama:
         blocks, places = (rows * max_len // page, page) if page else (rows, max_len)
         cache = cache_shape(config, blocks, places)
         shapes = family.shapes(config, rows, max_len)
-        activations = sum(
-            prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values()
-        )
+        activations = sum(array_bytes(*each) for each in shapes.values())
         check_memory(checkpoint, activations, cache)
 
         self.config = config

@@ -16,6 +16,7 @@
 // -D options: K (hidden size), THREADS.
 
 #include "bfloat16.cuh"
+#include "early_start.cuh"
 #include "half.cuh"
 #include "larger.cuh"
 #include "row_ends.cuh"
@@ -53,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     __shared__ float values[THREADS / 32];
     __shared__ int indices[THREADS / 32];
     __shared__ int next;
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    let_next_start();
     const int b = blockIdx.x;
     // The kernel that writes them is far ahead: whoever comes next must not start before this ends.
     const int now = positions[b], prompt = prompt_len[b];
@@ -63,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     const int held = 0 <= now && now < max_len ? row[now] : -1;
     const int given = moves && at < prompt ? row[at] : -1;
     const bool ended = limits && row_ended(now, held, prompt, limits[b], max_len, ends, end_count);
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    wait_for_previous();
 
     float value = NOTHING;
     int index = NOWHERE;
@@ -101,8 +102,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) embed_token(
     const int* tokens, const int* positions, const __nv_bfloat16* table, const float* gain,
     float* x, __half* xg, float* squares, int batch, int max_len, int vocab) {
     __shared__ float sums[THREADS / 32];
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    let_next_start();
+    wait_for_previous();
     const int b = blockIdx.x, at = positions[b];
     const int token = 0 <= at && at < max_len ? tokens[(long long)b * max_len + at] : -1;
     const unsigned short* embedding =

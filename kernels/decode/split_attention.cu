@@ -14,7 +14,8 @@
 // head, by the last of them to end. Earlier steps wrote all rows of the cache but the newest: those
 // of a warp's first tiles are loaded before griddepcontrol.wait.
 //
-// A block is small enough to be the third beside one of the kernel ahead and one of the next.
+// With heads of 64 elements a block is small enough to be the third beside one of the kernel ahead
+// and one of the next.
 // Blocks that a short sequence does not need end at once. split_attention_half writes float16, for
 // the tensor cores.
 //
@@ -23,6 +24,7 @@
 // cache has been read, not before; REGISTERS of a thread.
 
 #include "cache_place.cuh"
+#include "early_start.cuh"
 #include "fresh.cuh"
 #include "half.cuh"
 
@@ -45,9 +47,9 @@ __device__ __forceinline__ float power_of_two(float x) {
 // Two floats as bfloat16, the first in the lower half; and what the rounding left of them.
 __device__ __forceinline__ void split(
     float low, float high, unsigned int& most, unsigned int& rest) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(most) : "f"(high), "f"(low));
+    most = to_bfloat16_pair(low, high);
     low -= __uint_as_float(most << 16), high -= __uint_as_float(most & 0xffff0000u);
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(rest) : "f"(high), "f"(low));
+    rest = to_bfloat16_pair(low, high);
 }
 
 // c += a * b, of 16 x 16 and 16 x 8.
@@ -68,10 +70,6 @@ __device__ __forceinline__ unsigned int pair(const uint4& row, const uint4& next
 
 __device__ __forceinline__ void put(float* to, float value) { *to = value; }
 __device__ __forceinline__ void put(__half* to, float value) { *to = to_half(value); }
-
-__device__ __forceinline__ void let_next_start() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
 
 // A lane's place in the products: the head of its row, and the quarter that it has of 32 elements.
 __device__ __forceinline__ int own_head() { return threadIdx.x % 32 / 4; }
@@ -292,7 +290,7 @@ __device__ __forceinline__ void attend(
         tile[i].clear();
         rows.load(tile[i], first + i * stride, 0, length - 1);
     }
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    wait_for_previous();
     Query query;
     query.load(q + (long long)which * GROUP * HEAD_DIM, scale);
 #pragma unroll
@@ -337,7 +335,8 @@ __device__ __forceinline__ void attend(
     if (active == 1 || !last_of(arrived + which, active)) return;
 
     // In the order of the blocks' ranks, whoever came last.
-    constexpr int AT_ONCE = SPLIT < 16 ? SPLIT : 16;
+    constexpr int MOST = HEAD_DIM <= 64 ? 16 : 4;  // as registers allow
+    constexpr int AT_ONCE = SPLIT < MOST ? SPLIT : MOST;
     for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * WARPS) {
         const float* row = own + i / HEAD_DIM * FOUND;
         Found all;

@@ -129,7 +129,7 @@ def split_attention(
         v_cache: bfloat16, as ``k_cache``.
         positions: int32 [batch], the index of the newest row of the cache.
         found: float32 of :func:`found_shape`, what blocks that share a head tell each other.
-        arrived: int32 [batch * heads], zeros at first; a launch leaves zeros.
+        arrived: int32 [batch * kv_heads], zeros at first; a launch leaves zeros.
         out: float32 or float16 [batch, heads * head_dim].
         scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
@@ -155,7 +155,7 @@ def split_attention(
         raise ValueError(f"scale: expected a finite number, came {scale}")
     heads = width // head_dim
     check("found", found, found_shape(batch, heads, kv_heads, head_dim, layout.max_len))
-    check("arrived", arrived, (batch * heads,), np.int32)
+    check("arrived", arrived, (batch * kv_heads,), np.int32)
     tiling = _Tiling.of(batch, kv_heads, head_dim, layout.max_len)
     kernel = _kernel(layout, heads // kv_heads, tiling, half)
     blocks = batch * kv_heads * tiling.split
@@ -168,7 +168,10 @@ def split_attention(
 
 def found_shape(
     batch: int, heads: int, kv_heads: int, head_dim: int, max_len: int
-) -> tuple[int, int, int]:
-    """Return the shape of what the blocks of :func:`split_attention` tell each other."""
+) -> tuple[int, int, int, int]:
+    """Return the shape of what the blocks of :func:`split_attention` tell each other.
+
+    A row of values for each head of each block, and then the largest score and the sum.
+    """
     tiling = _Tiling.of(batch, kv_heads, head_dim, max_len)
-    return batch * heads, tiling.split, head_dim + 2
+    return batch * kv_heads, tiling.split, heads // kv_heads, head_dim + 2

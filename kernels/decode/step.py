@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from graphkit.device_array import DeviceArray
 
@@ -17,6 +20,11 @@ from .next_token import Scaled
 __all__ = ["Caches", "Layer", "LlamaConfig", "Shapes", "Step", "StepModel"]
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
+
+
+def array_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Return the bytes of an array."""
+    return prod(shape) * np.dtype(dtype).itemsize
 
 
 class Caches(NamedTuple):

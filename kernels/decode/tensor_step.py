@@ -83,7 +83,7 @@ class TensorStep:
             "squares_down": ((residual_parts(hidden, inner, batch), batch), "float32"),
             "q": ((rows, width), "float32"),
             "found": (found_shape(rows, heads, kv_heads, config.head_dim, max_len), "float32"),
-            "arrived": ((rows * heads,), "int32"),
+            "arrived": ((rows * kv_heads,), "int32"),
             "attended": ((batch, width), "float16"),
             "inner": ((batch, inner), "float16"),
             "logits": ((rows, config.vocab_size), "float32"),

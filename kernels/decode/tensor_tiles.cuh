@@ -17,6 +17,7 @@
 // to shared memory and added up in the same order every time, each block for its part of the batch.
 
 #include "bfloat16.cuh"
+#include "early_start.cuh"
 #include "half.cuh"
 
 constexpr int ROW_WARPS = ROWS / WARP_ROWS;
@@ -37,25 +38,13 @@ static_assert(DEPTH % (16 * WARP_SPLIT) == 0, "the groups of warps have equal pa
 static_assert(DEPTH == 32 || DEPTH % 64 == 0, "the layout of a stage is for these");
 static_assert(SPLIT >= 1 && SPLIT <= 8 && BATCH % SPLIT == 0, "a cluster fits on any device");
 static_assert(THREADS >= 64 && THREADS <= 1024, "two kinds of loaders");
+static_assert(LOADERS % CHUNKS == 0, "whole rows of a stage at once");
 static_assert(STAGES >= 2, "one stage is added up while others are on their way");
 
 extern __shared__ __align__(1024) unsigned char ring[];
 
 __device__ __forceinline__ unsigned int shared_address(const void* pointer) {
     return (unsigned int)__cvta_generic_to_shared(pointer);
-}
-
-// --- the order of kernels ------------------------------------------------------------------------
-
-// Without a programmatic edge both do nothing.
-__device__ __forceinline__ void let_next_start() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-// What the kernels ahead wrote is there behind this. Every block must come here, whatever it needs:
-// the next kernel waits for this one, and so for those ahead of it.
-__device__ __forceinline__ void wait_for_previous() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 #define ONE_TILE (1 << 30)  // stages: more than any tile has

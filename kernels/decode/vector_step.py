@@ -52,7 +52,7 @@ class VectorStep:
             "x": ((rows, config.hidden_size), "float32"),
             "q": ((rows, width), "float32"),
             "found": (found_shape(rows, heads, kv_heads, config.head_dim, max_len), "float32"),
-            "arrived": ((rows * heads,), "int32"),
+            "arrived": ((rows * kv_heads,), "int32"),
             "attended": ((rows, width), "float32"),
             "inner": ((rows, config.intermediate_size), "float32"),
             "logits": ((rows, config.vocab_size), "float32"),

@@ -21,6 +21,7 @@
 // 4; STAGES of the ring and FLIGHT, in units.
 
 #include "bfloat16.cuh"
+#include "early_start.cuh"
 #include "fresh.cuh"
 
 constexpr int SUMMERS = 8;                                // warps that sum
@@ -35,14 +36,6 @@ static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES, "see above");
 #define BLOCK_LIMITS __maxnreg__(VECTORS * OWN > 4 ? 96 : 56)
 
 // --- CUDA's instructions -------------------------------------------------------------------------
-
-__device__ __forceinline__ void launch_dependents() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-__device__ __forceinline__ void wait_for_predecessor() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
 
 __device__ __forceinline__ unsigned int shared_address(const void* pointer) {
     return (unsigned int)__cvta_generic_to_shared(pointer);
@@ -146,7 +139,7 @@ __device__ __forceinline__ float sum_of_summers(const float (&sums)[SUMMERS]) {
 struct Vectors {
     float at[VECTORS][OWN][8];
 
-    // float32 [batch, K]. Only behind wait_for_predecessor.
+    // float32 [batch, K]. Only behind wait_for_previous.
     __device__ __forceinline__ void load(const float* from, int batch) {
 #pragma unroll
         for (int b = 0; b < VECTORS; ++b) {
@@ -345,7 +338,7 @@ struct Stream {
         }
     }
 
-    // The finisher's part. Only behind wait_for_predecessor. A lane has every so many pairs of a
+    // The finisher's part. Only behind wait_for_previous. A lane has every so many pairs of a
     // vector, and loads what the next of them needs as soon as it is done with one.
     __device__ __forceinline__ void finish(int batch) {
         constexpr int APART = 32 / VECTORS;
@@ -380,18 +373,18 @@ template <bool NORMED, typename Work>
 __device__ __forceinline__ void stream_rows(
     Work& work, const float* vectors, const float* gain, int batch) {
     extern __shared__ __align__(128) unsigned char memory[];
-    launch_dependents();
+    let_next_start();
     Stream<Work> stream(memory, work);
     if (stream.is_fetcher()) {
         stream.fetch();
     } else if (stream.is_finisher()) {
-        wait_for_predecessor();
+        wait_for_previous();
         stream.finish(batch);
         work.end(batch);
     } else {
         Gain own_gain;
         if (NORMED) own_gain.load(gain);
-        wait_for_predecessor();
+        wait_for_previous();
         Vectors own;
         own.load(vectors, batch);
         if (NORMED) own_gain.apply(own, stream.shared);

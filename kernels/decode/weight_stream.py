@@ -23,7 +23,7 @@ MOST_VECTORS = 2  # more would not leave enough registers: see the kernels for b
 _UNIT = 32 << 10  # bytes of a unit, at most
 _FLIGHT = 32 << 10  # bytes that a block has asked for and that are not yet there
 _MOST_STAGES = 16
-_ATTENTION = 10 << 10  # of shared memory for a block of split_attention
+_ATTENTION = 10 << 10  # of shared memory for a block of split_attention: groups of 4, heads of 64
 _RESERVED = 1 << 10  # of shared memory for each block, by CUDA
 
 

@@ -34,6 +34,7 @@ def test_matches_float64(run, poisoned, rng, batch, model):
         Tiles(128, 8, 32, 3, 16, 2),
         Tiles(256, 2, 32, 5, 32, 1),
         Tiles(64, 4, 128, 2, 64, 4),
+        Tiles(64, 1, 256, 2, 16, 2),
         Tiles(48, 2, 128, 3, 16, 1),
     ],
     ids=str,
@@ -90,6 +91,8 @@ def test_arguments_are_checked(runtime):
         batch_gate_up(xg, squares, matrix, matrix, h, eps=EPS, rows=1.0)
     with pytest.raises(ValueError, match=r"^tiles: expected what fits a block, came Tiles\(rows=8"):
         batch_gate_up(xg, squares, matrix, matrix, h, eps=EPS, tiles=Tiles(8))
+    with pytest.raises(ValueError, match=r"^tiles: expected what fits a block, .*rows=48"):
+        batch_gate_up(xg, squares, matrix, matrix, h, eps=EPS, tiles=Tiles(48, 1, 256, 2, 16, 1))
     shifted = gk.zeros(32 * 64 + 4, BFLOAT16)[4:].view((32, 64), BFLOAT16)
     with pytest.raises(ValueError, match=r"^gate: expected a 16-byte boundary, came address"):
         batch_gate_up(xg, squares, shifted, matrix, h, eps=EPS)

@@ -54,6 +54,7 @@ def test_matches_float64(run, poisoned, rng, batch, model, of):
         Tiles(64, 8, 32, 4, 16, 1),
         Tiles(128, 1, 64, 2, 64, 4),
         Tiles(128, 4, 128, 2, 32, 2),
+        Tiles(32, 2, 512, 2, 16, 4),
     ],
     ids=str,
 )

@@ -75,7 +75,7 @@ def test_a_row_of_padding_touches_no_cache(run, runtime, stream):
 
 def test_bad_input(runtime, stream):
     _, _, checkpoint = model(MODELS["bundled"])
-    with pytest.raises(ValueError, match=r"^rows: expected 1 to 64, came 65"):
+    with pytest.raises(ValueError, match=r"^max_batch: expected 1 to 64, came 65"):
         FusedBatchedDecoder(checkpoint, max_batch=65)
     with pytest.raises(ValueError, match=r"^max_len: expected 2 to"):
         FusedBatchedDecoder(checkpoint, max_batch=2, max_len=1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from batch_cases import HALVED, close
+from compiled import log_of
 from decode_cases import BFLOAT16, EXPONENTS, MODELS, Cache, Extents, bfloat16, floats
 from graphkit.kernels.decode.split_attention import found_shape, split_attention
 
@@ -26,7 +27,7 @@ class Case:
         self.out = gk.asarray(np.full(self.q.shape, np.nan, dtype))
         shape = found_shape(batch, self.heads, self.kv_heads, self.head_dim, max_len)
         self.found = gk.asarray(np.full(shape, np.nan, np.float32))
-        self.arrived = gk.zeros(batch * self.heads, np.int32)
+        self.arrived = gk.zeros(batch * self.kv_heads, np.int32)
         self.on_device = tuple(map(gk.asarray, (self.q, self.k.array, self.v.array)))
         self.positions = gk.zeros(batch, np.int32)
 
@@ -94,6 +95,13 @@ def test_a_scale_of_ones_own_and_scores_that_differ_widely(run, rng):
     case.positions.set([199])
     run(case.launch(scale=40.0))
     close(case.out.get(), case.expected([199], scale=40.0), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("batch", "max_len"), [(1, 64), (8, 64), (40, 512)])
+def test_heads_of_64_elements_stay_in_registers(sim, rng, batch, max_len):
+    case = Case(rng, batch, Extents(0, 0, 32, 8, 64, 0), max_len)
+    log = log_of(case.launch().kernel, "sm_90", "--ptxas-options=-v")
+    assert log.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2
 
 
 def test_bad_input(run, rng):

@@ -15,7 +15,7 @@ from graphkit.arrays import ArrayInfo, device_pointer
 from graphkit.device_array import BFLOAT16, DeviceArray
 
 from ..argmax import argmax
-from ..launch import check
+from ..llama.batching import check_step
 from ..llama.checkpoint import Checkpoint
 from ..llama.model import on_device
 from .model import cache_shape, check_extent, check_fit, check_memory, family_of
@@ -129,15 +129,7 @@ class FusedBatchedDecoder:
         Raises:
             ValueError: when shapes or dtypes do not agree; nothing was launched.
         """
-        (rows,) = check("tokens", tokens, ("rows",), np.int32)
-        if rows > self.max_batch:
-            raise ValueError(f"tokens: expected at most {self.max_batch} rows, came {rows}")
-        for name, array in (
-            ("positions", positions),
-            ("slots", slots),
-            ("next_tokens", next_tokens),
-        ):
-            check(name, array, (rows,), np.int32)
+        rows = check_step(self.max_batch, tokens, positions, slots, next_tokens)
         step = self._steps[rows - 1]
         # A token is the first and only one of its row, as a slot is of a row of the block table.
         source = _Column(device_pointer(tokens)), self._first_place[:rows]

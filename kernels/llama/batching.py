@@ -84,15 +84,23 @@ class BatchedDecoder:
         Raises:
             ValueError: when shapes or dtypes do not agree; nothing was launched.
         """
-        (rows,) = check("tokens", tokens, ("rows",), np.int32)
-        if rows > self.max_batch:
-            raise ValueError(f"tokens: expected at most {self.max_batch} rows, came {rows}")
-        for name, array in (
-            ("positions", positions),
-            ("slots", slots),
-            ("next_tokens", next_tokens),
-        ):
-            check(name, array, (rows,), np.int32)
+        rows = check_step(self.max_batch, tokens, positions, slots, next_tokens)
         launches = [entry.launch for entry in self.llama.launches(tokens, positions, slots)]
         for launch in (*launches, argmax(self.llama.logits[:rows], next_tokens)):
             launch.launch(stream)
+
+
+def check_step(
+    max_batch: int, tokens: object, positions: object, slots: object, next_tokens: object
+) -> int:
+    """Check the arrays of a step, and return the rows that it has.
+
+    Raises:
+        ValueError: when shapes or dtypes do not agree, or there are more rows than ``max_batch``.
+    """
+    (rows,) = check("tokens", tokens, ("rows",), np.int32)
+    if rows > max_batch:
+        raise ValueError(f"tokens: expected at most {max_batch} rows, came {rows}")
+    for name, array in (("positions", positions), ("slots", slots), ("next_tokens", next_tokens)):
+        check(name, array, (rows,), np.int32)
+    return rows

@@ -114,9 +114,8 @@ class FusedBatchedDecoder:
     ) -> None:
         """Enqueue one decode step: a token of each row in, the likeliest next one out.
 
-        Launches kernels and nothing else: it allocates nothing, waits for nothing and keeps
-        nothing on the host, so it can be captured. Steps share their activations: they must run
-        one after the other.
+        As :meth:`graphkit.kernels.llama.BatchedDecoder.step` it can be captured, and steps must run
+        one after the other. Padding alone is said otherwise.
 
         Args:
             tokens: int32 [rows], at most ``max_batch``.

@@ -524,6 +524,7 @@ def reduction(needs):
     return edges
 
 
+@pytest.mark.no_cover
 @settings(max_examples=500, deadline=None)
 @given(
     st.lists(
@@ -778,6 +779,7 @@ RANDOM = settings(
 )
 
 
+@pytest.mark.no_cover
 @RANDOM
 @given(st.lists(EIGHT, min_size=1, max_size=16))
 def test_random_programs_have_no_edge_too_many_and_none_too_few(runtime, ops):

@@ -8,6 +8,7 @@ in flight when the next move is made.
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from examples import judged_by_itself
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -126,6 +127,7 @@ def check(ops, variants, route):
         assert np.array_equal(found.get(), machine.expected(programs[wanted]))
 
 
+@pytest.mark.no_cover
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -202,6 +202,7 @@ def random_copy(choose):
     )
 
 
+@pytest.mark.no_cover
 @settings(
     max_examples=200,
     deadline=None,

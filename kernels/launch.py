@@ -41,8 +41,14 @@ class KernelLaunch(NamedTuple):
     shared_mem: int = 0
     cluster: Dim3 | None = None
 
-    def launch(self, stream: object) -> None:
-        """Launch the kernel on a stream, which may capture (cuLaunchKernelEx)."""
+    def launch(self, stream: object, *, programmatic: bool = False) -> None:
+        """Launch the kernel on a stream, which may capture (cuLaunchKernelEx).
+
+        Args:
+            stream: any framework's stream.
+            programmatic: whether a kernel that waits for itself may start before the one ahead of
+                it has ended; a capture makes a programmatic edge of that.
+        """
         self.kernel(
             self.grid,
             self.block,
@@ -50,6 +56,7 @@ class KernelLaunch(NamedTuple):
             stream=stream,
             shared_mem=self.shared_mem,
             cluster=self.cluster,
+            programmatic=programmatic,
         )
 
     def add_to(self, graph: Graph, deps: Node | Iterable[Node] = ()) -> Node:

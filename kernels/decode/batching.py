@@ -35,8 +35,9 @@ class FusedBatchedDecoder:
     rows go through the kernels for vectors and more through those for matrices, which round to
     float16: a row's logits differ by that much from batch to batch.
 
-    A :class:`graphkit.ExecPool` of :meth:`step` keeps a graph for each number of rows. Its edges
-    are plain ones, since that is what a capture makes of launches.
+    A :class:`graphkit.ExecPool` of :meth:`step` keeps a graph for each number of rows. Captured or
+    not, its kernels start while the one ahead of them is still at work (PDL); the first and the
+    last of a step do not, so that steps and what is around them keep their order.
 
     Args:
         checkpoint: configuration and tensors; the matrices are bfloat16. Those in device memory
@@ -133,13 +134,15 @@ class FusedBatchedDecoder:
         # A token is the first and only one of its row, as a slot is of a row of the block table.
         source = _Column(device_pointer(tokens)), self._first_place[:rows]
         caches = Caches(self.k_cache, self.v_cache, _Column(device_pointer(slots)))
-        launches = [
-            embed_token(*source, self._model.table, step.x, scaled=step.scaled),
-            *(launch for _, launch in step.launches(positions, caches)),
-            argmax(step.logits, next_tokens),
-        ]
-        for launch in launches:
-            launch.launch(stream)
+        embed = embed_token(*source, self._model.table, step.x, scaled=step.scaled)
+        chain = [launch for _, launch in step.launches(positions, caches)]
+        choose = argmax(step.logits, next_tokens)
+        # Attention looks at positions and slots before it waits, while two kernels ahead of it may
+        # be at work: whoever writes those must have ended before the first of the three begins.
+        embed.launch(stream)
+        for launch in chain:
+            launch.launch(stream, programmatic=True)
+        choose.launch(stream)
 
 
 class _Column:

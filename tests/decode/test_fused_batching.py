@@ -60,6 +60,20 @@ def test_a_pool_pads_and_keeps_a_graph_for_each_size(runtime, stream):
     assert stats.hits > STEPS // 2
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_captured_step_overlaps_its_kernels_and_not_what_is_around_it(runtime, stream, rows):
+    _, _, checkpoint = model(MODELS["bundled"])
+    decoder = FusedBatchedDecoder(checkpoint, max_batch=4, max_len=MAX_LEN)
+    inputs = [gk.zeros(rows, np.int32) for _ in range(4)]
+    with gk.capture(stream) as graph:
+        for _ in range(2):
+            decoder.step(*inputs, stream=stream)
+    order = graph.nodes
+    early = {order.index(edge.to_node): edge.programmatic for edge in graph.edges}
+    step = len(order) // 2
+    assert [at for at in range(1, len(order)) if not early[at]] == [step - 1, step, 2 * step - 1]
+
+
 def test_a_row_of_padding_touches_no_cache(run, runtime, stream):
     _, _, checkpoint = model(MODELS["bundled"])
     decoder = FusedBatchedDecoder(checkpoint, max_batch=4, max_len=MAX_LEN)

@@ -99,7 +99,7 @@ def bytes_read(launch: Any, own: Own, size: Size) -> int:
     model, name = own.model, launch.kernel.name
     matrices = {
         describe(tensor).ptr: (key, describe(tensor).nbytes)
-        for key, tensor in own.tensors.items()
+        for key, tensor in own.checkpoint.tensors.items()
         if len(tensor.shape) == 2
     }
     total = 0

@@ -1,4 +1,4 @@
-"""graphkit's contenders of bench/decode.py: one list of kernels, launched in five ways.
+"""graphkit's contenders of bench/decode.py: one list of kernels, launched in six ways.
 
 ``graphkit.kernels.decode`` is imported when the first of them is made: the peers can be measured
 without it.
@@ -31,18 +31,86 @@ BUILDS = {EAGER: "eager", CAPTURED: "capture", MANUAL: "manual", PROGRAMMATIC: "
 Maker = tuple[str, Callable[[], Stepper]]
 
 
-class Own:
-    """graphkit's contenders for one batch; all of them share a decoder."""
+class OwnFamily:
+    """What graphkit's contenders for one batch have in common: the weights, and how to see caches.
+
+    Attributes:
+        checkpoint: the model's tensors in device memory.
+    """
+
+    def __init__(self, setting: DecodeSetting, model: Model, batch: int) -> None:
+        self.setting, self.model, self.batch = setting, model, batch
+        tensors = self._uploaded() if setting.simulated else model.tensors
+        self.checkpoint = Checkpoint(model.config, tensors)
+
+    def _uploaded(self) -> dict[str, Any]:
+        """Return the simulator's copies of the tensors, which lie as a device's would."""
+        model, uploaded = self.model, {}
+        for name, tensor in model.tensors.items():
+            uploaded[name] = gk.asarray(tensor)
+        for layer in range(model.layer_count):
+            at = f"model.layers.{layer}."
+            for whole, names in (
+                (model.qkv[layer], ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                (model.gate_up[layer], ("mlp.gate_proj", "mlp.up_proj")),
+            ):
+                array, row = gk.asarray(whole), 0
+                for name in names:
+                    rows = model.tensors[f"{at}{name}.weight"].shape[0]
+                    uploaded[f"{at}{name}.weight"] = array[row : row + rows]
+                    row += rows
+        return uploaded
+
+    def fill_caches(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        """Put into the caches of every layer what the reference has there."""
+        for layer in range(self.model.config.num_hidden_layers):
+            self._fill(keys[layer], self.model.keys[layer])
+            self._fill(values[layer], self.model.values[layer])
+
+    def _fill(self, cache: Any, source: Any) -> None:
+        """Copy the first sequences of what the caches begin with."""
+        if self.setting.simulated:
+            cache.set(source[: self.batch])
+            return
+        into, kind = describe(cache), MemcpyKind.DEVICE_TO_DEVICE
+        self.setting.drain()
+        self.setting.runtime.memcpy(into.ptr, describe(source).ptr, into.nbytes, kind)
+
+    def answer_of(
+        self, logits: Any, chosen: Any, keys: Sequence[Any], values: Sequence[Any], context: int
+    ) -> Answer:
+        """Return what a step at a context left behind."""
+        appended = {
+            layer: (self._appended(keys[layer], context), self._appended(values[layer], context))
+            for layer in checked_layers(self.model.config)
+        }
+        return Answer(self._wide(logits), chosen.get(), appended)
+
+    def _wide(self, logits: Any) -> Any:
+        if self.setting.simulated:
+            return logits.get().astype(np.float64)
+        torch = self.setting.library("torch")
+        return torch.as_tensor(logits, device="cuda").clone()
+
+    def _appended(self, cache: Any, context: int) -> Any:
+        if self.setting.simulated:
+            return cache.get()[: self.batch, :, context].astype(np.float64)
+        torch = self.setting.library("torch")
+        # The array interface has no bfloat16.
+        bits = torch.as_tensor(cache.view(cache.shape, np.int16), device="cuda")
+        return bits.view(torch.bfloat16)[: self.batch, :, context].float()
+
+
+class Own(OwnFamily):
+    """The contenders that share a decoder."""
 
     def __init__(self, setting: DecodeSetting, model: Model, batch: int) -> None:
         try:
             from graphkit.kernels.decode import FusedDecoder
         except ImportError as error:
             raise UnavailableError(str(error)) from error
-        self.setting, self.model, self.batch = setting, model, batch
-        self.tensors = self._uploaded() if setting.simulated else model.tensors
-        checkpoint = Checkpoint(model.config, self.tensors)
-        self.decoder = FusedDecoder(checkpoint, batch=batch, max_len=model.places)
+        super().__init__(setting, model, batch)
+        self.decoder = FusedDecoder(self.checkpoint, batch=batch, max_len=model.places)
         self._builds: dict[str, Any] = {}
 
     def makers(self, size: Size) -> Sequence[Maker]:
@@ -103,32 +171,12 @@ class Own:
             OWN_BOUND,
         )
 
-    def _uploaded(self) -> dict[str, Any]:
-        """Return the simulator's copies of the tensors, which lie as a device's would."""
-        model, uploaded = self.model, {}
-        for name, tensor in model.tensors.items():
-            uploaded[name] = gk.asarray(tensor)
-        for layer in range(model.layer_count):
-            at = f"model.layers.{layer}."
-            for whole, names in (
-                (model.qkv[layer], ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                (model.gate_up[layer], ("mlp.gate_proj", "mlp.up_proj")),
-            ):
-                array, row = gk.asarray(whole), 0
-                for name in names:
-                    rows = model.tensors[f"{at}{name}.weight"].shape[0]
-                    uploaded[f"{at}{name}.weight"] = array[row : row + rows]
-                    row += rows
-        return uploaded
-
     # --- state -----------------------------------------------------------------------------------
 
     def start(self, size: Size) -> None:
         """Put everything where the reference has it, and wipe what a step writes."""
         decoder, model = self.decoder, self.model
-        for layer in range(model.config.num_hidden_layers):
-            self._fill(decoder.k_cache[layer], model.keys[layer])
-            self._fill(decoder.v_cache[layer], model.values[layer])
+        self.fill_caches(decoder.k_cache, decoder.v_cache)
         # Whenever a decoder looks its token up, ahead of the position or at it, it is this one.
         prompts = [[int(token)] * size.attended for token in model.tokens[: self.batch]]
         decoder.start(*prompts)
@@ -140,40 +188,11 @@ class Own:
         """Put all sequences at a position."""
         self.decoder.position.set(np.full(self.batch, position, np.int32))
 
-    def _fill(self, cache: Any, source: Any) -> None:
-        """Copy the first sequences of what the caches begin with."""
-        if self.setting.simulated:
-            cache.set(source[: self.batch])
-            return
-        into, kind = describe(cache), MemcpyKind.DEVICE_TO_DEVICE
-        self.setting.drain()
-        self.setting.runtime.memcpy(into.ptr, describe(source).ptr, into.nbytes, kind)
-
     def answer(self, size: Size) -> Answer:
         """Return what a step left behind."""
         decoder = self.decoder
-        appended = {
-            layer: (
-                self._appended(decoder.k_cache[layer], size),
-                self._appended(decoder.v_cache[layer], size),
-            )
-            for layer in checked_layers(self.model.config)
-        }
-        return Answer(self._logits(), decoder.next_token.get(), appended)
-
-    def _logits(self) -> Any:
-        if self.setting.simulated:
-            return self.decoder.logits.get().astype(np.float64)
-        torch = self.setting.library("torch")
-        return torch.as_tensor(self.decoder.logits, device="cuda").clone()
-
-    def _appended(self, cache: Any, size: Size) -> Any:
-        if self.setting.simulated:
-            return cache.get()[:, :, size.context].astype(np.float64)
-        torch = self.setting.library("torch")
-        # The array interface has no bfloat16.
-        bits = torch.as_tensor(cache.view(cache.shape, np.int16), device="cuda")
-        return bits.view(torch.bfloat16)[:, :, size.context].float()
+        chosen, caches = decoder.next_token, (decoder.k_cache, decoder.v_cache)
+        return self.answer_of(decoder.logits, chosen, *caches, size.context)
 
     def close(self) -> None:
         """Give back graphs, caches and activations."""

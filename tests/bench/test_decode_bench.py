@@ -25,6 +25,7 @@ from decode_model import (
     relative_error,
 )
 from decode_own import EAGER, Own
+from decode_pool import Pooled
 from decode_setting import DecodeSetting, DeviceWindow, Stepper, until_done, window_until_done
 from exec_pool_setting import UnavailableError, WrongResultError
 from graphkit.kernels.llama.decoder import Decoder
@@ -84,6 +85,13 @@ def own(sim, monkeypatch, model):
     made.close()
 
 
+@pytest.fixture
+def pooled(sim, model):
+    made = Pooled(DecodeSetting("sim"), model, SIZE.batch)
+    yield made
+    made.close()
+
+
 # --- the model -----------------------------------------------------------------------------------
 
 
@@ -129,6 +137,24 @@ def test_every_contender_of_graphkits_is_verified(own, expected):
     for stepper in made:
         assert stepper.verify(expected, own.setting.drain) < 1e-5
     assert {stepper.name for stepper in made if stepper.stops} == {LOOKING, LOOP}
+
+
+def test_steps_through_a_pool_are_verified(pooled, expected):
+    ((_, make),) = pooled.makers(SIZE)
+    stepper = make()
+    for _ in range(2):
+        assert stepper.verify(expected, pooled.setting.drain) < stepper.bound
+        stepper.step()  # and the token behind it
+    assert pooled.pool.stats().captures == 1
+    assert pooled.pool.stats().hits == 3
+
+
+def test_a_pool_whose_rows_stand_elsewhere_is_found_out(pooled, expected):
+    ((_, make),) = pooled.makers(SIZE)
+    stepper = make()
+    pooled._slots.set([1, 0])
+    with pytest.raises(WrongResultError):
+        stepper.verify(expected, pooled.setting.drain)
 
 
 def test_a_loop_that_makes_other_steps_is_found_out(own, expected, monkeypatch):

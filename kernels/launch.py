@@ -121,6 +121,17 @@ def check(
     return shape
 
 
+def integer(argument: str, value: object) -> int:
+    """Return an int, NumPy's among them.
+
+    Raises:
+        TypeError: when it is none; True and False are not.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected an int, came {type(value).__name__}")
+    return int(value)
+
+
 def batch_of(slots: object | None, slot_count: int) -> int:
     """Return the number of sequences: of ``slots``, or one for each row of the caches."""
     return slot_count if slots is None else check("slots", slots, ("batch",), np.int32)[0]

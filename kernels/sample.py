@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from .argmax import first_largest
-from .launch import KernelLaunch, check, source, threads
+from .launch import KernelLaunch, check, integer, source, threads
 
 __all__ = ["SAMPLE", "random_state", "sample"]
 
@@ -127,7 +128,7 @@ def random_state(seed: int, batch: int = 1) -> NDArray[np.uint32]:
         seed: 0 to 2**64 - 1.
         batch: number of rows.
     """
-    if not 0 <= seed < 2**64:
+    if not 0 <= integer("seed", seed) < 2**64:
         raise ValueError(f"seed: expected 0 to 2**64 - 1, came {seed}")
     state = np.zeros((batch, 4), np.uint32)
     state[:, 0], state[:, 1], state[:, 3] = seed & _WORD, seed >> 32, np.arange(batch)
@@ -138,11 +139,15 @@ def check_draw(temperature: float, top_k: int, top_p: float) -> None:
     """Check the numbers of :func:`sample`.
 
     Raises:
+        TypeError: when one is no number.
         ValueError: when one is out of range.
     """
+    for argument, value in (("temperature", temperature), ("top_p", top_p)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{argument}: expected a number, came {type(value).__name__}")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature: expected 0 or more and finite, came {temperature}")
-    if not 0 <= top_k < 2**31:
+    if not 0 <= integer("top_k", top_k) < 2**31:
         raise ValueError(f"top_k: expected 0 (all) to 2**31 - 1, came {top_k}")
     if not 0 <= top_p <= 1:
         raise ValueError(f"top_p: expected 0 to 1, came {top_p}")

@@ -13,7 +13,7 @@ from graphkit.arrays import device_pointer
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Pointer
 
-from ..launch import WARP, KernelLaunch, check
+from ..launch import WARP, KernelLaunch, check, integer
 from .device import check_capability
 from .half import rounded
 
@@ -186,11 +186,10 @@ def real_rows(rows: object, batch: int) -> int:
     """
     if rows is None:
         return batch
-    if not isinstance(rows, int) or isinstance(rows, bool):
-        raise TypeError(f"rows: expected an int, came {type(rows).__name__}")
-    if not 1 <= rows <= batch:
-        raise ValueError(f"rows: expected 1 to {batch}, came {rows}")
-    return rows
+    real = integer("rows", rows)
+    if not 1 <= real <= batch:
+        raise ValueError(f"rows: expected 1 to {batch}, came {real}")
+    return real
 
 
 def enough_rows(argument: str, came: int, rows: int) -> None:

@@ -15,10 +15,11 @@ from graphkit.arrays import ArrayInfo, device_pointer
 from graphkit.device_array import BFLOAT16, DeviceArray
 
 from ..argmax import argmax
+from ..launch import integer
 from ..llama.batching import check_step
 from ..llama.checkpoint import Checkpoint
-from ..llama.model import on_device
-from .model import cache_shape, check_extent, check_fit, check_memory, family_of
+from ..llama.model import check_extent, on_device
+from .model import cache_shape, check_fit, check_memory, family_of
 from .next_token import embed_token
 from .step import Caches, Step, StepModel, array_bytes
 from .tensor_step import TensorStep
@@ -64,6 +65,7 @@ class FusedBatchedDecoder:
         self, checkpoint: Checkpoint, *, max_batch: int, max_len: int | None = None
     ) -> None:
         config = checkpoint.config
+        max_batch = integer("max_batch", max_batch)
         if not 1 <= max_batch <= TensorStep.most_rows:
             raise ValueError(f"max_batch: expected 1 to {TensorStep.most_rows}, came {max_batch}")
         max_len = check_extent(config, max_len)
@@ -101,7 +103,13 @@ class FusedBatchedDecoder:
         self.v_cache = [gk.zeros(cache, BFLOAT16) for _ in layers]
 
     def logits(self, rows: int) -> DeviceArray:
-        """Return where a step of so many rows leaves its logits, float32 [rows, vocab_size]."""
+        """Return where a step of so many rows leaves its logits, float32 [rows, vocab_size].
+
+        Raises:
+            TypeError, ValueError: another number than a step may have.
+        """
+        if not 1 <= integer("rows", rows) <= self.max_batch:
+            raise ValueError(f"rows: expected 1 to {self.max_batch}, came {rows}")
         return self._steps[rows - 1].logits
 
     def step(

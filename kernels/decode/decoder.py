@@ -12,7 +12,7 @@ import numpy as np
 import graphkit as gk
 from graphkit.device_array import DeviceArray
 
-from ..launch import KernelLaunch
+from ..launch import KernelLaunch, integer
 from ..llama.checkpoint import Checkpoint
 from ..llama.decoder import BUILDS, Build, Decode, Decoder, add_launches
 from ..llama.model import DecodeLaunch
@@ -70,6 +70,7 @@ class FusedDecoder(Decoder):
         top_p: float = 1.0,
         page: int = 0,
     ) -> None:
+        batch = integer("batch", batch)
         if batch > TensorStep.most_rows:
             raise ValueError(f"batch: expected 1 to {TensorStep.most_rows} sequences, came {batch}")
         self._page = page

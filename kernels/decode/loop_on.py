@@ -11,7 +11,7 @@ import numpy as np
 from graphkit.conditional_handle import ConditionalHandle
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, check, integer
 from .row_ends import RowEnds, row_ended
 from .sources import options, source
 
@@ -106,8 +106,7 @@ def check_steps(steps: object) -> int:
         TypeError: when it is no int.
         ValueError: when it is out of range.
     """
-    if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool):
-        raise TypeError(f"steps: expected an int or None, came {type(steps).__name__}")
-    if not 1 <= steps < _UNCOUNTED:
-        raise ValueError(f"steps: expected 1 to {_UNCOUNTED - 1}, came {steps}")
-    return int(steps)
+    most = integer("steps", steps)
+    if not 1 <= most < _UNCOUNTED:
+        raise ValueError(f"steps: expected 1 to {_UNCOUNTED - 1}, came {most}")
+    return most

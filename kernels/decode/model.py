@@ -13,9 +13,9 @@ import graphkit as gk
 from graphkit.arrays import describe
 from graphkit.device_array import BFLOAT16, DeviceArray
 
-from ..launch import KernelLaunch
+from ..launch import KernelLaunch, integer
 from ..llama.checkpoint import Checkpoint, LlamaConfig
-from ..llama.model import DecodeLaunch, on_device
+from ..llama.model import DecodeLaunch, check_extent, on_device
 from .device import check_capability
 from .next_token import embed_token
 from .split_attention import MAX_GROUP, MAX_HEAD_DIM
@@ -60,7 +60,7 @@ class FusedLlama:
     ) -> None:
         config = checkpoint.config
         family = family_of(rows)
-        max_len = check_extent(config, max_len)
+        max_len, page = check_extent(config, max_len), integer("page", page)
         if page < 0 or (page and max_len % page):
             raise ValueError(f"page: expected 0 or a divisor of max_len {max_len}, came {page}")
         check_fit(checkpoint, rows)
@@ -133,19 +133,6 @@ def check_fit(checkpoint: Checkpoint, rows: int = 1) -> None:
     _check_extents(checkpoint.config)
     family_of(rows).check(checkpoint.config)
     _check_matrices(checkpoint)
-
-
-def check_extent(config: LlamaConfig, max_len: int | None) -> int:
-    """Return the places of a sequence: the model's by default.
-
-    Raises:
-        ValueError: less than 2, or more than the model has positions.
-    """
-    limit = config.max_position_embeddings
-    max_len = limit if max_len is None else max_len
-    if not 2 <= max_len <= limit:
-        raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
-    return max_len
 
 
 def cache_shape(config: LlamaConfig, blocks: int, places: int) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..argmax import argmax
-from ..launch import check
+from ..launch import check, integer
 from .checkpoint import Checkpoint
 from .model import Llama
 
@@ -52,6 +52,7 @@ class BatchedDecoder:
     def __init__(
         self, checkpoint: Checkpoint, *, max_batch: int, max_len: int | None = None
     ) -> None:
+        max_batch = integer("max_batch", max_batch)
         if max_batch < 1:
             raise ValueError(f"max_batch: expected 1 row or more, came {max_batch}")
         self.llama = Llama(checkpoint, rows=max_batch, max_len=max_len)

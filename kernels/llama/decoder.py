@@ -14,7 +14,7 @@ import graphkit as gk
 
 from ..advance import advance
 from ..argmax import argmax
-from ..launch import KernelLaunch
+from ..launch import KernelLaunch, integer
 from ..sample import check_draw, random_state, sample
 from .checkpoint import Checkpoint
 from .model import DecodeLaunch, Llama
@@ -63,6 +63,7 @@ class Decoder:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> None:
+        batch = integer("batch", batch)
         if batch < 1:
             raise ValueError(f"batch: expected 1 sequence or more, came {batch}")
         check_draw(temperature, top_k, top_p)
@@ -249,6 +250,8 @@ def check_prompt(
         ValueError: it is empty, leaves no place in a cache of ``max_len`` tokens for one more, or
             holds a token outside the vocabulary.
     """
+    if isinstance(prompt, str):
+        raise TypeError(f"{argument}: expected token ids or bytes, came str")
     if not len(prompt):
         raise ValueError(f"{argument}: expected at least one token, came an empty prompt")
     if len(prompt) >= max_len:
@@ -257,5 +260,5 @@ def check_prompt(
             f"with the one that follows, came {len(prompt)}"
         )
     for token in prompt:
-        if not 0 <= token < vocab_size:
+        if not 0 <= integer(argument, token) < vocab_size:
             raise ValueError(f"{argument}: expected tokens below {vocab_size}, came {token}")

@@ -17,15 +17,15 @@ from graphkit.runtime.protocol import MemcpyKind
 
 from ..attention import attention
 from ..embedding import embedding
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, check, integer
 from ..matvec import matvec
 from ..residual_add import residual_add
 from ..rms_norm import rms_norm
 from ..rope_append import rope_append
 from ..silu_mul import silu_mul
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, LlamaConfig
 
-__all__ = ["DecodeLaunch", "Llama", "host_copy", "on_device"]
+__all__ = ["DecodeLaunch", "Llama", "check_extent", "host_copy", "on_device"]
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -70,10 +70,7 @@ class Llama:
 
     def __init__(self, checkpoint: Checkpoint, *, rows: int, max_len: int | None = None) -> None:
         config = checkpoint.config
-        limit = config.max_position_embeddings
-        max_len = limit if max_len is None else max_len
-        if not 2 <= max_len <= limit:
-            raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
+        max_len = check_extent(config, max_len)
         self.config = config
         self.rows = rows
         self.max_len = max_len
@@ -163,6 +160,20 @@ class Llama:
         head = table if config.tie_word_embeddings else tensors["lm_head.weight"]
         add("lm_head", matvec(head, normed, self.logits[:count]), norm)
         return launches
+
+
+def check_extent(config: LlamaConfig, max_len: int | None) -> int:
+    """Return the places of a sequence: the model's by default.
+
+    Raises:
+        TypeError: no int.
+        ValueError: less than 2, or more than the model has positions.
+    """
+    limit = config.max_position_embeddings
+    max_len = limit if max_len is None else integer("max_len", max_len)
+    if not 2 <= max_len <= limit:
+        raise ValueError(f"max_len: expected 2 to the model's {limit} tokens, came {max_len}")
+    return max_len
 
 
 def on_device(checkpoint: Checkpoint) -> Checkpoint:

@@ -93,7 +93,12 @@ def test_bad_input(runtime, stream):
         FusedBatchedDecoder(checkpoint, max_batch=65)
     with pytest.raises(ValueError, match=r"^max_len: expected 2 to"):
         FusedBatchedDecoder(checkpoint, max_batch=2, max_len=1)
+    with pytest.raises(TypeError, match=r"^max_batch: expected an int, came bool"):
+        FusedBatchedDecoder(checkpoint, max_batch=True)
     decoder = FusedBatchedDecoder(checkpoint, max_batch=2, max_len=8)
+    for rows in (0, 3, -1):
+        with pytest.raises(ValueError, match=rf"^rows: expected 1 to 2, came {rows}"):
+            decoder.logits(rows)
     three = [gk.zeros(3, np.int32) for _ in range(4)]
     with pytest.raises(ValueError, match=r"^tokens: expected at most 2 rows, came 3"):
         decoder.step(*three, stream=stream)

@@ -127,7 +127,7 @@ def test_steps_out_of_range(runtime):
         with pytest.raises(ValueError, match=r"^steps: expected 1 to"):
             decoder.build("loop", steps=steps)
     for steps in (1.5, True, "4"):
-        with pytest.raises(TypeError, match=r"^steps: expected an int or None"):
+        with pytest.raises(TypeError, match=r"^steps: expected an int, came"):
             decoder.build("loop", steps=steps)
     with pytest.raises(ValueError, match=r"^steps: expected None but for the loop, came 4"):
         decoder.build("manual", steps=4)

@@ -277,6 +277,40 @@ def test_bad_arguments_of_a_decoder(runtime, arguments, says):
         Decoder(loaded, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"batch": 1.0}, "batch: expected an int, came float"),
+        ({"batch": True}, "batch: expected an int, came bool"),
+        ({"max_len": "8"}, "max_len: expected an int, came str"),
+        ({"temperature": "1"}, "temperature: expected a number, came str"),
+        ({"top_p": None}, "top_p: expected a number, came NoneType"),
+        ({"top_k": 2.0}, "top_k: expected an int, came float"),
+    ],
+)
+def test_arguments_of_another_type(runtime, arguments, says):
+    _, _, loaded = checkpoint()
+    with pytest.raises(TypeError, match=f"^{says}$"):
+        Decoder(loaded, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "says"),
+    [
+        ("abc", 0, "prompt: expected token ids or bytes, came str"),
+        ([1, 2.5], 0, "prompt: expected an int, came float"),
+        ([1], 0.5, "seed: expected an int, came float"),
+    ],
+)
+def test_a_prompt_or_seed_of_another_type(runtime, prompt, seed, says):
+    _, _, loaded = checkpoint()
+    decoder = Decoder(loaded, max_len=24)
+    decoder.start(np.array(PROMPT))  # NumPy's integers are some
+    with pytest.raises(TypeError, match=f"^{says}$"):
+        decoder.start(prompt, seed=seed)
+    assert decoder.prompt_len.get().tolist() == [len(PROMPT)]
+
+
 def test_unknown_build(runtime):
     _, _, loaded = checkpoint()
     with pytest.raises(ValueError, match="expected one of eager, capture, manual, came 'fast'"):

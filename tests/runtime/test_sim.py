@@ -153,6 +153,18 @@ def test_a_twin_past_the_end_of_its_memory(simulate):
         assert words in str(caught.value)
 
 
+def test_an_error_is_told_by_the_next_wait_and_not_lost_in_a_free(simulate):
+    made = simulate()
+    x, y, stream = made.device(0.0), made.device(0.0), made.stream()
+    pinned, _ = made.pinned()
+    for destroyed in (("device", y), ("pinned", pinned)):
+        made.launch(made.fill(x, 1.0, N + 1), stream)
+        made.destroy(*destroyed)  # a finalizer may have done it, who can tell nobody
+        with pytest.raises(SimulationError, match="4 bytes too many"):
+            made.runtime.stream_synchronize(stream)
+    made.runtime.stream_synchronize(stream)
+
+
 def test_a_twin_in_freed_memory(simulate):
     made = simulate()
     x = made.device(0.0)

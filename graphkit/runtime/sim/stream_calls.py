@@ -70,11 +70,11 @@ class StreamCalls(Calls):
         of_graph = self.state.graph_memory.at(address)
         if of_graph is not None:
             self.state.graph_memory.end(of_graph)
-            self.state.queue.finish_all()
+            self.state.queue.run_all()
             self.state.memory.unmap(of_graph.allocation)
             return
         allocation = self.state.memory.exact(address, MemoryType.DEVICE)
-        self.state.queue.finish_all()
+        self.state.queue.run_all()
         self.state.memory.free(allocation)
 
     @cuda_call("cudaFreeHost")
@@ -83,7 +83,7 @@ class StreamCalls(Calls):
         if not address:
             return
         allocation = self.state.memory.exact(address, MemoryType.HOST)
-        self.state.queue.finish_all()
+        self.state.queue.run_all()
         self.state.memory.free(allocation)
 
     @cuda_call("cudaMallocAsync")

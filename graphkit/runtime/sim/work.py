@@ -111,10 +111,14 @@ class WorkQueue:
 
     def finish_all(self) -> None:
         """Run everything; raise errors."""
+        self.run_all()
+        self.raise_errors()
+
+    def run_all(self) -> None:
+        """Run everything; errors wait for the next wait, as where a finalizer would lose them."""
         self._run(tuple(self._pending))
         if self._log is not None:
             self._log.observe_all()
-        self.raise_errors()
 
     def raise_errors(self) -> None:
         """Raise the first error of the work that ran since the last call, as CUDA does late."""

@@ -74,7 +74,7 @@ _DL_DEVICE = {2, 13}  # kDLCUDA, kDLCUDAManaged
 _DL_KIND = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}
 
 
-def _describe_dlpack(array: Any) -> ArrayInfo:
+def _describe_dlpack(array: Any, argument: str) -> ArrayInfo:
     # stream=-1 asks the producer not to synchronize: describing an array orders nothing.
     device_type, _ = array.__dlpack_device__()
     capsule = array.__dlpack__(stream=-1) if device_type in _DL_DEVICE else array.__dlpack__()
@@ -82,7 +82,7 @@ def _describe_dlpack(array: Any) -> ArrayInfo:
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
     if device_type not in _DL_HOST | _DL_DEVICE:
-        raise TypeError(f"array: expected CUDA memory, came DLPack device type {device_type}")
+        raise TypeError(f"{argument}: expected CUDA memory, came DLPack device type {device_type}")
     bits = tensor.dtype.bits * tensor.dtype.lanes
     if tensor.dtype.code == 4:
         dtype = BFLOAT16
@@ -90,7 +90,7 @@ def _describe_dlpack(array: Any) -> ArrayInfo:
         kind = _DL_KIND[tensor.dtype.code]
         dtype = np.dtype(np.bool_) if kind == "b" else np.dtype(f"{kind}{bits // 8}")
     else:
-        raise TypeError(f"array: expected a known dtype, came DLPack code {tensor.dtype.code}")
+        raise TypeError(f"{argument}: expected a known dtype, came DLPack code {tensor.dtype.code}")
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     strides = (
         tuple(tensor.strides[axis] * dtype.itemsize for axis in range(tensor.ndim))
@@ -103,7 +103,7 @@ def _describe_dlpack(array: Any) -> ArrayInfo:
     return ArrayInfo(ptr, shape, dtype, strides, nbytes, device_type in _DL_HOST, array)
 
 
-def _describe_interface(array: Any) -> ArrayInfo:
+def _describe_interface(array: Any, argument: str) -> ArrayInfo:
     interface = array.__cuda_array_interface__
     try:
         shape = tuple(map(index, interface["shape"]))
@@ -113,31 +113,35 @@ def _describe_interface(array: Any) -> ArrayInfo:
         masked = interface.get("mask") is not None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TypeError(
-            "array: expected a __cuda_array_interface__ with shape, typestr and data, came "
+            f"{argument}: expected a __cuda_array_interface__ with shape, typestr and data, came "
             f"{interface!r}"
         ) from error
     if masked:
-        raise TypeError("array: expected one without a mask, came a masked one")
+        raise TypeError(f"{argument}: expected one without a mask, came a masked one")
     return ArrayInfo(address, shape, dtype, strides, prod(shape) * dtype.itemsize, False, array)
 
 
-def _describe_own(array: DeviceArray) -> ArrayInfo:
-    return ArrayInfo(array.ptr, array.shape, array.dtype, array.strides, array.nbytes, False, array)
+def _describe_own(array: DeviceArray, argument: str) -> ArrayInfo:
+    address = array.memory.value
+    if not address:
+        raise ValueError(f"{argument}: expected live device memory, came a freed DeviceArray")
+    address += array.offset
+    return ArrayInfo(address, array.shape, array.dtype, array.strides, array.nbytes, False, array)
 
 
-def _describe_numpy(array: NDArray[Any]) -> ArrayInfo:
+def _describe_numpy(array: NDArray[Any], _: str) -> ArrayInfo:
     return ArrayInfo(
         array.ctypes.data, array.shape, array.dtype, array.strides, array.nbytes, True, array
     )
 
 
-def _describe_cupy(array: Any) -> ArrayInfo:
+def _describe_cupy(array: Any, _: str) -> ArrayInfo:
     return ArrayInfo(
         array.data.ptr, array.shape, array.dtype, array.strides, array.nbytes, False, array
     )
 
 
-def _describe_torch(tensor: Any) -> ArrayInfo:
+def _describe_torch(tensor: Any, _: str) -> ArrayInfo:
     name = str(tensor.dtype).removeprefix("torch.")
     dtype = BFLOAT16 if name == "bfloat16" else np.dtype(name)
     strides = tuple(step * dtype.itemsize for step in tensor.stride())
@@ -147,19 +151,22 @@ def _describe_torch(tensor: Any) -> ArrayInfo:
     return ArrayInfo(tensor.data_ptr(), shape, dtype, strides, nbytes, on_host, tensor)
 
 
+# Given the array and what to call it in an error message.
+_Describer = Callable[[Any, str], ArrayInfo]
+
 # Asking a protocol builds a dictionary or a capsule each time, which costs many times what an
 # attribute does, hence a path per type. Types are found by name: nobody's package is imported.
-_DESCRIBE: dict[type, Callable[[Any], ArrayInfo]] = {
+_DESCRIBE: dict[type, _Describer] = {
     DeviceArray: _describe_own,
     np.ndarray: _describe_numpy,
 }
-_BY_NAME: dict[tuple[str, str], Callable[[Any], ArrayInfo]] = {
+_BY_NAME: dict[tuple[str, str], _Describer] = {
     ("cupy", "ndarray"): _describe_cupy,
     ("torch", "Tensor"): _describe_torch,
 }
 
 
-def _describer(kind: type) -> Callable[[Any], ArrayInfo] | None:
+def _describer(kind: type) -> _Describer | None:
     for (package, name), describer in _BY_NAME.items():
         module = sys.modules.get(package)
         if module is not None and issubclass(kind, getattr(module, name)):
@@ -222,7 +229,7 @@ def describe(array: object, argument: str = "array") -> ArrayInfo:
         if describer is None:
             raise TypeError(f"{argument}: expected an array, came {kind.__name__}")
         _DESCRIBE[kind] = describer
-    return describer(array)
+    return describer(array, argument)
 
 
 def device_pointer(array: object, argument: str = "array") -> ArrayInfo:

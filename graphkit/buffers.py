@@ -92,8 +92,6 @@ class Buffer:
     def _describe(self, value: object) -> ArrayInfo:
         """Describe an array, and ask CUDA where it lies (cudaPointerGetAttributes)."""
         name = self.name
-        if isinstance(value, DeviceArray) and value.memory.closed:
-            raise ValueError(f"{name}: expected live device memory, came a freed DeviceArray")
         info = device_pointer(value, name)
         found = self.runtime.pointer_get_attributes(info.ptr)
         if found.type is MemoryType.HOST:

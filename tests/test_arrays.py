@@ -423,3 +423,23 @@ def test_interfaces_that_say_too_little_or_too_much(change, message):
 
     with pytest.raises(TypeError, match=message):
         gk.describe(Broken())
+
+
+def test_an_array_that_is_none_is_called_by_its_argument(runtime):
+    class Told:
+        def __init__(self, **interface):
+            self.interface = interface
+
+        @property
+        def __cuda_array_interface__(self):
+            return self.interface
+
+    good = {"shape": (1,), "typestr": "<f4", "data": (16, False), "version": 3}
+    freed = gk.zeros(1, np.int32)
+    freed.free()
+    with pytest.raises(ValueError, match=r"^flag: expected live device memory"):
+        gk.describe(freed, "flag")
+    for array in (Told(**good, mask=object()), Told(shape=(1,)), 3):
+        with pytest.raises(TypeError, match=r"^flag: expected"):
+            gk.describe(array, "flag")
+    assert gk.describe(Told(**good), "flag").ptr == 16

@@ -11,7 +11,7 @@ import pytest
 import graphkit as gk
 from graphkit.runtime.protocol import Runtime
 
-pytest_plugins = ["plugins.evidence", "plugins.kernel_launches"]
+pytest_plugins = ["plugins.evidence", "plugins.kernel_launches", "plugins.untraced"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

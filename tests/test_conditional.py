@@ -1256,7 +1256,7 @@ def build(graph, program, v, prev=()):
     return prev
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

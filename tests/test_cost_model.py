@@ -72,7 +72,7 @@ def cost_worlds(draw):
     return worlds
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @given(cost_worlds(), st.integers(0, 2**32))
 @settings(deadline=None, derandomize=True)  # one in some thousands has every try disturbed
 def test_moves_cost_within_a_tenth_of_the_cheaper_way_after_a_few(worlds, seed):

@@ -535,7 +535,7 @@ def reduction(needs):
     return edges
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @settings(max_examples=500, deadline=None)
 @given(
     st.lists(
@@ -790,7 +790,7 @@ RANDOM = settings(
 )
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @RANDOM
 @given(st.lists(EIGHT, min_size=1, max_size=16))
 def test_random_programs_have_no_edge_too_many_and_none_too_few(runtime, ops):

@@ -306,7 +306,7 @@ def test_a_function_that_launches_nothing_hands_on_what_is_there(runtime):
         np.testing.assert_array_equal(pipeline.submit(x=x).result(), x)
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @COPIES
 def test_ten_thousand_submits_in_random_order(runtime, copies):
     rng = np.random.default_rng(1)

@@ -306,7 +306,7 @@ def check(way, ops, changes):
 EIGHT = st.binary(min_size=8, max_size=8)
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @pytest.mark.parametrize("way", WAYS)
 @settings(
     max_examples=EXAMPLES // len(WAYS),

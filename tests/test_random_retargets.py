@@ -127,7 +127,7 @@ def check(ops, variants, route):
         assert np.array_equal(found.get(), machine.expected(programs[wanted]))
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

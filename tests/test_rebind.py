@@ -1357,7 +1357,7 @@ class Machine:
                 assert np.array_equal(array.get(), expected), name
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 def test_random_rebinds_of_random_subsets(runtime):
     machine = Machine()
     machine.check()

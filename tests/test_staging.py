@@ -202,7 +202,7 @@ def random_copy(choose):
     )
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @settings(
     max_examples=200,
     deadline=None,

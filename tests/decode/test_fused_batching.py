@@ -8,6 +8,8 @@ from graphkit.kernels.llama import BatchedDecoder
 
 import graphkit as gk
 
+pytestmark = pytest.mark.untraced
+
 PROMPTS = [b"def f(", b"import os, s", b"#", b"x = ", b"class A", b"for i in ", b"    return",
            b"if __na", b"print("]  # fmt: skip
 ROWS = (9, 1, 2, 3, 8, 5)  # of one step after the other

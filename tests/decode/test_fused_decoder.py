@@ -9,6 +9,8 @@ from llama.reference import LLAMA3, forward
 
 import graphkit as gk
 
+pytestmark = pytest.mark.untraced
+
 PROMPTS = (b"def f(x", b"import ", b"class A:\n", b"x", b"for i in range", b"# ", b"if x", b"d = {")
 EVEN = MODELS["odd"]._replace(vocabulary=520)
 BOUND = 5e-3  # relative to float64: the caches are bfloat16
@@ -83,7 +85,6 @@ def test_logits_of_the_bundled_model_equal_the_reference(runtime, batch):
         assert relative_error(decoder.logits.get()[b], expected) < BOUND / 2
 
 
-@pytest.mark.no_cover
 def test_256_tokens_equal_the_simple_decoders(runtime):
     _, _, checkpoint = bundled()
     simple, fused = (make(checkpoint, max_len=264) for make in (Decoder, FusedDecoder))

@@ -7,6 +7,8 @@ from graphkit.kernels.decode import FusedDecoder, RowEnds, loop_on
 
 import graphkit as gk
 
+pytestmark = pytest.mark.untraced
+
 PROMPTS = (b"def f(x", b"import ", b"class A:\n", b"x", b"for i in range", b"# ", b"if x", b"d = {")
 
 

@@ -9,6 +9,8 @@ from graphkit.kernels.decode.split_attention import found_shape, split_attention
 
 import graphkit as gk
 
+pytestmark = pytest.mark.untraced
+
 WIDE = Extents(0, 0, 8, 1, 128, 0)  # the largest group
 SMALL = Extents(0, 0, 4, 2, 8, 0)
 ODD = Extents(0, 0, 3, 1, 80, 0)  # neither of 32 nor of 64 elements

@@ -9,6 +9,8 @@ from llama.reference import LLAMA3, config, greedy, tensors
 
 import graphkit as gk
 
+pytestmark = pytest.mark.untraced
+
 PROMPTS = [[3, 14, 15, 9, 26, 5], [1], [60, 59, 58], [7, 7], [20, 21, 22, 23]]
 
 

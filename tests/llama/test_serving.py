@@ -9,6 +9,8 @@ from llama.reference import LLAMA3, byte_model, config, tensors, write_model
 
 import graphkit as gk
 
+pytestmark = pytest.mark.untraced
+
 PROMPTS = ["def ", "x", "import numpy", "\u00e9t\u00e9 = ", "for"]
 
 

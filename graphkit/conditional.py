@@ -289,11 +289,10 @@ def check_cases(n: object) -> int:
 def check_body_type(type_: NodeType, argument: str) -> None:
     """Refuse a kind of node that CUDA forbids in the body of a conditional node."""
     if type_ not in _BODY_TYPES:
-        kind = type_.name.lower()
         raise ValueError(
             f"{argument}: expected a kernel, memcpy, memset, empty, child graph or conditional "
-            f"node, since CUDA allows nothing else in the body of a conditional node, came a "
-            f"{kind} node"
+            "node, since CUDA allows nothing else in the body of a conditional node, came one of "
+            f"type {type_.name.lower()}"
         )
 
 

@@ -271,7 +271,7 @@ def test_not_in_the_body_of_a_conditional_node(graph, x, out, stream):
     with taken as body:
         with pytest.raises(ValueError, match="came one of type mem_alloc"):
             body.add_mem_alloc_node(N)
-        with pytest.raises(ValueError, match="came a mem_free node"):
+        with pytest.raises(ValueError, match="came one of type mem_free"):
             body.add_mem_free_node(inner)
         add(body, out, inner, 5)  # what the graph around allocates may be used inside
     graph.add_dependency(graph.nodes[2], taken.node)

@@ -32,7 +32,7 @@ Maker = tuple[str, Callable[[], Stepper]]
 
 
 class OwnFamily:
-    """What graphkit's contenders for one batch have in common: the weights, and how to see caches.
+    """What graphkit's contenders for one batch have in common: the weights, what is in the caches.
 
     Attributes:
         checkpoint: the model's tensors in device memory.
@@ -94,11 +94,11 @@ class OwnFamily:
 
     def _appended(self, cache: Any, context: int) -> Any:
         if self.setting.simulated:
-            return cache.get()[: self.batch, :, context].astype(np.float64)
+            return cache.get()[:, :, context].astype(np.float64)
         torch = self.setting.library("torch")
         # The array interface has no bfloat16.
         bits = torch.as_tensor(cache.view(cache.shape, np.int16), device="cuda")
-        return bits.view(torch.bfloat16)[: self.batch, :, context].float()
+        return bits.view(torch.bfloat16)[:, :, context].float()
 
 
 class Own(OwnFamily):

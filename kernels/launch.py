@@ -121,14 +121,22 @@ def check(
     return shape
 
 
-def integer(argument: str, value: object) -> int:
-    """Return an int, NumPy's among them.
+def integer(argument: str, value: object, within: tuple[int, int] | None = None) -> int:
+    """Return an int, NumPy's among them, as Python's.
+
+    Args:
+        argument: what to call it in an error message.
+        value: the value.
+        within: the least and the most that it may be; None for any.
 
     Raises:
         TypeError: when it is none; True and False are not.
+        ValueError: when it is out of bounds.
     """
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{argument}: expected an int, came {type(value).__name__}")
+    if within is not None and not within[0] <= value <= within[1]:
+        raise ValueError(f"{argument}: expected {within[0]} to {within[1]}, came {value}")
     return int(value)
 
 

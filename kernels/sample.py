@@ -127,6 +127,9 @@ def random_state(seed: int, batch: int = 1) -> NDArray[np.uint32]:
     Args:
         seed: 0 to 2**64 - 1.
         batch: number of rows.
+
+    Raises:
+        TypeError, ValueError: when the seed is none.
     """
     if not 0 <= integer("seed", seed) < 2**64:
         raise ValueError(f"seed: expected 0 to 2**64 - 1, came {seed}")

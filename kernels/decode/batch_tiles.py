@@ -186,10 +186,7 @@ def real_rows(rows: object, batch: int) -> int:
     """
     if rows is None:
         return batch
-    real = integer("rows", rows)
-    if not 1 <= real <= batch:
-        raise ValueError(f"rows: expected 1 to {batch}, came {real}")
-    return real
+    return integer("rows", rows, (1, batch))
 
 
 def enough_rows(argument: str, came: int, rows: int) -> None:

@@ -53,6 +53,7 @@ class FusedBatchedDecoder:
             writes none.
 
     Raises:
+        TypeError: ``max_batch`` or ``max_len`` is no int.
         ValueError: an argument out of range, extents or a dtype that the kernels do not take, or
             more memory than is free; before anything is allocated.
     """
@@ -65,9 +66,7 @@ class FusedBatchedDecoder:
         self, checkpoint: Checkpoint, *, max_batch: int, max_len: int | None = None
     ) -> None:
         config = checkpoint.config
-        max_batch = integer("max_batch", max_batch)
-        if not 1 <= max_batch <= TensorStep.most_rows:
-            raise ValueError(f"max_batch: expected 1 to {TensorStep.most_rows}, came {max_batch}")
+        max_batch = integer("max_batch", max_batch, (1, TensorStep.most_rows))
         max_len = check_extent(config, max_len)
         # Steps run one after the other: those of all numbers of rows share their activations.
         shapes = [family_of(rows).shapes(config, rows, max_len) for rows in range(1, max_batch + 1)]
@@ -108,9 +107,7 @@ class FusedBatchedDecoder:
         Raises:
             TypeError, ValueError: another number than a step may have.
         """
-        if not 1 <= integer("rows", rows) <= self.max_batch:
-            raise ValueError(f"rows: expected 1 to {self.max_batch}, came {rows}")
-        return self._steps[rows - 1].logits
+        return self._steps[integer("rows", rows, (1, self.max_batch)) - 1].logits
 
     def step(
         self,

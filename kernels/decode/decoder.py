@@ -12,7 +12,7 @@ import numpy as np
 import graphkit as gk
 from graphkit.device_array import DeviceArray
 
-from ..launch import KernelLaunch, integer
+from ..launch import KernelLaunch
 from ..llama.checkpoint import Checkpoint
 from ..llama.decoder import BUILDS, Build, Decode, Decoder, add_launches
 from ..llama.model import DecodeLaunch
@@ -52,6 +52,7 @@ class FusedDecoder(Decoder):
             ``max_len`` until it is set to something else.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: an argument out of range, extents or a dtype that the kernels do not take, or
             more memory than is free; before anything is allocated.
     """
@@ -70,9 +71,6 @@ class FusedDecoder(Decoder):
         top_p: float = 1.0,
         page: int = 0,
     ) -> None:
-        batch = integer("batch", batch)
-        if batch > TensorStep.most_rows:
-            raise ValueError(f"batch: expected 1 to {TensorStep.most_rows} sequences, came {batch}")
         self._page = page
         self._own_stream = gk.Stream()
         super().__init__(
@@ -99,6 +97,8 @@ class FusedDecoder(Decoder):
         return self.llama.v_cache
 
     def _model(self, checkpoint: Checkpoint, batch: int, max_len: int | None) -> FusedLlama:
+        if batch > TensorStep.most_rows:
+            raise ValueError(f"batch: expected 1 to {TensorStep.most_rows} sequences, came {batch}")
         return FusedLlama(checkpoint, rows=batch, max_len=max_len, page=self._page)
 
     def _list_launches(self) -> tuple[DecodeLaunch, ...]:

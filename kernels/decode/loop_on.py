@@ -106,7 +106,4 @@ def check_steps(steps: object) -> int:
         TypeError: when it is no int.
         ValueError: when it is out of range.
     """
-    most = integer("steps", steps)
-    if not 1 <= most < _UNCOUNTED:
-        raise ValueError(f"steps: expected 1 to {_UNCOUNTED - 1}, came {most}")
-    return most
+    return integer("steps", steps, (1, _UNCOUNTED - 1))

@@ -51,6 +51,7 @@ class FusedLlama:
             It may be set to any other numbers between launches.
 
     Raises:
+        TypeError: ``max_len`` or ``page`` is no int.
         ValueError: an argument out of range, extents or a dtype that the kernels do not take, or
             more memory than is free; before anything is allocated.
     """

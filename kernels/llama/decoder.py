@@ -48,6 +48,7 @@ class Decoder:
         llama: its weights, which another decoder may share, its activations and its caches.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: an argument out of range, before anything is allocated.
     """
 
@@ -116,6 +117,7 @@ class Decoder:
             seed: of the random state, 0 to 2**64 - 1; each sequence draws numbers of its own.
 
         Raises:
+            TypeError: a token or the seed is no int.
             ValueError: a prompt is empty, does not fit the cache, or holds an unknown token; or
                 the seed is out of range. Nothing has changed then.
         """
@@ -247,6 +249,7 @@ def check_prompt(
     """Check that a prompt can be decoded, before anything is launched.
 
     Raises:
+        TypeError: it is a str, or a token is no int.
         ValueError: it is empty, leaves no place in a cache of ``max_len`` tokens for one more, or
             holds a token outside the vocabulary.
     """

@@ -65,6 +65,7 @@ class Llama:
         v_cache: as ``k_cache``.
 
     Raises:
+        TypeError: ``max_len`` is no int.
         ValueError: an argument out of range, before anything is allocated.
     """
 
@@ -166,7 +167,7 @@ def check_extent(config: LlamaConfig, max_len: int | None) -> int:
     """Return the places of a sequence: the model's by default.
 
     Raises:
-        TypeError: no int.
+        TypeError: it is no int.
         ValueError: less than 2, or more than the model has positions.
     """
     limit = config.max_position_embeddings

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from graphkit.kernel import Kernel
 from graphkit.runtime.protocol import Dim3
 
-from ..launch import WARP, KernelLaunch, check, integer
+from ..launch import WARP, KernelLaunch, check
 
 __all__ = ["PatchGrid", "check_count", "check_real", "per_warp", "source"]
 
@@ -86,10 +86,11 @@ def check_count(argument: str, value: object, least: int = 1, most: int = 2**31 
         TypeError: when it is no int.
         ValueError: when it is out of bounds.
     """
-    count = integer(argument, value)
-    if not least <= count <= most:
-        raise ValueError(f"{argument}: expected {least} to {most}, came {count}")
-    return count
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected an int, came {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{argument}: expected {least} to {most}, came {value}")
+    return value
 
 
 def check_real(argument: str, value: object, *, above: float | None = None) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check, integer
+from ..launch import KernelLaunch, check
 from .patches import MOST_PATCHES, check_count, source
 
 __all__ = ["TOKEN_BUDGET", "check_budget", "token_budget"]
@@ -81,7 +81,8 @@ def check_budget(
     """
     high = check_count(f"most{suffix}", most, 1, min(MOST_TOKENS, (2**31 - 1) // k))
     low = check_count(f"least{suffix}", least, 0, high)
-    total = integer(f"total{suffix}", total)
+    if not isinstance(total, int) or isinstance(total, bool):
+        raise TypeError(f"total{suffix}: expected an int, came {type(total).__name__}")
     if not k * low <= total <= k * high:
         raise ValueError(
             f"total{suffix}: expected {k * low} to {k * high} tokens, for {k} patches of {low} to "

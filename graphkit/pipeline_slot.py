@@ -106,6 +106,7 @@ class PipelineSlot:
             self.outputs = {p.name: p.empty() for p in self.ports.values() if not p.is_input}
             self._control = empty_pinned(_LINE * (2 + len(self.ports) // _LINE + 1), np.uint64)
             self._control[:] = 0
+            self._dropped = empty_pinned(1, np.uint64)
             self._arrived, self._count = zeros(1, np.uint32), zeros(1, np.uint64)
             self._targets = zeros(len(self.fetched), np.uint64)
             moving = self._add_copies(arrays, copies)
@@ -291,8 +292,12 @@ class PipelineSlot:
         traceback = error.__traceback__
         number = self.number
         self.errors[number] = error.with_traceback(traceback.tb_next if traceback else None)
+        # What was dropped counted nothing: the next request is to signal the number behind it. On
+        # this stream alone, since others may capture, or have failed requests of their own.
+        self._dropped[0] = number
+        source, to_device = int(self._dropped.ctypes.data), MemcpyKind.HOST_TO_DEVICE
         with suppress(CudaError):  # where the device is lost, nothing is counted any more
-            self._count.set(np.array([number], np.uint64))
+            self._runtime.memcpy_async(self._count.ptr, source, 8, to_device, self._handle)
 
     def wait(self, number: int, timeout: float | None) -> bool:
         """Wait until a request is done; return False when the time is over before.
@@ -341,7 +346,7 @@ class PipelineSlot:
             self._asking.wait_for(lambda: not self._askers)
         self._cleanup.close()
         del self._graph, self._exec, self._memory, self._arrived, self._count
-        del self._control, self._targets
+        del self._control, self._targets, self._dropped
 
 
 def _refuse_launch() -> None:

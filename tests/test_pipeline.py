@@ -486,6 +486,37 @@ def test_every_request_of_a_slot_that_fails_raises_its_own_error(sim):
         assert requests[0].result() is y
 
 
+@pytest.mark.parametrize("stage", [False, True])
+def test_requests_that_fail_spoil_no_other_slot(sim, stage):
+    good, bad = ([pinned(np.float32([sign * i])) for i in (1, 2)] for sign in (1, -1))
+    with Pipeline(identity, {"x": ONE}, {"y": ONE}, slots=2, stage=stage) as pipeline:
+        for _ in range(2):
+            failed = [pipeline.submit(x=x) for x in bad]
+            for x, request in zip(bad, failed, strict=True):
+                with pytest.raises(ArithmeticError, match=f"{x[0]} is below zero"):
+                    request.result()
+            whole = [pipeline.submit(x=x) for x in good]
+            assert [request.result()[0] for request in whole] == [1, 2]
+        failed = [pipeline.submit(x=x) for x in bad]
+        pipeline.synchronize()
+        assert all(request.done() for request in failed)
+        mixed = pipeline.submit(x=good[0]), pipeline.submit(x=bad[1])
+        assert mixed[0].result()[0] == 1
+
+
+def test_a_request_fails_by_itself_while_another_thread_captures(sim, stream):
+    with Pipeline(identity, {"x": ONE}, {"y": ONE}, slots=1) as pipeline:
+        failed = pipeline.submit(x=pinned(np.float32([-1])))
+        with gk.capture(stream):
+
+            def look():
+                with pytest.raises(ArithmeticError, match="below zero"):
+                    failed.result()
+                assert pipeline.submit(x=pinned(np.float32([5]))).result()[0] == 5
+
+            in_thread(look)
+
+
 # --- back-pressure -------------------------------------------------------------------------------
 
 

@@ -47,8 +47,8 @@ _queue: deque[Callable[[], None]] = deque()
 live_captures: dict[object, tuple[Runtime, int, list[object]]] = {}
 _capturing: dict[object, int] = {}  # the threads that began them, by the same tokens
 _thread = local()  # has `host_function` while this thread runs one for CUDA
-# What launches in flight may still use, with the events that tell when they are done.
-_waiting: list[tuple[list[Handle], object]] = []
+# What launches in flight may still use, with the events that tell when they are done, by a token.
+_waiting: dict[object, tuple[list[Handle], object]] = {}
 
 
 class Handle:
@@ -150,12 +150,12 @@ def _drain() -> None:
     Whoever happens to be here is not to blame for what fails: an error becomes a warning, and the
     rest is destroyed all the same.
     """
-    with _lock:
-        if _put_off():
-            return
-        due = list(_queue)
-        _queue.clear()
-    for finish in due:
+    # One at a time, so that an interrupt in between loses none. What they put off anew waits on.
+    for _ in range(len(_queue)):
+        with _lock:
+            if _put_off() or not _queue:
+                return
+            finish = _queue.popleft()
         try:
             finish()
         except Exception as error:
@@ -254,22 +254,29 @@ def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: obj
             _queue.append(lambda: keep_until_done(runtime, handles, owners))
             return
     events = []
-    try:
-        for stream in handles:
+    for stream in handles:
+        try:
             if stream is None:
                 raise CudaError("cudaEventRecord", _INVALID_RESOURCE_HANDLE)
             event = runtime.event_create_with_flags(EventFlags.DISABLE_TIMING)
             events.append(Handle(runtime, "event", event, runtime.event_destroy))
             runtime.event_record(event, stream)
-    except CudaError:
-        # A stream that is gone: only the whole device can tell when its work is done. Where that
-        # fails too, the device is lost, and with it whatever ran there.
-        with suppress(CudaError):
-            runtime.device_synchronize()
-        return
+        except CudaError:
+            _wait_for(runtime, stream)
     with _lock:
-        _waiting.append((events, owners))
+        _waiting[object()] = events, owners
     release_done()
+
+
+def _wait_for(runtime: Runtime, stream: int | None) -> None:
+    """Wait for the work of a stream that takes no event: it is gone, or of another device."""
+    with suppress(CudaError):
+        if stream is not None:
+            runtime.stream_synchronize(stream)
+            return
+    # Only the whole device can tell. Where that fails too, it is lost, and with it whatever ran.
+    with suppress(CudaError):
+        runtime.device_synchronize()
 
 
 def release_done() -> None:
@@ -280,11 +287,10 @@ def release_done() -> None:
     with _lock:
         if _put_off():
             return
-        due = list(_waiting)
-        _waiting.clear()
-    still = [entry for entry in due if not _done(entry[0])]
-    with _lock:
-        _waiting.extend(still)
+        waiting = list(_waiting.items())
+    for token, (events, _) in waiting:
+        if _done(events):
+            _waiting.pop(token, None)  # only now: an interrupt before it loses nothing
 
 
 def _done(events: list[Handle]) -> bool:

@@ -271,6 +271,20 @@ def test_owners_are_kept_until_all_streams_are_done(runtime, stream):
     assert seen() is None
 
 
+def test_a_stream_that_takes_no_event_is_waited_for(runtime, stream, monkeypatch):
+    def refuse(event, of):
+        raise gk.CudaError("cudaEventRecord", 400)  # as for a stream of another device
+
+    counter, owner = gk.zeros(1, np.int32), Thing()
+    seen = weakref.ref(owner)
+    _gate, _kept = slow(stream, counter)
+    monkeypatch.setattr(runtime, "event_record", refuse)
+    keep_until_done(runtime, [stream.ptr], owner)
+    assert stream.query()
+    del owner
+    assert seen() is None
+
+
 def test_without_streams_owners_go_at_once(runtime):
     owner = Thing()
     seen = weakref.ref(owner)

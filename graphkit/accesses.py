@@ -140,9 +140,10 @@ def kernel_accesses(
 
     An array behind a ``const T*`` is read, one behind any other pointer read and written, all of
     it. What is declared takes the place of that: an argument that is named is touched as declared;
-    an array says the same of the argument that it lies inside of, or that points into it. What
-    structs point at, passed by value, is known from declarations only. A condition whose handle is
-    passed is written.
+    an array says the same of the argument that it lies inside of, or that points into it; of a
+    const one where it is read and lies inside of both, since the other may be written all the
+    same. What structs point at, passed by value, is known from declarations only. A condition
+    whose handle is passed is written.
 
     A word of eight bytes whose type is not known (a wrapped function without a signature) needs a
     declaration unless an array was passed for it.
@@ -157,6 +158,7 @@ def kernel_accesses(
     if reads is not None or writes is not None:
         named, arrays = _declarations(parameters, values, reads, writes)
     found = [Access(*span, write) for span, write in arrays]
+    replaced = _replaced(parameters, values, arrays) if arrays else ()
     for parameter, value in zip(parameters, values, strict=True):
         name = parameter.name
         if (handle := condition_of(parameter, value)) is not None:
@@ -168,11 +170,8 @@ def kernel_accesses(
             span = array_span(value, name)
             found += [Access(*span, write, name) for write in named[name]]
         elif is_array(value):
-            span = array_span(value, name)
-            if not arrays or not any(
-                _replaces(span, parameter, array, write) for array, write in arrays
-            ):
-                found.append(Access(*span, not parameter.const, name))
+            if name not in replaced:
+                found.append(Access(*array_span(value, name), not parameter.const, name))
         elif address := _address(parameter, value):
             covered = any(start <= address < end for (start, end), _ in arrays)
             # Eight bytes of a type that is not known may be a size as well: then any declaration
@@ -239,12 +238,26 @@ def _items(declared: Declared, argument: str) -> Iterable[object]:
     return tuple(declared)
 
 
-def _replaces(
-    span: tuple[int, int], parameter: Parameter, array: tuple[int, int], write: bool
-) -> bool:
-    """Return whether a declared array says what is touched of an argument."""
-    # What is written through one pointer says nothing about what is read through a const one.
-    return span[0] <= array[0] and array[1] <= span[1] and not (write and parameter.const)
+def _replaced(
+    parameters: Sequence[Parameter],
+    values: Sequence[object],
+    arrays: Iterable[tuple[tuple[int, int], bool]],
+) -> set[str]:
+    """Return the arguments of which declared arrays say what is touched."""
+    spans = [
+        (parameter, array_span(value, parameter.name))
+        for parameter, value in zip(parameters, values, strict=True)
+        if parameter.pointer is not False and is_array(value)
+    ]
+    replaced: set[str] = set()
+    for (start, end), write in arrays:
+        around = [item for item, (first, last) in spans if first <= start and end <= last]
+        constant = [item for item in around if item.const]
+        # What is written through one pointer says nothing about what is read through a const one,
+        # and what a const one reads says nothing about what another one may write.
+        said = [item for item in around if not item.const] if write else constant or around
+        replaced.update(item.name for item in said)
+    return replaced
 
 
 def _address(parameter: Parameter, value: object) -> int:

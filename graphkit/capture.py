@@ -171,6 +171,7 @@ def _begin_into(body: Graph, stream: int, mode: CaptureMode, deps: Node | Iterab
     if records.derived is not None:
         records.derived.refuse_capture()
     before = records.dependencies(deps)
+    records.about_to_change()
     body.runtime.stream_begin_capture_to_graph(stream, body.ptr, before, mode)
     records.derived = None  # the capture gives the edges
     records.clusters = None  # what is captured may have some

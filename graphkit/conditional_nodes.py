@@ -69,6 +69,8 @@ def add_conditional(
     """
     value, before = _behind(graph, deps)
     check_condition(condition, argument, graph.handle)
+    if graph.records.derived is not None:
+        graph.records.derived.check_open(graph)
     if isinstance(condition, ConditionalHandle):
         return _add(graph, value, before, type_, size, condition, None, given)
     # Compiled first, since nothing destroys a handle that nobody needs after all.
@@ -151,7 +153,7 @@ def _add(
         ptr, made = graph.runtime.graph_add_conditional_node(value, before, params)
         if graph.captured_on is not None:
             graph.runtime.stream_update_capture_dependencies(graph.captured_on, (ptr,))
-        node = handle.node = records.keep(ptr, NodeType.CONDITIONAL, handle, reads)
+        node = handle.node = records.keep(ptr, NodeType.CONDITIONAL, handle, reads, declared=False)
         bodies = tuple(body_of(graph, body, node) for body in made)
         records.owners.extend(body.owners for body in bodies)
         added = Conditional(type_, node, bodies, handle, flag, given(bodies))

@@ -72,17 +72,22 @@ class DerivedEdges:
             given: nodes that it waits for in any case.
             accesses: what it touches.
         """
-        self._refuse_sealed()
-        self.settle(graph)
+        self.check_open(graph)
         bits = 0
         for ptr in given:
             bits |= 1 << self._places[ptr]
         self._needed = self._hazards.needed(accesses, bits)
         return [self._ptrs[place] for place in members(self._needed)]
 
-    def _refuse_sealed(self) -> None:
+    def check_open(self, graph: Graph) -> None:
+        """Refuse where nothing can be added now, before anything is made for it.
+
+        Raises:
+            ValueError: a sealed graph, or what :meth:`settle` refuses.
+        """
         if self._sealed:
             raise ValueError(self._sealed)
+        self.settle(graph)
 
     def added(self, ptr: int, accesses: Sequence[Access]) -> None:
         """Note the node that :meth:`dependencies` was asked for."""
@@ -123,17 +128,15 @@ class DerivedEdges:
                 "graph: expected complete bodies before anything follows a conditional node, whose "
                 f"edges are derived from them, came {conditional!r}: {missing}"
             )
-        self._open = None
-        ptr = conditional.node.ptr
-        found = [*graph.touched[ptr]]
+        found: list[Access] = []
         for body in conditional.bodies:
             inside = body.records.derived
             if inside is not None:
                 inside.settle(body)
                 inside._sealed = _BODY_SEALED
             found += accesses_of(body, "graph")
-        graph.touched[ptr] = tuple(found)
-        self.touch(graph, ptr, found)
+        self._open = None  # only now: bodies of which too little is known refuse every attempt
+        self.touch(graph, conditional.node.ptr, found)
 
     def refuse_capture(self) -> None:
         """Refuse a capture into a body that has nodes: it would not wait for them by itself."""
@@ -154,8 +157,7 @@ class DerivedEdges:
         Raises:
             ValueError: when the nodes are ordered the other way round.
         """
-        self._refuse_sealed()
-        self.settle(graph)
+        self.check_open(graph)
         first, second = self._places[from_node.ptr], self._places[to_node.ptr]
         if first == second or self._hazards.is_before(second, first):
             raise ValueError(

@@ -12,6 +12,7 @@ from graphkit.runtime.protocol import Dim3, KernelNodeParams, MemcpyNodeParams, 
 
 if TYPE_CHECKING:
     from graphkit.graph import Graph
+    from graphkit.node_records import NodeRecords, Shape
 
 __all__ = ["ExecNodes", "KernelSlot"]
 
@@ -59,6 +60,7 @@ class ExecNodes:
         self.copies: dict[Node, MemcpyNodeParams] = {}
         self.fills: dict[Node, MemsetNodeParams] = {}
         self._clusters: dict[tuple[int, ...], Dim3] | None = None
+        self._shapes: dict[NodeRecords, Shape] = {}
 
     @property
     def clusters(self) -> dict[tuple[int, ...], Dim3]:
@@ -69,6 +71,15 @@ class ExecNodes:
         if self._clusters is None:
             self._clusters = self._graph.clusters
         return self._clusters
+
+    def keep_shape(self, records: NodeRecords) -> None:
+        """Note the nodes and edges that a graph had when the exec was made, before they change."""
+        if records not in self._shapes:
+            self._shapes[records] = records.shape()
+
+    def shape(self, records: NodeRecords) -> Shape:
+        """Return the nodes and edges that the exec was made of, of its graph or one inside."""
+        return self._shapes.get(records) or records.shape()
 
     def open(self, node: Node) -> KernelSlot:
         """Read what the exec holds for a kernel node that was not changed yet."""

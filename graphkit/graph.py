@@ -231,8 +231,7 @@ class Graph:
         if attributes and self.memory_nodes.present:
             try_attributes(runtime, params, attributes)
         with records.turn:
-            if records.derived is not None:
-                dependencies = records.order(self, dependencies, accesses)
+            dependencies = records.order(self, dependencies, accesses)
             if cluster is not None:
                 records.change_clusters()
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
@@ -393,14 +392,16 @@ class Graph:
         check_child(self, child)
         before = self.records.dependencies(deps)
         accesses = self.records.declared(reads, writes)
-        if accesses is None and self.records.derived is not None:
+        declared = accesses is not None
+        if not declared and self.records.derived is not None:
             accesses = accesses_of(child, "child")
         with self.records.turn:
             before = self.records.order(self, before, accesses)
             if child.clusters:
                 self.records.change_clusters()
             ptr = self.runtime.graph_add_child_graph_node(self.ptr, before, child.ptr)
-            node = self.records.keep(ptr, NodeType.GRAPH, tuple(child.owners), accesses)
+            owners = tuple(child.owners)
+            node = self.records.keep(ptr, NodeType.GRAPH, owners, accesses, declared=declared)
             self.operands[ptr] = Copied(child)
             return node
 
@@ -638,6 +639,7 @@ class Graph:
             self.ptr  # noqa: B018 - refuses one that is still captured: the capture may need it
             check_node_removal(self, node)
             self.records.keep_clusters()
+            self.records.about_to_change()
             self.runtime.graph_destroy_node(node.ptr)
             self.groups.remove(node)
             self.records.drop(node)
@@ -673,6 +675,7 @@ class Graph:
         self.records.check(from_node, "from_node")
         self.records.check(to_node, "to_node")
         data = edge_data(from_node, to_node, programmatic, launch_completion)
+        self.records.about_to_change()
         if self.records.derived is not None:
             with self.records.turn:
                 self.records.derived.add_dependency(self, from_node, to_node, data)
@@ -694,6 +697,7 @@ class Graph:
                 f"from_node: expected an edge from {from_node!r} to {to_node!r}, came none"
             )
         check_edge_removal(self)
+        self.records.about_to_change()
         self.runtime.graph_remove_dependencies(self.ptr, found)
 
     # --- looking ---------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ from graphkit.update_report import UpdateReport
 
 if TYPE_CHECKING:
     from graphkit.graph import Graph
+    from graphkit.node_records import NodeRecords
 
 __all__ = ["GraphExec", "check_graph", "check_kernel"]
 
@@ -567,6 +568,11 @@ class GraphExec:
         with self._turn:
             self._replaced.extend(self._nodes.forget(gone))
             self._enabled.forget(gone)
+
+    def keep_shape(self, records: NodeRecords) -> None:
+        """Note nodes and edges of its graph before those change. For :class:`Graph` to call."""
+        with self._turn:
+            self._nodes.keep_shape(records)
 
     def keep_clusters(self) -> None:
         """Note the clusters of its graph before those change. For :class:`Graph` to call."""

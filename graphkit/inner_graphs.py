@@ -65,7 +65,7 @@ def level_of(graph: Graph, node: Node) -> Graph | None:
     if not isinstance(node, Node):
         raise TypeError(f"node: expected a Node, came {type(node).__name__}")
     if node.graph_handle is graph.handle:
-        return graph if node.ptr in graph.records.nodes else None
+        return graph if graph.records.has(node) else None
     for inner in inner_graphs(graph):
         found = level_of(inner, node)
         if found is not None:

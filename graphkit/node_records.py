@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from graphkit.accesses import Access, Declared, declared_accesses
@@ -12,14 +12,21 @@ from graphkit.derived_edges import DerivedEdges
 from graphkit.kernel import Kernel
 from graphkit.lifetime import Handle
 from graphkit.node import Node, several_nodes
-from graphkit.runtime.protocol import Dim3, NodeType
+from graphkit.runtime.protocol import Dim3, Edge, NodeType
 from graphkit.turn import Turn
 
 if TYPE_CHECKING:
     from graphkit.graph import Graph
     from graphkit.graph_exec import GraphExec
 
-__all__ = ["NodeRecords"]
+__all__ = ["NodeRecords", "Shape"]
+
+
+class Shape(NamedTuple):
+    """The nodes of one graph in the order in which they were added, and what joins them."""
+
+    nodes: Sequence[Node]
+    edges: Sequence[Edge]
 
 
 class NodeRecords:
@@ -95,8 +102,12 @@ class NodeRecords:
             raise TypeError(f"{argument}: expected a Node, came {type(node).__name__}")
         if node.graph_handle is not self._handle:
             raise ValueError(f"{argument}: expected a node of this graph, came {node!r} of another")
-        if node.ptr not in self.nodes:
+        if not self.has(node):
             raise ValueError(f"{argument}: expected a node of this graph, came a removed one")
+
+    def has(self, node: Node) -> bool:
+        """Return whether a node is one of the graph, and was not removed."""
+        return self.nodes.get(node.ptr) is node  # another may be where a removed one was
 
     # --- adding a node
 
@@ -106,7 +117,7 @@ class NodeRecords:
         if conditionals.ended or conditionals.captured is not None:
             conditionals.refuse_add()
         if isinstance(deps, Node):
-            if deps.graph_handle is not self._handle or deps.ptr not in self.nodes:
+            if self.nodes.get(deps.ptr) is not deps:
                 self.check(deps, "deps")
             return (deps.ptr,)
         nodes = several_nodes(deps, "deps")
@@ -126,6 +137,7 @@ class NodeRecords:
         self, graph: Graph, before: Sequence[int], accesses: Sequence[Access] | None = None
     ) -> Sequence[int]:
         """Return what the next node waits for: what was given, or what its accesses ask for too."""
+        self.about_to_change()
         if self.derived is None:
             return before
         return self.derived.dependencies(graph, before, accesses or ())
@@ -136,18 +148,40 @@ class NodeRecords:
         type_: NodeType,
         owners: object,
         accesses: Sequence[Access] | None = None,
+        *,
+        declared: bool = True,
     ) -> Node:
-        """Note a node that CUDA has added, and keep alive what it points at."""
+        """Note a node that CUDA has added, and keep alive what it points at.
+
+        Args:
+            ptr: the node's cudaGraphNode_t.
+            type_: its kind.
+            owners: what it points at.
+            accesses: what it touches, where that is known now.
+            declared: whether that holds whatever the exec has inside of the node.
+        """
         self.owners.append(owners)
         self.operands[ptr] = owners
-        if accesses is not None:
+        if accesses is not None and declared:
             self.touched[ptr] = accesses
         if self.derived is not None:
             self.derived.added(ptr, accesses or ())
         node = self.nodes[ptr] = Node(self._handle, ptr, type_)
         return node
 
-    # --- clusters
+    # --- what execs were made of
+
+    def about_to_change(self) -> None:
+        """Let execs note the nodes and edges that they were made of."""
+        if self.execs:
+            for exe in list(self.execs):
+                exe.keep_shape(self)
+
+    def shape(self) -> Shape:
+        """Return the nodes and edges of now (cudaGraphGetNodes, cudaGraphGetEdges)."""
+        runtime, graph = self._handle.runtime, self._handle.value
+        nodes = tuple(self.node_of(ptr) for ptr in runtime.graph_get_nodes(graph))
+        return Shape(nodes, runtime.graph_get_edges(graph))
 
     def keep_clusters(self) -> None:
         """Let execs note which clusters they have, before the graph changes."""

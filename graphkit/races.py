@@ -82,7 +82,7 @@ def find_races(graph: Graph, held: ExecNodes | None = None) -> tuple[Race, ...]:
 
 
 def _races(touched: Touched) -> list[Race]:
-    nodes, before = touched.nodes, _ancestors(touched.graph, touched.nodes)
+    nodes, before = touched.nodes, touched.before
     widest: dict[tuple[int, int], Race] = {}
     for first, second, one, other in _overlaps(touched.accesses):
         if before[second] >> first & 1 or before[first] >> second & 1:
@@ -106,27 +106,6 @@ def _races(touched: Touched) -> list[Race]:
     for inside in touched.inside:
         found += _races(inside)
     return found
-
-
-def _ancestors(graph: Graph, nodes: Sequence[Node]) -> list[int]:
-    """Return for each node all that edges order before it, as bits."""
-    places = {node.ptr: place for place, node in enumerate(nodes)}
-    followers: list[list[int]] = [[] for _ in nodes]
-    missing = [0] * len(nodes)
-    for edge in graph.runtime.graph_get_edges(graph.ptr):
-        followers[places[edge.from_node]].append(places[edge.to_node])
-        missing[places[edge.to_node]] += 1
-    before = [0] * len(nodes)
-    ready = [place for place, count in enumerate(missing) if not count]
-    while ready:
-        place = ready.pop()
-        passed = before[place] | 1 << place
-        for follower in followers[place]:
-            before[follower] |= passed
-            missing[follower] -= 1
-            if not missing[follower]:
-                ready.append(follower)
-    return before
 
 
 def _overlaps(

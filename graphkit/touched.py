@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from graphkit.accesses import (
     Access,
@@ -34,6 +34,7 @@ from graphkit.runtime.protocol import (
 if TYPE_CHECKING:
     from graphkit.exec_nodes import ExecNodes
     from graphkit.graph import Graph
+    from graphkit.node_records import Shape
 
 __all__ = ["Copied", "Touched", "accesses_of"]
 
@@ -47,7 +48,8 @@ class Touched:
         source: the graph that its values come from otherwise; the graph itself by default.
 
     Attributes:
-        nodes: the nodes of the graph.
+        nodes: the nodes of the graph; of an exec, those of them that it was made of.
+        before: for each node all that edges order before it, as bits.
         names: what each is called in a message.
         accesses: what each touches.
         inside: the same for the graphs inside of its nodes.
@@ -58,7 +60,10 @@ class Touched:
         self, graph: Graph, held: ExecNodes | None = None, source: Graph | None = None
     ) -> None:
         self.graph = graph
-        self.nodes = graph.nodes
+        graph.ptr  # noqa: B018 - refuses a closed one
+        shape = graph.records.shape() if held is None else held.shape(graph.records)
+        self.nodes = [node for node in shape.nodes if graph.records.has(node)]
+        self.before = _ancestors(shape, self.nodes)
         self.names: list[str] = []
         self.accesses: list[Sequence[Access]] = []
         self.inside: list[Touched] = []
@@ -66,8 +71,13 @@ class Touched:
         self._held = held
         self._source = graph if source is None else source
         self._arrays: dict[int, int] | None = None
-        self._launches: dict[object, Sequence[object]] | None = None
+        self._launches: dict[object, deque[Sequence[object]]] | None = None
         known = self.nodes if source is None else source.nodes
+        if len(known) != len(self.nodes):
+            raise ValueError(
+                f"exec: expected a graph of {len(self.nodes)} nodes where its values came from, "
+                f"came {len(known)}; nodes were added or removed since, so update it anew"
+            )
         self._allocated = _allocated(known)
         for place, (node, at) in enumerate(zip(self.nodes, known, strict=True)):
             name, accesses = self._of(node, at)
@@ -160,7 +170,9 @@ class Touched:
         signed = self._signed(name, slot.block, now)
         if declared is None:
             return name, signed
-        return name, [_moved(item, block, slot.block, signed) for item in declared]
+        return name, [
+            moved for item in declared for moved in _moved(item, block, slot.block, signed)
+        ]
 
     def _signed(self, name: str, block: ArgumentBlock, given: Sequence[object]) -> list[Access]:
         """Return what a kernel touches by its signature, with these arguments in its block.
@@ -204,7 +216,37 @@ class Touched:
         """Return the arguments of the captured launch that became this node, where we made it."""
         if self._launches is None:
             self._launches = _launches_in(self._source.owners, self.graph.runtime)
-        return self._launches.get((function, *_addresses(block)), ())
+        alike = self._launches.get((function, block.view.tobytes()))
+        if not alike:
+            return ()
+        # Those that differ in the extent of their arrays alone are in the order of the nodes.
+        return alike.popleft() if len(alike) > 1 else alike[0]
+
+
+def _ancestors(shape: Shape, nodes: Sequence[Node]) -> list[int]:
+    """Return for each node all that edges order before it, as bits.
+
+    Nodes of the shape that were removed since order others still: in an exec they are there.
+    """
+    kept = set(nodes)
+    ordered = [*nodes, *(node for node in shape.nodes if node not in kept)]
+    places = {node.ptr: place for place, node in enumerate(ordered)}
+    followers: list[list[int]] = [[] for _ in ordered]
+    missing = [0] * len(ordered)
+    for edge in shape.edges:
+        followers[places[edge.from_node]].append(places[edge.to_node])
+        missing[places[edge.to_node]] += 1
+    before = [0] * len(ordered)
+    ready = [place for place, count in enumerate(missing) if not count]
+    while ready:
+        place = ready.pop()
+        passed = before[place] | 1 << place
+        for follower in followers[place]:
+            before[follower] |= passed
+            missing[follower] -= 1
+            if not missing[follower]:
+                ready.append(follower)
+    return before
 
 
 def _allocated(nodes: Iterable[Node]) -> dict[int, int]:
@@ -219,22 +261,24 @@ def _allocated(nodes: Iterable[Node]) -> dict[int, int]:
 
 def _moved(
     access: Access, old: ArgumentBlock, new: ArgumentBlock, signed: Iterable[Access]
-) -> Access:
+) -> list[Access]:
     """Return what was declared of a kernel node, for the arguments that an exec gave it since."""
     for item in signed:
         if access.what == item.what:  # the argument was named: all of what it is now
-            return item._replace(write=access.write)
-    # An array lies behind the pointer that is the next below it, and moves along with it.
-    below = [
-        (address, index)
-        for index, parameter in enumerate(old.parameters)
-        if parameter.pointer is not False and (address := _address(old, index)) <= access.start
-    ]
-    if not below:
-        return access
-    address, index = max(below)
-    by = _address(new, index) - address if address else 0
-    return access._replace(start=access.start + by, end=access.end + by)
+            return [item._replace(write=access.write)]
+    # An array lies behind the pointer that is the next below it, and moves along with it; with each
+    # of them where there are several, in so far as it may be of either.
+    below: dict[int, list[int]] = {}
+    for index, parameter in enumerate(old.parameters):
+        if parameter.pointer is not False and (address := _address(old, index)) <= access.start:
+            below.setdefault(address, []).append(index)
+    if not (address := max(below, default=0)):
+        return [access]
+    alike = below[address]
+    constant = [index for index in alike if old.parameters[index].const]
+    fitting = [index for index in alike if index not in constant] if access.write else constant
+    moves = {_address(new, index) - address for index in fitting or alike}
+    return [access._replace(start=access.start + by, end=access.end + by) for by in sorted(moves)]
 
 
 def _address(block: ArgumentBlock, index: int) -> int:
@@ -244,26 +288,25 @@ def _address(block: ArgumentBlock, index: int) -> int:
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
-def _addresses(block: ArgumentBlock) -> Iterator[object]:
-    return (
-        block.value(index) for index, parameter in enumerate(block.parameters) if parameter.pointer
-    )
+def _launches_in(
+    owners: Sequence[object], runtime: Runtime
+) -> dict[object, deque[Sequence[object]]]:
+    """Find launches in what a capture keeps: each Kernel, followed by its arguments.
 
-
-def _launches_in(owners: Sequence[object], runtime: Runtime) -> dict[object, Sequence[object]]:
-    """Find launches in what a capture keeps: each Kernel, followed by its arguments."""
-    found: dict[object, Sequence[object]] = {}
+    Returns:
+        The arguments by function and by their bytes, in the order of the launches.
+    """
+    found: dict[object, deque[Sequence[object]]] = {}
     for place, kernel in enumerate(owners):
         if not isinstance(kernel, Kernel):
             continue
-        values = owners[place + 1 : place + 1 + len(kernel.parameters)]
-        addresses: list[object] = []
-        for parameter, value in zip(kernel.parameters, values, strict=False):
-            if parameter.pointer:
-                span = _span_of(value)
-                plain = value if isinstance(value, (int, np.integer)) else 0
-                addresses.append(span[0] if span else int(plain))
-        found[(kernel.function(runtime), *addresses)] = values
+        values = tuple(owners[place + 1 : place + 1 + len(kernel.parameters)])
+        block = ArgumentBlock(kernel.parameters)
+        # An array may have been freed since; then nothing is known of the launch.
+        with suppress(TypeError, ValueError):
+            block.pack(values)
+            key = kernel.function(runtime), block.view.tobytes()
+            found.setdefault(key, deque()).append(values)
     return found
 
 

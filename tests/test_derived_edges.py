@@ -233,6 +233,31 @@ def test_bodies_must_be_full_before_the_next_node(graph, arrays):
         add(body, x, y)
 
 
+def test_a_conditional_node_that_is_refused_leaves_nothing_behind(graph, arrays, stream):
+    x, y, *_ = arrays
+    flag = gk.asarray([1], np.int32)
+    with graph.if_(flag) as body:
+        for refused in (lambda: graph.while_(flag), lambda: graph.switch(flag, 2)):
+            with pytest.raises(ValueError, match="expected complete bodies"):
+                refused()
+        add(body, x, y)
+    with graph.while_(flag) as inside:
+        inside.add_kernel_node(INCREMENT, 1, 1, (flag, -1))
+    run(graph, stream)
+    assert (flag.get()[0], y.get()[0]) == (0, 1)
+
+
+def test_a_body_of_which_too_little_is_known_is_refused_each_time(graph, arrays, runtime, stream):
+    x, y, *_ = arrays
+    opaque = gk.Kernel.wrap(ADD_SCALAR.function(runtime), runtime=runtime)
+    with graph.if_(gk.asarray([1], np.int32)) as body, gk.capture(stream, into=body):
+        opaque(1, N, (x.ptr, y.ptr, np.float32(1), np.int32(N)), stream=stream)
+    for attempt in (graph.instantiate, lambda: add(graph, x, y)) * 2:
+        with pytest.raises(ValueError, match="graph: expected nodes of which it is known"):
+            attempt()
+    assert len(graph.nodes) == 2
+
+
 def test_memory_nodes_go_ahead_of_the_users_and_behind_them(graph, arrays, stream):
     x, y, *_ = arrays
     _, temporary = graph.add_mem_alloc_node(N)
@@ -350,6 +375,16 @@ def test_what_is_written_says_nothing_about_what_is_read(graph, arrays):
     add(graph, x, x[8:], writes=[x[8:]])
     graph.add_memset_node(x[:4], 1.0)
     assert pairs(graph) == {(0, 1), (1, 2)}
+
+
+def test_what_is_read_says_nothing_about_what_another_argument_writes(graph, arrays):
+    x = arrays[0]
+    # What is read lies inside of what the other argument may write, all of it.
+    add(graph, x[8:], x, reads=[x[8:]])
+    graph.add_memcpy_node(arrays[1][:4], x[:4])
+    add(graph, arrays[2], x, reads=[x[8:]])
+    graph.add_memcpy_node(arrays[1][4:8], x[4:8])
+    assert pairs(graph) == {(0, 1), (0, 2), (0, 3)}
 
 
 def test_an_address_needs_a_declaration(graph, arrays):

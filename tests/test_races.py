@@ -236,6 +236,28 @@ def test_a_capture_of_the_same_kernel_on_the_same_array(stream, arrays):
     assert found(graph) == [("WAW", 0, 2), ("WAW", 1, 2)]
 
 
+@pytest.mark.parametrize("ends", [(4, N), (N, 4)])
+def test_captured_launches_of_one_kernel_from_the_same_addresses(stream, arrays, ends):
+    x, y, z, *_ = arrays
+    with gk.capture(stream) as graph, fork(stream, 2) as (left, right):
+        for end in ends:
+            ADD_SCALAR(1, end, (x[:end], y[:end], 1.0, end), stream=left)
+        ADD_SCALAR(1, 4, (y[8:12], z[:4], 1.0, 4), stream=right)
+    assert [(race.kind, race.nbytes) for race in graph.check_races()] == [("RAW", 16)]
+    (race,) = graph.check_races()
+    assert race.first is graph.nodes[ends.index(N)]
+
+
+def test_captured_launches_that_differ_in_the_extent_of_their_arrays_alone(stream, arrays):
+    x, y, z, *_ = arrays
+    with gk.capture(stream) as graph, fork(stream, 2) as (left, right):
+        ADD_SCALAR(1, 4, (x[:4], y[:4], 1.0, 4), stream=left)
+        ADD_SCALAR(1, 4, (x, y, 1.0, 4), stream=left)
+        ADD_SCALAR(1, 4, (y[8:12], z[:4], 1.0, 4), stream=right)
+    (race,) = graph.check_races()
+    assert race.first is graph.nodes[1]
+
+
 def test_a_function_that_nobody_knows_is_left_out(graph, arrays, runtime):
     x, y, *_ = arrays
     layout = tuple((item.offset, item.size) for item in ADD_SCALAR.parameters)
@@ -295,6 +317,86 @@ def test_what_was_declared_moves_with_its_argument(runtime, arrays):
         assert (race.kind, race.start, race.nbytes) == ("RAW", z.ptr, 32)
         exe.set_kernel_node_params(third, args={"y": y[10:]})
         assert [race.start for race in exe.check_races()] == [y.ptr + 40]
+
+
+def test_what_was_declared_moves_with_each_argument_that_it_may_be_of(runtime, arrays):
+    x, y, z, *_ = arrays
+    graph = gk.Graph(edges="derived")
+    first = graph.add_kernel_node(AXPY, 1, N, (x, x, 1.0, N), reads=[x[:8]], writes=[x[8:]])
+    add(graph, y, z)
+    with graph.instantiate() as exe:
+        assert exe.check_races() == ()
+        exe.set_kernel_node_params(first, args={"x": z})
+        (race,) = exe.check_races()
+        assert (race.kind, race.start, race.nbytes) == ("WAR", z.ptr, 32)
+        exe.set_kernel_node_params(first, args={"x": x, "y": y})
+        (race,) = exe.check_races()
+        assert (race.kind, race.start, race.nbytes) == ("RAW", y.ptr + 32, 32)
+
+
+def test_changes_inside_of_a_child_of_a_graph_with_derived_edges(runtime, arrays):
+    x, y, z, *_ = arrays
+    child, graph = gk.Graph(), gk.Graph(edges="derived")
+    add(child, x, y)
+    holder = graph.add_child_graph_node(child)
+    other = add(graph, x, z)
+    inside = graph.child_graph(holder)
+    with graph.instantiate() as exe:
+        assert exe.check_races() == ()
+        exe.set_kernel_node_params(inside.nodes[0], args={"y": z})
+        (race,) = exe.check_races()
+        assert (race.kind, race.first, race.second) == ("WAW", holder, other)
+
+
+def test_changes_inside_of_a_body_of_a_graph_with_derived_edges(runtime, arrays):
+    x, y, z, *_ = arrays
+    flag, graph = gk.zeros(1, np.int32), gk.Graph(edges="derived")
+    choice = graph.if_(flag)
+    with choice as body:
+        inside = add(body, x, y)
+    other = add(graph, x, z)
+    with graph.instantiate() as exe:
+        assert exe.check_races() == graph.check_races() == ()
+        exe.set_kernel_node_params(inside, args={"y": z})
+        (race,) = exe.check_races()
+        assert (race.kind, race.first, race.second) == ("WAW", choice.node, other)
+
+
+def test_an_exec_knows_nothing_of_what_its_graph_gained_or_lost_since(runtime, arrays):
+    x, y, z, u, v = arrays
+    graph = gk.Graph()
+    first = add(graph, x, y)
+    between = add(graph, x, u, deps=first)
+    last = add(graph, y, z, deps=between)
+    free = add(graph, x, v)
+    with graph.instantiate() as exe:
+        added = add(graph, x, y)
+        assert len(graph.check_races()) == 2
+        assert exe.check_races() == ()
+        graph.remove_node(between)
+        assert ("RAW", first, last) in [
+            (race.kind, race.first, race.second) for race in graph.check_races()
+        ]
+        assert exe.check_races() == ()  # there the node between orders the two
+        exe.set_kernel_node_params(free, args={"y": y})
+        graph.add_dependency(first, free)
+        assert {(race.first, race.second) for race in exe.check_races()} == {
+            (first, free),
+            (last, free),
+        }
+        assert added in {race.second for race in graph.check_races()}
+
+
+def test_an_exec_whose_values_came_from_a_graph_that_has_changed(runtime, arrays):
+    x, y, z, *_ = arrays
+    graph, other = gk.Graph(), gk.Graph()
+    add(graph, x, y)
+    add(other, x, z)
+    with graph.instantiate() as exe:
+        assert exe.update(other)
+        add(other, x, y)
+        with pytest.raises(ValueError, match="expected a graph of 1 nodes where its values came"):
+            exe.check_races()
 
 
 def test_copies_and_fills_of_an_exec(runtime, arrays):

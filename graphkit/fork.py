@@ -89,17 +89,19 @@ class fork:  # noqa: N801 - a context manager reads as a verb
         self._runtime = runtime_of(stream) if runtime is None else runtime
         self._stream_owner = stream  # alive until the branches are joined
         self._stream = stream_handle(stream)
-        self._lent: _Lent | None = None
+        self._entered = False
+        self._lent: _Lent | None = None  # between entry and exit
         self._branches: tuple[Branch, ...] = ()
         self._open = 0  # how many branches wait to be joined
         self._info = CaptureInfo(CaptureStatus.NONE, 0, 0, ())  # of the stream as it was forked
 
     def __enter__(self) -> tuple[Stream, ...]:
-        if self._lent is not None:
+        if self._entered:
             raise ValueError("fork: expected a fresh fork, came one that was entered before")
         runtime = self._runtime
         self._info = info = runtime.stream_get_capture_info(self._stream)
         self._lent = lent = _Lent(runtime, self._stream, self._n, info)
+        self._entered = True
         try:
             runtime.event_record(lent.event, self._stream)
             for handle in lent.streams:
@@ -122,7 +124,8 @@ class fork:  # noqa: N801 - a context manager reads as a verb
         traceback: TracebackType | None,
     ) -> None:
         if self._lent is None:
-            raise ValueError("fork: expected one that was entered, came a fresh one")
+            came = "whose block has ended" if self._entered else "that was not entered"
+            raise ValueError(f"fork: expected one inside of its with block, came one {came}")
         failures = self._join()
         if not failures:
             return
@@ -134,6 +137,7 @@ class fork:  # noqa: N801 - a context manager reads as a verb
         """Join every branch, come what may, and give the streams back; return what failed."""
         lent, runtime, failures = self._lent, self._runtime, list[BaseException]()
         assert lent is not None
+        self._lent = None
         for branch in self._branches:
             branch.cell.close()
         opened, self._open = lent.streams[: self._open], 0
@@ -191,7 +195,7 @@ def _check_count(n: object) -> int:
 
 
 class _Stock:
-    """What no fork uses now: streams by device and priority, and events.
+    """What no fork uses now: streams by device and priority, and events by device.
 
     They live as long as the process or the simulator: a stream that is destroyed could take a
     capture with it. So :func:`graphkit.live_handles` does not count them.
@@ -200,7 +204,7 @@ class _Stock:
     def __init__(self) -> None:
         self.lock = Lock()
         self.streams: dict[tuple[int, int], list[int]] = {}
-        self.events: list[int] = []
+        self.events: dict[int, list[int]] = {}
 
 
 _stocks: WeakKeyDictionary[Runtime, _Stock] = WeakKeyDictionary()
@@ -228,7 +232,7 @@ class _Lent:
         self._kind = runtime.get_device(), runtime.stream_get_priority(stream)
         with stock.lock:
             free = stock.streams.setdefault(self._kind, [])
-            for handle in reversed([*free]):
+            for handle in reversed(free):
                 if len(self.streams) == n:
                     break
                 theirs = runtime.stream_get_capture_info(handle)
@@ -238,9 +242,11 @@ class _Lent:
                     self.captured.add(handle)
                 else:
                     continue  # joined in a capture that has not ended
-                free.remove(handle)
                 self.streams.append(handle)
-            event = stock.events.pop() if stock.events else 0
+            # Only now, when nothing can fail any more.
+            stock.streams[self._kind] = [it for it in free if it not in self.streams]
+            events = stock.events.get(self._kind[0])
+            event = events.pop() if events else 0
         try:
             self._make(runtime, n)
             self.event = event or runtime.event_create_with_flags(EventFlags.DISABLE_TIMING)
@@ -267,4 +273,4 @@ class _Lent:
         with self._stock.lock:
             self._stock.streams[self._kind] += reversed(self.streams)
             if self.event:
-                self._stock.events.append(self.event)
+                self._stock.events.setdefault(self._kind[0], []).append(self.event)

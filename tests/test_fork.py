@@ -334,8 +334,37 @@ def test_a_fork_is_entered_once(stream):
         once.__enter__()
     with pytest.raises(ValueError, match="fork: expected a fresh fork"):
         once.__enter__()
-    with pytest.raises(ValueError, match="fork: expected one that was entered"):
+    with pytest.raises(ValueError, match="fork: expected one inside .* came one that was not ente"):
         fork(stream, 1).__exit__(None, None, None)
+
+
+def test_a_fork_is_left_once(stream):
+    once = fork(stream, 2)
+    with once:
+        pass
+    with pytest.raises(ValueError, match="fork: expected one inside .* whose block has ended"):
+        once.__exit__(None, None, None)
+    with fork(stream, 2) as first, fork(stream, 2) as second:
+        assert len({branch.ptr for branch in (*first, *second)}) == 4
+
+
+def test_streams_are_kept_where_cuda_does_not_say_what_they_capture(stream, runtime, monkeypatch):
+    info, asked = runtime.stream_get_capture_info, []
+
+    def fails_third(handle):
+        asked.append(handle)
+        if len(asked) == 3:
+            raise gk.CudaError("cudaStreamGetCaptureInfo", 1)
+        return info(handle)
+
+    with fork(stream, 2) as branches:
+        before = {branch.ptr for branch in branches}
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime, "stream_get_capture_info", fails_third)
+        with pytest.raises(gk.CudaError, match="cudaStreamGetCaptureInfo"):
+            fork(stream, 2).__enter__()
+    with fork(stream, 2) as branches:
+        assert {branch.ptr for branch in branches} == before
 
 
 def test_a_branch_that_was_closed_is_joined(stream, arrays):

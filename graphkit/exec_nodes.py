@@ -72,6 +72,24 @@ class ExecNodes:
             self._clusters = self._graph.clusters
         return self._clusters
 
+    def cluster_of(self, node: Node) -> Dim3 | None:
+        """Return the cluster extents that the exec was made with, of a kernel node."""
+        level = self._graph.level_of(node)
+        assert level is not None
+        if level.conditionals.in_body:  # no update changes those, and they are in no list
+            return level.cluster_of(node)
+        if not self.clusters:
+            return None
+        path = [self._place(level, node)]
+        while (holder := level.holder) is not None:
+            level = self._graph.level_of(holder)
+            assert level is not None
+            path.insert(0, self._place(level, holder))
+        return self.clusters.get(tuple(path))
+
+    def _place(self, level: Graph, node: Node) -> int:
+        return self.shape(level.records).nodes.index(node)
+
     def keep_shape(self, records: NodeRecords) -> None:
         """Note the nodes and edges that a graph had when the exec was made, before they change."""
         if records not in self._shapes:

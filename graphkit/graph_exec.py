@@ -287,8 +287,7 @@ class GraphExec:
                 slot.params.shared_mem if shared_mem is None else check_shared_mem(shared_mem)
             ),
         )
-        level = self.graph.level_of(node)
-        if grid is not None and level is not None and (cluster := level.cluster_of(node)):
+        if grid is not None and (cluster := self._nodes.cluster_of(node)):
             check_cluster(cluster, params.grid, "grid")
         if kernel is None:
             changed = KernelSlot(params, slot.block.copy())

@@ -244,6 +244,19 @@ def test_a_grid_that_the_cluster_does_not_divide_any_more(graph, seen, stream):
         assert seen.get().tolist() == [6032] * 6 + [0] * 2
 
 
+def test_a_grid_is_for_the_cluster_of_the_exec_and_not_of_its_graph(graph, seen, stream):
+    graph.add_empty_node()
+    node = graph.add_kernel_node(BLOCKS, 4, 32, (seen,), cluster=2)
+    with graph.instantiate() as exe:
+        graph.set_kernel_node_attributes(node, cluster=4)
+        graph.add_kernel_node(BLOCKS, 4, 32, (seen,), deps=node)
+        exe.set_kernel_node_params(node, grid=6)
+        launch(exe, stream)
+        assert seen.get().tolist() == [6032] * 6 + [0] * 2
+        with pytest.raises(ValueError, match=r"grid: expected a multiple of the cluster \(2, 1, 1"):
+            exe.set_kernel_node_params(node, grid=5)
+
+
 def test_a_cooperative_grid_that_is_too_large(graph, seen, stream):
     grid = 1 << 20
     with pytest.raises(gk.CudaError) as caught:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from graphkit.device_array import BFLOAT16, DeviceArray, contiguous_strides
 
-__all__ = ["ArrayInfo", "describe", "device_pointer", "is_array", "pointer_and_dtype"]
+__all__ = ["ArrayInfo", "describe", "device_pointer", "dtype_of", "is_array", "pointer_and_dtype"]
 
 
 class ArrayInfo(NamedTuple):
@@ -208,6 +208,16 @@ def pointer_and_dtype(array: object, argument: str) -> tuple[int, np.dtype[Any]]
 def is_array(value: object) -> bool:
     """Return whether :func:`describe` takes the value."""
     return type(value) in _DESCRIBE or _describer(type(value)) is not None
+
+
+def dtype_of(value: object) -> np.dtype[Any] | None:
+    """Return the dtype of an array; None for anything else, also for one that was freed."""
+    if not is_array(value):
+        return None
+    try:
+        return describe(value).dtype
+    except (TypeError, ValueError):
+        return None
 
 
 def describe(array: object, argument: str = "array") -> ArrayInfo:

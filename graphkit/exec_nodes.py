@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
+from graphkit.arrays import dtype_of
 from graphkit.node import Node, NodeValues
 from graphkit.params import ArgumentBlock
 from graphkit.readback import kernel_values, read_kernel_block, read_values
@@ -59,6 +62,7 @@ class ExecNodes:
         self.slots: dict[Node, KernelSlot] = {}
         self.copies: dict[Node, MemcpyNodeParams] = {}
         self.fills: dict[Node, MemsetNodeParams] = {}
+        self.dtypes: dict[Node, np.dtype[Any] | None] = {}  # of the arrays that these fill
         self._clusters: dict[tuple[int, ...], Dim3] | None = None
         self._shapes: dict[NodeRecords, Shape] = {}
 
@@ -114,6 +118,16 @@ class ExecNodes:
         held = self.fills.get(node)
         runtime = self._graph.runtime
         return held or runtime.graph_memset_node_get_params(self._source(node).ptr)
+
+    def dtype(self, node: Node) -> np.dtype[Any] | None:
+        """Return the dtype of the last array that a memset node was given; None is not known."""
+        level = self._graph.level_of(node)
+        if node in self.dtypes or level is None:
+            return self.dtypes.get(node)
+        if level.holder is None:
+            return dtype_of(self.taken_from.operands.get(self._source(node).ptr))
+        as_made = self.taken_from is self._graph and not self._children
+        return dtype_of(level.operands.get(node.ptr)) if as_made else None
 
     def values(self, node: Node) -> NodeValues:
         """Return the values held for a node of any kind."""
@@ -177,6 +191,6 @@ class ExecNodes:
         """Drop the changes of some nodes, and yield what they kept alive."""
         for node in [node for node in self.slots if gone(node)]:
             yield self.slots.pop(node).owners
-        for changes in (self.copies, self.fills):
+        for changes in (self.copies, self.fills, self.dtypes):
             for node in [node for node in changes if gone(node)]:
-                changes.pop(node)
+                del changes[node]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from graphkit.arrays import describe
+from graphkit.arrays import describe, dtype_of
 from graphkit.errors import CudaError, GraphUpdateError, refuse_closed
 from graphkit.exec_nodes import ExecNodes, KernelSlot
 from graphkit.fork import Branch
@@ -23,6 +23,7 @@ from graphkit.node import (
     check_address,
     memcpy_params,
     memset_params,
+    memset_pattern,
     node_differences,
 )
 from graphkit.node_groups import SWITCHABLE, EnabledNodes, check_state
@@ -347,13 +348,18 @@ class GraphExec:
         Args:
             node: a memset node of the graph this exec was instantiated from.
             dst: array or address to fill, of the same extents; it stays when None.
-            value: what each element becomes; it stays when None.
+            value: what each element becomes, in the dtype of the last array that the node was
+                given; it stays when None. Of a node that was captured, or was given addresses
+                only, no dtype is known: then a NumPy scalar of the elements' size, or an int for
+                their bytes.
         """
         with self._turn:
             self._check(node, NodeType.MEMSET)
-            new = _changed_fill(self._nodes.fill(node), dst, value)
+            dtype = dtype_of(dst) or self._nodes.dtype(node)
+            new = _changed_fill(self._nodes.fill(node), dst, value, dtype)
             self.runtime.graph_exec_memset_node_set_params(self.ptr, node.ptr, new)
             self._nodes.fills[node] = new
+            self._nodes.dtypes[node] = dtype
             self._replace_owner((node, "dst"), dst)
 
     def set_host_node_params(
@@ -674,11 +680,26 @@ def _changed_copy(
 
 
 def _changed_fill(
-    held: MemsetNodeParams, dst: object | None, value: object | None
+    held: MemsetNodeParams,
+    dst: object | None,
+    value: object | None,
+    dtype: np.dtype[Any] | None,
 ) -> MemsetNodeParams:
+    """Return a fill that differs in what is given.
+
+    Args:
+        held: the fill as it is.
+        dst: array or address to fill.
+        value: what each element is to become.
+        dtype: of the array that is filled; None where nobody knows.
+    """
     if dst is None or isinstance(dst, int):
         new = held if dst is None else held._replace(dst=check_address(dst, "dst"))
-        return new if value is None else new._replace(value=_pattern(value, held.element_size))
+        if value is None:
+            return new
+        if dtype is None:
+            return new._replace(value=_pattern(value, held.element_size))
+        return new._replace(value=memset_pattern(value, dtype)[0])
     new = memset_params(dst, 0 if value is None else value)
     fills, filled = new[3:], held[3:]  # element size, width, height
     if fills != filled:

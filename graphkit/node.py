@@ -36,6 +36,7 @@ __all__ = [
     "edge_data",
     "memcpy_params",
     "memset_params",
+    "memset_pattern",
     "node_differences",
     "several_nodes",
 ]
@@ -378,15 +379,7 @@ def memset_params(dst: object, value: object, nbytes: int | None = None) -> Mems
     info = device_pointer(dst, "dst")
     if not info.nbytes:
         raise ValueError("dst: expected at least one element to fill, came none")
-    raw = _element(value, info.dtype).tobytes()
-    size = info.dtype.itemsize
-    if size not in (1, 2, 4):
-        if size % 4 or raw != raw[:4] * (size // 4):
-            raise ValueError(
-                f"value: expected one that repeats every 4 bytes for {info.dtype}, came {value!r}"
-            )
-        raw, size = raw[:4], 4
-    pattern = int.from_bytes(raw, "little")
+    pattern, size = memset_pattern(value, info.dtype)
     itemsize = info.dtype.itemsize
     axes = _merge_axes(info, info)
     if not axes or axes[-1][1] != itemsize:
@@ -400,6 +393,18 @@ def memset_params(dst: object, value: object, nbytes: int | None = None) -> Mems
         )
     (height, pitch, _), (extent, _, _) = axes
     return MemsetNodeParams(info.ptr, pitch, pattern, size, extent * itemsize // size, height)
+
+
+def memset_pattern(value: object, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Return what CUDA is to repeat so that elements become ``value``, and its size in bytes."""
+    raw, size = _element(value, dtype).tobytes(), dtype.itemsize
+    if size not in (1, 2, 4):
+        if size % 4 or raw != raw[:4] * (size // 4):
+            raise ValueError(
+                f"value: expected one that repeats every 4 bytes for {dtype}, came {value!r}"
+            )
+        raw, size = raw[:4], 4
+    return int.from_bytes(raw, "little"), size
 
 
 def _element(value: object, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -334,7 +334,9 @@ def test_a_fork_is_entered_once(stream):
         once.__enter__()
     with pytest.raises(ValueError, match="fork: expected a fresh fork"):
         once.__enter__()
-    with pytest.raises(ValueError, match="fork: expected one inside .* came one that was not ente"):
+    with pytest.raises(
+        ValueError, match=r"fork: expected one inside .* came one that was not ente"
+    ):
         fork(stream, 1).__exit__(None, None, None)
 
 
@@ -342,7 +344,7 @@ def test_a_fork_is_left_once(stream):
     once = fork(stream, 2)
     with once:
         pass
-    with pytest.raises(ValueError, match="fork: expected one inside .* whose block has ended"):
+    with pytest.raises(ValueError, match=r"fork: expected one inside .* whose block has ended"):
         once.__exit__(None, None, None)
     with fork(stream, 2) as first, fork(stream, 2) as second:
         assert len({branch.ptr for branch in (*first, *second)}) == 4

@@ -267,6 +267,49 @@ def test_memset_nodes_change(runtime, stream):
     assert b.get().tolist() == [7] * N
 
 
+@pytest.mark.parametrize("value", [3, 3.0, np.float64(3), np.uint32(3)])
+def test_a_memset_value_is_one_of_the_arrays_dtype(runtime, stream, value):
+    a, b = gk.zeros(N, np.float32), gk.zeros(N, np.int32)
+    inner, graph, other = gk.Graph(), gk.Graph(), gk.Graph()
+    inner.add_memset_node(a, 1)
+    holder = graph.add_child_graph_node(inner)
+    node = graph.add_memset_node(a, 1, deps=holder)
+    (inside,) = graph.child_graph(holder).nodes
+    with inner.instantiate() as exe:
+        exe.set_memset_node_params(inner.nodes[0], value=value)
+        run(exe, stream)
+        assert a.get().tolist() == [3.0] * N
+        other.add_memset_node(b, 1)
+        assert exe.update(other)
+        exe.set_memset_node_params(inner.nodes[0], value=value)
+        run(exe, stream)
+        assert b.get().tolist() == [3] * N
+    with graph.instantiate() as exe:
+        exe.set_memset_node_params(inside, dst=b, value=value)
+        exe.set_memset_node_params(inside, dst=b.ptr, value=value)
+        exe.set_memset_node_params(node, dst=a.ptr, value=value)
+        with pytest.raises(ValueError, match=r"value: expected one that int32 can hold, came 0\.5"):
+            exe.set_memset_node_params(inside, value=0.5)
+        b.set(np.zeros(N))
+        run(exe, stream)
+        assert (a.get().tolist(), b.get().tolist()) == ([3.0] * N, [3] * N)
+
+
+def test_of_a_captured_memset_node_no_dtype_is_known(runtime, stream):
+    a = gk.zeros(N, np.float32)
+    with gk.capture(stream) as graph:
+        runtime.memset_async(a.ptr, 0, a.nbytes, stream.ptr)
+    (node,) = graph.nodes
+    size = graph.values(node).element_size
+    with graph.instantiate() as exe:
+        exe.set_memset_node_params(node, value=0x3F)
+        if size == 1:
+            run(exe, stream)
+            assert a.get().view(np.uint8).tolist() == [0x3F] * a.nbytes
+        with pytest.raises(ValueError, match=f"value: expected an int of {size} bytes or a NumPy"):
+            exe.set_memset_node_params(node, value=0.5)
+
+
 def test_memset_refuses_other_extents(runtime):
     graph = gk.Graph()
     node = graph.add_memset_node(gk.zeros(N, np.int32), 1)

@@ -639,6 +639,16 @@ def test_a_child_of_a_closed_graph_is_refused(graph):
     assert len(child.nodes) == 1
 
 
+def test_a_child_may_be_given_the_graph_around_it(sim):
+    graph, child = gk.Graph(), gk.Graph()
+    child.add_empty_node()
+    holder = graph.add_child_graph_node(child)
+    inner = graph.child_graph(holder)
+    again = inner.child_graph(inner.add_child_graph_node(graph))
+    assert [node.type.name for node in again.nodes] == ["GRAPH"]
+    assert len(again.child_graph(again.nodes[0]).nodes) == 1  # as the graph was before
+
+
 def test_a_graph_keeps_what_its_nodes_point_at(graph, stream):
     target, calls = gk.zeros(N), []
     first = graph.add_memcpy_node(target, gk.asarray(np.full(N, 5, np.float32)))

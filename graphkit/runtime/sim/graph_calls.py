@@ -253,9 +253,11 @@ class GraphCalls(StreamCalls):
         if self.state.graph(graph).in_body():
             for inner in found.all_nodes():
                 check_body(inner.type)
+        # First, since the graph may be one that the child holds.
+        copy = self._clone(found, borrowed=True)
         node = self._add_node(graph, dependencies, NodeType.GRAPH)
         holder = self.state.node(node)
-        holder.child = self._clone(found, borrowed=True)
+        holder.child = copy
         holder.child.holder = holder
         return node
 

@@ -233,8 +233,9 @@ def stream_handle(stream: object) -> int:
     """Return the cudaStream_t of anything that is a stream.
 
     Args:
-        stream: a :class:`Stream`, anything with ``__cuda_stream__``, ``.ptr`` (CuPy),
-            ``.cuda_stream`` (PyTorch) or ``.handle`` (Numba, cuda.core), or the handle as an int.
+        stream: a :class:`Stream`, anything with ``__cuda_stream__`` or ``.cuda_stream``
+            (PyTorch), anything called a stream with ``.ptr`` (CuPy) or ``.handle`` (Numba,
+            cuda.core), or the handle as an int.
 
     Raises:
         TypeError: when it is none of those; None is refused too, since the legacy null stream
@@ -246,20 +247,37 @@ def stream_handle(stream: object) -> int:
         if not 0 <= stream < 2**64:
             raise ValueError(f"stream: expected a cudaStream_t, came {stream}")
         return stream
+    kind = type(stream)
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
         pair = protocol() if callable(protocol) else protocol
-        return int(pair[1])
-    if isinstance(stream, Event) or hasattr(type(stream), "__cuda_array_interface__"):
-        raise TypeError(f"stream: expected a stream, came {type(stream).__name__}")
-    for attribute in ("ptr", "cuda_stream", "handle"):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(
+                f"stream: expected (version, handle) of __cuda_stream__, came {pair!r} of "
+                f"{kind.__name__}"
+            )
+        return _handle(pair[1], kind)
+    # Graphs, events, arrays and functions have an address as well.
+    called = any("stream" in each.__name__.lower() for each in kind.__mro__)
+    for attribute in ("ptr", "cuda_stream", "handle") if called else ("cuda_stream",):
         value = getattr(stream, attribute, None)
         if value is not None:
-            return int(getattr(value, "value", value) or 0)
+            return _handle(getattr(value, "value", value) or 0, kind)
     raise TypeError(
         "stream: expected a graphkit, CuPy, PyTorch, Numba or cuda.core stream or its handle as "
-        f"an int (0 for the legacy null stream), came {type(stream).__name__}"
+        f"an int (0 for the legacy null stream), came {kind.__name__}"
     )
+
+
+def _handle(value: object, kind: type) -> int:
+    """Return the cudaStream_t that an object of somebody else's gave."""
+    try:
+        handle: int = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        handle = -1
+    if not 0 <= handle < 2**64:
+        raise TypeError(f"stream: expected a cudaStream_t, came {value!r} of {kind.__name__}")
+    return handle
 
 
 def stream_cell(stream: object) -> int | HandleCell:

@@ -19,6 +19,10 @@ class Protocol:
         return 0, 77
 
 
+class ExternalStream(SimpleNamespace):
+    """As other libraries call theirs."""
+
+
 @pytest.mark.parametrize(
     ("stream", "handle"),
     [
@@ -26,21 +30,51 @@ class Protocol:
         (77, 77),
         (Protocol(), 77),
         (SimpleNamespace(__cuda_stream__=(0, 77)), 77),
-        (SimpleNamespace(ptr=77), 77),
+        (ExternalStream(ptr=77), 77),
         (SimpleNamespace(cuda_stream=77), 77),
-        (SimpleNamespace(handle=77), 77),
-        (SimpleNamespace(handle=SimpleNamespace(value=77)), 77),
-        (SimpleNamespace(handle=SimpleNamespace(value=None)), 0),
+        (ExternalStream(handle=77), 77),
+        (ExternalStream(handle=SimpleNamespace(value=77)), 77),
+        (ExternalStream(handle=SimpleNamespace(value=None)), 0),
     ],
 )
 def test_what_counts_as_a_stream(stream, handle):
     assert gk.stream_handle(stream) == handle
 
 
-@pytest.mark.parametrize("stream", [None, True, "0", 1.5, object(), SimpleNamespace()])
+@pytest.mark.parametrize(
+    "stream", [None, True, "0", 1.5, object(), SimpleNamespace(), SimpleNamespace(ptr=77)]
+)
 def test_what_is_no_stream(stream):
     with pytest.raises(TypeError, match=rf"stream: expected .* came {type(stream).__name__}"):
         gk.stream_handle(stream)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        ExternalStream(ptr="x"),
+        ExternalStream(ptr=-1),
+        ExternalStream(handle=2**64),
+        SimpleNamespace(cuda_stream=[1]),
+        SimpleNamespace(__cuda_stream__=77),
+        SimpleNamespace(__cuda_stream__=(0, None)),
+        SimpleNamespace(__cuda_stream__=lambda: (0, 1, 2)),
+    ],
+)
+def test_a_stream_without_a_handle(stream):
+    with pytest.raises(TypeError, match=rf"stream: expected .* of {type(stream).__name__}"):
+        gk.stream_handle(stream)
+
+
+def test_what_has_an_address_is_no_stream(runtime, stream):
+    graph, x = gk.Graph(), gk.zeros(1)
+    node = graph.add_memset_node(x)
+    with graph.instantiate() as exe:
+        for other in (graph, exe, node, x, gk.Event()):
+            with pytest.raises(TypeError, match="stream: expected a graphkit"):
+                exe.launch(other)
+        exe.launch(stream)
+        stream.synchronize()
 
 
 def test_our_own_stream_is_one_for_others(stream):

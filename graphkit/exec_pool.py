@@ -15,6 +15,7 @@ from graphkit.bucket_capture import refuse_pool_in_pool
 from graphkit.buckets import Buckets
 from graphkit.byte_size import parse_bytes
 from graphkit.cost_model import Move
+from graphkit.counts import check_count
 from graphkit.errors import FallbackError, refuse_closed
 from graphkit.ladder import Failure, Ladder
 from graphkit.lattice import Lattice
@@ -22,7 +23,7 @@ from graphkit.lifetime import live_captures, thread_captures
 from graphkit.pool_exec import PoolExec
 from graphkit.pool_graph import Binding
 from graphkit.pool_manifest import Manifest
-from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step, check_count
+from graphkit.pool_policy import Decision, PoolPolicy, Reason, Step
 from graphkit.pool_request import Request, Roles, Seen
 from graphkit.pool_stats import PoolMemory, PoolStats
 from graphkit.request_shape import LOOKS, look_at
@@ -128,7 +129,7 @@ class ExecPool:
         if rebind is not None and not isinstance(rebind, bool):
             raise TypeError(f"rebind: expected True, False or None, came {rebind!r}")
         _check_callable("on_failure", on_failure)
-        check_count("warmups", warmups, 0)
+        warmups = check_count("warmups", warmups, 0)
         self._fn = UserFunction(fn)
         self._lattice = Lattice({} if buckets is None else buckets)
         self._roles = Roles(outputs, inouts, {} if fill is None else fill)

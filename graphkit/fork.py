@@ -7,8 +7,7 @@ from threading import Lock
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
+from graphkit.counts import check_count
 from graphkit.lifetime import Handle
 from graphkit.runtime.protocol import (
     CaptureInfo,
@@ -85,7 +84,7 @@ class fork:  # noqa: N801 - a context manager reads as a verb
     """
 
     def __init__(self, stream: object, n: int, *, runtime: Runtime | None = None) -> None:
-        self._n = _check_count(n)
+        self._n = check_count("n", n, 1)
         self._runtime = runtime_of(stream) if runtime is None else runtime
         self._stream_owner = stream  # alive until the branches are joined
         self._stream = stream_handle(stream)
@@ -181,14 +180,6 @@ class fork:  # noqa: N801 - a context manager reads as a verb
         left = [node for node in info.dependencies if node not in self._info.dependencies]
         if len(left) < len(info.dependencies):
             self._runtime.stream_update_capture_dependencies(self._stream, left)
-
-
-def _check_count(n: object) -> int:
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
-        raise TypeError(f"n: expected an int, came {type(n).__name__}")
-    if n < 1:
-        raise ValueError(f"n: expected at least 1 branch, came {n}")
-    return int(n)
 
 
 # --- streams and events to lend ------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -18,6 +18,7 @@ from graphkit.launch_config import check_cluster, check_shared_mem, dim3
 from graphkit.lifetime import Handle, in_host_function, keep_until_done
 from graphkit.memory_nodes import explained
 from graphkit.node import (
+    Difference,
     KernelNodeValues,
     Node,
     check_address,
@@ -530,9 +531,11 @@ class GraphExec:
         values = read_values(nodes[place])
         kernel = values.name if isinstance(values, KernelNodeValues) else None
         ours = [] if self.graph.handle.closed else self.graph.nodes
-        differences = (
-            node_differences(self._nodes.values(ours[place]), values) if place < len(ours) else []
-        )
+        differences: list[Difference] = []
+        # The graph that the held values came from may be closed, or not what it was.
+        with suppress(ValueError):
+            if place < len(ours):
+                differences = node_differences(self._nodes.values(ours[place]), values)
         return UpdateReport(result, nodes[place], from_node, kernel, tuple(differences))
 
     def check_races(self) -> tuple[Race, ...]:
@@ -602,7 +605,7 @@ class GraphExec:
                 streams.append(handle if type(stream) is int else stream_handle(stream))
             except ValueError:  # its owner closed it: waited for once, and never again
                 streams.append(None)
-                del self._streams[handle]
+                self._streams.pop(handle, None)  # another thread may have been first
         keep_until_done(self.runtime, streams, owners)
 
     def close(self) -> None:

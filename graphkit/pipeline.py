@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
+from graphkit.counts import check_count
 from graphkit.host_port import HostPort, port_of
 from graphkit.lifetime import live_captures, release_done, thread_captures
 from graphkit.pipeline_copies import by_kernel, check_copies
@@ -89,8 +90,7 @@ class Pipeline:
         self._closed = False
         if thread_captures():
             raise ValueError("pipeline: expected no live capture of this thread, came one")
-        _check_count(slots, "slots", 1)
-        _check_count(warmups, "warmups", 0)
+        slots, warmups = check_count("slots", slots, 1), check_count("warmups", warmups, 0)
         runtime = current()
         ports = _ports({"inputs": inputs, "outputs": outputs, "scratch": scratch}, runtime)
         host_ports = {name: port for name, port in ports.items() if name not in (scratch or ())}
@@ -219,14 +219,17 @@ class Pipeline:
 
     def _take(self, timeout: float | None) -> PipelineSlot:
         """Take the slot that was used longest ago out of the ring, once its request is done."""
+        left = timeout
         try:
             slot = self._ring.popleft()
         except IndexError:
+            began = time.monotonic()
             slot = self._wait_for_ring(timeout)
+            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
         if slot.by_signal and slot.signal[0] == slot.number:
             return slot
         try:
-            free = slot.wait(slot.number, timeout)
+            free = slot.wait(slot.number, left)
         except BaseException:
             self._ring.appendleft(slot)
             raise
@@ -452,13 +455,6 @@ def _check_alike(slots: list[PipelineSlot]) -> None:
                     f"{name}: expected an output of each slot's own, came the same memory for two "
                     "slots, whose requests would mix; let fn allocate it, or name it in outputs="
                 )
-
-
-def _check_count(value: object, argument: str, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{argument}: expected an int, came {value!r}")
-    if value < least:
-        raise ValueError(f"{argument}: expected {least} or more, came {value}")
 
 
 def _refuse_closed() -> NoReturn:

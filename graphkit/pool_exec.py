@@ -69,10 +69,10 @@ class PoolExec:
         self._target = ExecTarget(self.exec)
         self.launch = self.exec.launcher(stream)
         self.holds = graph
-        graph.exec = self
         # CUDA finds an exec's nodes by those of the graph that it was made from.
         nodes = graph.graph.nodes
         self._nodes = [_ExecNode(self.exec, nodes[item.place]) for item in graph.moving]
+        graph.exec = self  # last: another thread may look at it from now on
 
     def bind(self, binding: Binding) -> None:
         """Take over what another shape of request has in the moving nodes; addresses follow."""

@@ -16,9 +16,10 @@ from math import inf, log
 from typing import Any, Generic, TypeVar
 
 from graphkit.cost_model import CostModel, Move
+from graphkit.counts import check_count
 from graphkit.exec_memory import ExecMemory
 
-__all__ = ["Decision", "KeyState", "PoolPolicy", "Reason", "Step", "check_count"]
+__all__ = ["Decision", "KeyState", "PoolPolicy", "Reason", "Step"]
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -183,10 +184,10 @@ class PoolPolicy(Generic[Key]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_execs is not None:
-            check_count("max_execs", max_execs, 1)
-        check_count("max_graphs", max_graphs, 1)
+            max_execs = check_count("max_execs", max_execs, 1)
+        max_graphs = check_count("max_graphs", max_graphs, 1)
         if capture_after is not None:
-            check_count("capture_after", capture_after, 0)
+            capture_after = check_count("capture_after", capture_after, 0)
         self.memory_budget = memory_budget
         self.max_execs = max_execs
         self.max_graphs = max_graphs
@@ -549,11 +550,3 @@ def _needed(chosen: list[int], enough: Callable[[list[int]], bool]) -> tuple[int
 
 def _eager(reason: Reason, why: str) -> Decision:
     return Decision(Step.EAGER, reason=reason, why=why)
-
-
-def check_count(argument: str, value: object, least: int) -> None:
-    """Raise TypeError or ValueError unless a value is an int of ``least`` or more."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{argument}: expected an int of {least} or more, came {value!r}")
-    if value < least:
-        raise ValueError(f"{argument}: expected an int of {least} or more, came {value}")

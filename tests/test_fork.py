@@ -290,7 +290,7 @@ def test_a_fork_needs_a_branch(stream, n, error):
 
 
 def test_a_bool_is_no_count(stream):
-    with pytest.raises(TypeError, match="n: expected an int, came bool"):
+    with pytest.raises(TypeError, match="n: expected an int of 1 or more, came True"):
         fork(stream, True)
 
 

@@ -435,6 +435,23 @@ def test_an_update_with_another_kind_of_node_names_it(graph, x, y):
     assert "KernelNodeValues" in str(report)
 
 
+@pytest.mark.parametrize("change", [lambda other: other.close(), lambda other: add_one(other)])
+def test_an_update_is_refused_after_one_from_a_graph_that_has_changed(graph, x, y, stream, change):
+    other, wrong = graph.clone(), gk.Graph()
+    wrong.add_memset_node(y, 0)
+    with graph.instantiate() as exe:
+        assert exe.update(other)
+        change(other)
+        report = exe.update(wrong)
+        assert (bool(report), report.differences) == (False, ())
+        assert report.result is not gk.ExecUpdateStatus.SUCCESS
+        run(exe, stream)
+
+
+def add_one(graph):
+    graph.add_empty_node()
+
+
 def test_a_refused_update_raises_when_it_should(graph, x, y, stream):
     exe = graph.instantiate()
     other = gk.Graph()

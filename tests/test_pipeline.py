@@ -737,9 +737,9 @@ def test_what_may_not_stand_in_a_request(pipeline):
         ({"inputs": {"timeout": FLOATS}}, ValueError, "inputs: expected another name than"),
         ({"outputs": {"x": FLOATS}}, ValueError, "outputs: expected another name than 'x'"),
         ({"outputs": {"z": FLOATS}}, TypeError, "arguments: expected those of .*add_three"),
-        ({"slots": 0}, ValueError, "slots: expected 1 or more, came 0"),
-        ({"slots": True}, TypeError, "slots: expected an int, came True"),
-        ({"warmups": -1}, ValueError, "warmups: expected 0 or more, came -1"),
+        ({"slots": 0}, ValueError, "slots: expected an int of 1 or more, came 0"),
+        ({"slots": True}, TypeError, "slots: expected an int of 1 or more, came True"),
+        ({"warmups": -1}, ValueError, "warmups: expected an int of 0 or more, came -1"),
         ({"copies": "magic"}, ValueError, "copies: expected 'auto', 'kernel' or 'engine'"),
     ],
 )

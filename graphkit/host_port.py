@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 from weakref import ref
 
@@ -12,7 +13,7 @@ from graphkit.arrays import ArrayInfo, describe, is_array
 from graphkit.device_array import contiguous_strides, empty_pinned
 from graphkit.runtime.protocol import MemoryType, Runtime
 
-__all__ = ["HostPort", "port_of"]
+__all__ = ["HostPort", "check_port_name", "port_of"]
 
 _MOST_KNOWN = 1024
 # Kinds of NumPy's dtypes: each takes the numbers of those that are not above it.
@@ -48,9 +49,11 @@ class HostPort:
         self.dtype = dtype
         self.is_input = is_input
         self.example = example
-        self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.nbytes = prod(shape) * dtype.itemsize
         if not self.nbytes:
             raise ValueError(f"{name}: expected at least one element, came shape {shape}")
+        if self.nbytes >= 2**63:
+            raise ValueError(f"{name}: expected fewer than 2**63 bytes, came shape {shape}")
         self.known: dict[int, tuple[ref[Any], int]] = {}
         self._runtime = runtime
 
@@ -156,6 +159,16 @@ class HostPort:
         return all(kind is MemoryType.HOST for kind in found)
 
 
+def check_port_name(argument: str, name: object) -> None:
+    """Refuse a name that no parameter can have.
+
+    Raises:
+        TypeError: when it is none.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TypeError(f"{argument}: expected names of parameters, came {name!r}")
+
+
 def port_of(name: str, wanted: object, runtime: Runtime, *, is_input: bool) -> HostPort:
     """Return the port that an entry of ``inputs`` or ``outputs`` asks for.
 
@@ -168,8 +181,7 @@ def port_of(name: str, wanted: object, runtime: Runtime, *, is_input: bool) -> H
     Raises:
         TypeError: when it is neither, or the name is no name of a parameter.
     """
-    if not str(name).isidentifier():
-        raise TypeError(f"name: expected names of parameters, came {name!r}")
+    check_port_name("name", name)
     if is_array(wanted):
         info = describe(wanted, name)
         example = None if info.on_host else wanted

@@ -24,7 +24,7 @@ from graphkit.runtime.protocol import Runtime
 
 __all__ = ["Pipeline", "RequestSlot"]
 
-_TAKEN = frozenset(("timeout", "stream", "graph"))  # names of parameters
+_TAKEN = frozenset(("self", "timeout", "stream", "graph"))  # names of parameters
 _NAP_SECONDS = 20e-6
 
 

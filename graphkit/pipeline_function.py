@@ -12,7 +12,7 @@ from graphkit.device_array import DeviceArray
 from graphkit.forensics import capture_call
 from graphkit.frameworks import PrivateMemory, current_stream, view_like
 from graphkit.graph import Graph
-from graphkit.host_port import HostPort
+from graphkit.host_port import HostPort, check_port_name
 from graphkit.runtime.protocol import Runtime
 from graphkit.stream import Stream
 from graphkit.user_function import UserFunction
@@ -111,15 +111,16 @@ class PipelineFunction:
             )
         fetched: Fetched = {}
         for name, array in named.items():
+            check_port_name("fn", name)
             if name in self._ports:
                 raise ValueError(f"fn: expected outputs of names of their own, came {name!r} twice")
-            info = describe(array, str(name))
+            info = describe(array, name)
             if info.on_host or not info.contiguous:
                 where = "on the host" if info.on_host else f"with strides {info.strides}"
                 raise TypeError(
                     f"{name}: expected a device array without gaps from fn, came one {where}"
                 )
-            port = HostPort(str(name), info.shape, info.dtype, self._runtime, is_input=False)
+            port = HostPort(name, info.shape, info.dtype, self._runtime, is_input=False)
             fetched[port.name] = port, info.ptr
         graph.owners.append(value)
         return fetched

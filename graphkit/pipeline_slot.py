@@ -377,6 +377,10 @@ def check_timeout(timeout: object) -> None:
         raise TypeError(f"timeout: expected seconds or None, came {type(timeout).__name__}")
     if not timeout >= 0:
         raise ValueError(f"timeout: expected 0 seconds or more, came {timeout}")
+    try:
+        float(timeout)
+    except OverflowError:
+        raise ValueError("timeout: expected what a float can hold, or None, came more") from None
 
 
 def values_of(buffers: dict[str, NDArray[Any]]) -> Any:

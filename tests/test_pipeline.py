@@ -658,6 +658,7 @@ def test_results_are_read_by_other_threads_while_the_pipeline_closes(runtime):
         (True, TypeError, "timeout: expected seconds or None, came bool"),
         (-1, ValueError, "timeout: expected 0 seconds or more, came -1"),
         (float("nan"), ValueError, "timeout: expected 0 seconds or more, came nan"),
+        (10**400, ValueError, "timeout: expected what a float can hold, or None"),
     ],
 )
 def test_what_is_no_timeout(pipeline, timeout, error, message):
@@ -735,6 +736,12 @@ def test_what_may_not_stand_in_a_request(pipeline):
         ({"inputs": {"x": (3, object)}}, TypeError, "x: expected elements of plain bytes"),
         ({"inputs": {"a b": FLOATS}}, TypeError, "name: expected names of parameters, came 'a b'"),
         ({"inputs": {"timeout": FLOATS}}, ValueError, "inputs: expected another name than"),
+        ({"inputs": {"self": FLOATS}}, ValueError, "inputs: expected another name than 'self'"),
+        (
+            {"inputs": {"x": ((2**62, 4), "f4")}},
+            ValueError,
+            "x: expected fewer than",
+        ),
         ({"outputs": {"x": FLOATS}}, ValueError, "outputs: expected another name than 'x'"),
         ({"outputs": {"z": FLOATS}}, TypeError, "arguments: expected those of .*add_three"),
         ({"slots": 0}, ValueError, "slots: expected an int of 1 or more, came 0"),
@@ -750,7 +757,7 @@ def test_what_no_pipeline_is_made_of(runtime, change, error, message):
     assert gk.live_handles() == {}
 
 
-@pytest.mark.parametrize("what", ["None", "host", "gaps", "tuple", "name"])
+@pytest.mark.parametrize("what", ["None", "host", "gaps", "tuple", "name", "number"])
 def test_what_a_function_may_not_return(runtime, what):
     values = {
         "None": None,
@@ -758,6 +765,7 @@ def test_what_a_function_may_not_return(runtime, what):
         "gaps": gk.zeros((4, 4))[:, :2],
         "tuple": (gk.zeros(3),),
         "name": {"x": gk.zeros(3)},
+        "number": {"1": gk.zeros(3), 1: gk.zeros(3)},
     }
     with pytest.raises((TypeError, ValueError), match=r"^(fn|result): expected"):
         Pipeline(lambda x: values[what], {"x": FLOATS})

@@ -69,8 +69,7 @@ types: $(call READY_FOR,dev) ## mypy, strict
 	$(PY) -m mypy
 
 bench: $(call READY_FOR,bench) ## every benchmark, on the device; results go to bench/results
-	@for script in $$(grep -l '"__main__"' bench/*.py); do \
-	    echo "$$script"; $(PY) "$$script" || exit 1; done
+	@$(PY) -P -m graphkit.cli bench all
 
 docs: $(call READY_FOR,use) ## write the generated pages of docs/ anew
 	$(PY) -P docs/generate.py

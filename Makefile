@@ -16,6 +16,12 @@ TOKENS ?= 64
 empty :=
 space := $(empty) $(empty)
 
+# A prompt goes to the program as it was given, past make and the shell.
+ifeq ($(origin PROMPT),command line)
+override PROMPT := $(value PROMPT)
+endif
+export PROMPT
+
 ifdef NO_VENV
 PY := $(PYTHON)
 READY_FOR = installed
@@ -45,6 +51,14 @@ elif major:
 endef
 export DRIVER_EXTRA
 
+# Says what is wrong with PYTHON, as the first command of a recipe.
+define CHECK_PYTHON
+@command -v "$(PYTHON)" >/dev/null || { \
+    echo "PYTHON: expected a Python that runs, came '$(PYTHON)', which is not found" >&2; exit 1; }
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+    echo "graphkit needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-gpu lint types bench docs installed clean
 
@@ -52,7 +66,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(call READY_FOR,use) ## write text with the bundled Llama: on the GPU, or on the simulator
-	@$(PY) -P -m graphkit.cli generate --prompt "$(PROMPT)" --tokens $(TOKENS)
+	@$(PY) -P -m graphkit.cli generate --prompt "$$PROMPT" --tokens "$(TOKENS)"
 
 test: $(call READY_FOR,dev) ## the whole suite without a GPU, on the simulator, with coverage
 	$(PY) -P -m pytest --runtime=sim -m "not gpu" -n $(JOBS) --cov --cov-fail-under=90 --evidence=check
@@ -69,8 +83,7 @@ types: $(call READY_FOR,dev) ## mypy, strict
 	$(PY) -m mypy
 
 bench: $(call READY_FOR,bench) ## every benchmark, on the device; results go to bench/results
-	@for script in $$(grep -l '"__main__"' bench/*.py); do \
-	    echo "$$script"; $(PY) "$$script" || exit 1; done
+	@$(PY) -P -m graphkit.cli bench all
 
 docs: $(call READY_FOR,use) ## write the generated pages of docs/ anew
 	$(PY) -P docs/generate.py
@@ -79,8 +92,7 @@ clean: ## remove the virtual environment and what tools left behind
 	rm -rf "$(VENV)" build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "graphkit needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(CHECK_PYTHON)
 	@$(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
 	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it is in the package python3-venv" >&2; exit 1; }
 
@@ -93,5 +105,6 @@ $(VENV)/ready-%: pyproject.toml | $(VENV)/bin/python
 	@touch "$@"
 
 installed:
-	@$(PY) -P -c 'import graphkit.kernels' || { \
+	$(CHECK_PYTHON)
+	@$(PY) -P -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("graphkit") is None)' || { \
 	    echo "NO_VENV=1 installs nothing, and '$(PY)' has no graphkit: $(PY) -m pip install --editable ." >&2; exit 1; }

@@ -7,6 +7,8 @@ For two devices of one host, where the whole comparison takes half the time. All
 batch still take turns in one run, and each run measures the bandwidth of its own device.
 """
 
+# Not a benchmark: it puts results together that are there.
+
 from __future__ import annotations
 
 import argparse

@@ -6,6 +6,8 @@
 Needs matplotlib, and the results of `decode_kernels.py`; those of `decode.py` add the peers.
 """
 
+# Not a benchmark: it draws results that are there.
+
 from __future__ import annotations
 
 import argparse

@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         setting = FlowSetting()
     except UnavailableError as error:
-        console.print(f"Control flow is measured on a device, never simulated. {error}")
+        console.print(
+            f"Control flow is measured on a device, never simulated. {error}", markup=False
+        )
         return 2
     source = provenance()
     print_source(console, source)

@@ -298,7 +298,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         setting = Setting()
     except UnavailableError as error:
-        console.print(f"Launch overhead is measured on a device, never simulated. {error}")
+        console.print(
+            f"Launch overhead is measured on a device, never simulated. {error}", markup=False
+        )
         return 2
     source = provenance()
     print_source(console, source)

@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         if setting.graphkit is None:
             raise UnavailableError(f"graphkit: {setting.graphkit_absent}")
     except UnavailableError as error:
-        console.print(f"Rebinding is measured on a device, never simulated. {error}")
+        console.print(f"Rebinding is measured on a device, never simulated. {error}", markup=False)
         return 2
     source = provenance()
     print_source(console, source)

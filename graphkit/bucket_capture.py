@@ -8,6 +8,7 @@ from threading import local
 from typing import Any
 
 from graphkit.arrays import ArrayInfo, describe
+from graphkit.counts import counted
 from graphkit.errors import NotSimulated
 from graphkit.forensics import capture_call
 from graphkit.frameworks import PrivateMemory, current_stream, view_like
@@ -201,7 +202,7 @@ class BucketCapture:
         ]
         if dear:
             found.graph.close()
-            nodes = ", ".join(f"{name} is in {touched[name]} nodes" for name in dear)
+            nodes = ", ".join(f"{name} is in {counted(touched[name], 'node')}" for name in dear)
             why = f"{nodes}: to set them takes longer than to copy"
             self._rebound.copy(key, dear, why)
             raise CopiedError(why)

@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import inspect as inspection
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from graphkit.counts import counted
 from graphkit.errors import GraphkitError, RuntimeUnavailableError
 
 __all__ = ["app"]
@@ -72,8 +74,11 @@ RuntimeOption = Annotated[
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Print an expected error as its message alone, and exit with status 1."""
+def _clear_errors(context: typer.Context | None = None) -> Iterator[None]:
+    """Print an expected error as its message and notes alone, and exit with status 1.
+
+    With the context of a command, an argument of its name is called as the option is.
+    """
     try:
         yield
     except BrokenPipeError:
@@ -83,8 +88,20 @@ def _clear_errors() -> Iterator[None]:
     except (GraphkitError, ValueError, TypeError, OSError, ImportError) as error:
         if sys.stdout is not None:  # it was closed before we began
             sys.stdout.flush()
-        typer.echo(f"graphkit: error: {_printable(str(error))}", err=True)
+        message = str(error) if context is None else _name_option(str(error), context)
+        text = "\n".join([message, *getattr(error, "__notes__", ())])
+        typer.echo(f"graphkit: error: {_printable(text)}", err=True)
         raise typer.Exit(1) from None
+
+
+def _name_option(message: str, context: typer.Context) -> str:
+    """Return a message about an argument as one about the option that it was given by."""
+    argument = re.match(r"(\w+)(?=(\[\d+\])?: )", message)
+    for option in context.command.params:
+        # An option that is repeated, such as --prompt, is an argument in the plural.
+        if argument and argument[1] in (option.name, f"{option.name}s"):
+            return f"{option.opts[0]}{message[argument.end() :]}"
+    return message
 
 
 def _choose_runtime(choice: RuntimeChoice, say: Callable[[str], None] = typer.echo) -> Any:
@@ -149,6 +166,7 @@ def _show(value: object) -> str:
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -197,7 +215,7 @@ def generate(
     runtime: RuntimeOption = RuntimeChoice.AUTO,
 ) -> None:
     """Let a Llama write text, one graph launch per token or one for all; compare the ways."""
-    with _clear_errors():
+    with _clear_errors(context):
         chosen = _choose_runtime(runtime)
         # The only place that knows of the kernels: graphkit itself never imports them.
         from graphkit.kernels import llama
@@ -210,8 +228,8 @@ def generate(
                 ("kernels", kernels is KernelsChoice.FUSED),
                 ("loop", loop is not LoopChoice.HOST),
                 ("temperature", temperature != 0.0),
-                ("top-k", top_k != 0),
-                ("top-p", top_p != 1.0),
+                ("top_k", top_k != 0),
+                ("top_p", top_p != 1.0),
             ):
                 if refused:
                     raise ValueError(
@@ -303,10 +321,11 @@ def _serve(model: Path, prompts: list[str], tokens: int, compare: bool) -> None:
 def bench(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(help="The script to run; what follows goes to it.")
+        str | None,
+        typer.Argument(help="The script to run, or all of them; what follows goes to it."),
     ] = None,
 ) -> None:
-    """List the benchmarks of a checkout, or run one."""
+    """List the benchmarks of a checkout, or run one, or all."""
     with _clear_errors():
         scripts = _benchmarks(Path(__file__).parent.parent / "bench")
         if name is None:
@@ -317,19 +336,43 @@ def bench(
                 table.add_row(stem, docstring.partition("\n")[0])
             Console(highlight=False).print(table)
             return
+        if name == "all":
+            raise typer.Exit(_run_all(scripts, context.args))
         if name not in scripts:
-            raise ValueError(f"name: expected one of {', '.join(scripts)}, came {name!r}")
-        command = [sys.executable, str(scripts[name]), *context.args]
-        raise typer.Exit(subprocess.run(command, check=False).returncode)
+            raise ValueError(f"name: expected all or one of {', '.join(scripts)}, came {name!r}")
+        raise typer.Exit(_run(scripts[name], context.args))
+
+
+def _run(script: Path, arguments: list[str]) -> int:
+    return subprocess.run([sys.executable, str(script), *arguments], check=False).returncode
+
+
+def _run_all(scripts: dict[str, Path], arguments: list[str]) -> int:
+    """Run the scripts one by one, whatever becomes of each; return the status of all.
+
+    A script returns 2 when it lacks what it measures with: a device, or PyTorch. It says so itself.
+    """
+    statuses: dict[str, int] = {}
+    for name, script in scripts.items():
+        typer.echo(f"{name}:")
+        statuses[name] = _run(script, arguments)
+    absent = [name for name, status in statuses.items() if status == 2]
+    failed = [name for name, status in statuses.items() if status not in (0, 2)]
+    for names, what in ((absent, "did not run, as said above"), (failed, "failed")):
+        if names:
+            typer.echo(f"{what}: {', '.join(names)}")
+    if failed:
+        return 1
+    return 2 if len(absent) == len(scripts) else 0
 
 
 def _benchmarks(folder: Path) -> dict[str, Path]:
-    """Return the scripts of bench/ by name; modules that they share are left out."""
-    scripts = {
-        path.stem: path
-        for path in sorted(folder.glob("*.py"))
-        if '__name__ == "__main__"' in path.read_text()
-    }
+    """Return the scripts of bench/ by name, without what they share and what reads results only."""
+    scripts = {}
+    for path in sorted(folder.glob("*.py")):
+        text = path.read_text()
+        if '__name__ == "__main__"' in text and "\n# Not a benchmark:" not in text:
+            scripts[path.stem] = path
     if not scripts:
         raise ValueError(
             "bench: expected a checkout of graphkit with a folder bench/, came an installed "
@@ -351,7 +394,7 @@ def inspect(
     dot: Annotated[bool, typer.Option("--dot", help="Print Graphviz text instead.")] = False,
     runtime: RuntimeOption = RuntimeChoice.AUTO,
 ) -> None:
-    """Show the nodes of a graph and what each waits for."""
+    """Show the nodes of a graph, those inside of others too, and what each waits for."""
     with _clear_errors():
         # Graphviz text is a language of its own: what is said there must be a comment in it.
         say = _say_in_dot if dot else typer.echo
@@ -409,30 +452,53 @@ def _graph_of(function: Callable[..., Any]) -> Any:
 
 
 def _print_nodes(graph: Any) -> None:
-    number = {node: index for index, node in enumerate(graph.nodes)}
-    waits: dict[int, list[str]] = {index: [] for index in number.values()}
-    for edge in graph.edges:
-        mark = "*" if edge.programmatic else ""
-        waits[number[edge.to_node]].append(f"{number[edge.from_node]}{mark}")
     table = _table("node", "type", "kernel", "grid", "block", "shared", "after")
     for column in (1, 2, 6):
         table.columns[column].justify = "left"
+    nodes, edges, programmatic = _add_rows(table, graph, "")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{counted(nodes, 'node')}, {counted(edges, 'edge')} ({programmatic} programmatic *)"
+    )
+
+
+def _add_rows(table: Table, graph: Any, place: str) -> tuple[int, int, int]:
+    """Add a graph's nodes, and behind each those inside of it; count nodes and edges of all."""
+    number = {node: index for index, node in enumerate(graph.nodes)}
+    edges = graph.edges
+    waits: dict[int, list[str]] = {index: [] for index in number.values()}
+    for edge in edges:
+        mark = "*" if edge.programmatic else ""
+        waits[number[edge.to_node]].append(f"{number[edge.from_node]}{mark}")
+    counts = len(number), len(edges), sum(edge.programmatic for edge in edges)
     for node, index in number.items():
         values = graph.values(node)
         kernel = hasattr(values, "grid")
+        conditional = graph.conditionals.nodes.get(node.ptr)
         table.add_row(
-            str(index),
-            node.type.name.lower(),
+            f"{place}{index}",
+            (node if conditional is None else conditional).type.name.lower(),
             values.name if kernel else "",
             "x".join(map(str, values.grid)) if kernel else "",
             "x".join(map(str, values.block)) if kernel else "",
             str(values.shared_mem) if kernel else "",
             " ".join(waits[index]),
         )
-    console = Console(highlight=False)
-    console.print(table)
-    programmatic = sum(edge.programmatic for edge in graph.edges)
-    console.print(f"{len(number)} nodes, {len(graph.edges)} edges ({programmatic} programmatic *)")
+        for name, inner in _inside(graph, node, conditional):
+            below = _add_rows(table, inner, f"{place}{index}.{name}")
+            counts = counts[0] + below[0], counts[1] + below[1], counts[2] + below[2]
+    return counts
+
+
+def _inside(graph: Any, node: Any, conditional: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the graphs inside of a node, with what their nodes' places begin with."""
+    if node.type.name == "GRAPH":
+        yield "", graph.child_graph(node)
+    elif conditional is not None:
+        for index, body in enumerate(conditional.bodies):
+            several = len(conditional.bodies) > 1
+            yield (f"{conditional.body_name(index)}.".replace(" ", "") if several else ""), body
 
 
 @app.command()

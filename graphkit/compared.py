@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from graphkit.counts import counted
 from graphkit.errors import RebindError
 from graphkit.runtime.protocol import Runtime
 from graphkit.snapshot import Snapshot
@@ -107,7 +108,8 @@ def check_same_launches(first: Snapshot, other: Snapshot, when: str) -> None:
             raise mine.error(f"{when} {', '.join(changed)}{kernel}, which cannot be rebound")
     if len(first.nodes) != len(other.nodes):
         raise RebindError(
-            f"fn was captured as {len(first.nodes)} nodes, and {when} as {len(other.nodes)}"
+            f"fn was captured as {counted(len(first.nodes), 'node')}, and {when} as "
+            f"{len(other.nodes)}"
         )
     if first.edges != other.edges:
         place = max(edge[1] for edge in first.edges ^ other.edges)

@@ -1,10 +1,10 @@
-"""How many of something: the check of every argument that is a number of things."""
+"""Numbers of things: as arguments, and in words."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["check_count"]
+__all__ = ["check_count", "counted"]
 
 
 def check_count(argument: str, value: object, least: int) -> int:
@@ -19,3 +19,8 @@ def check_count(argument: str, value: object, least: int) -> int:
     if value < least:
         raise ValueError(f"{argument}: expected an int of {least} or more, came {value}")
     return int(value)
+
+
+def counted(count: int, what: str) -> str:
+    """Return the number and the noun, in the plural but for one."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -164,8 +164,9 @@ class FallbackError(GraphkitError):
 
 
 class SimulationError(GraphkitError):
-    """The simulator saw what CUDA leaves undefined: a race, an out-of-bounds or uninitialized read.
+    """The simulator saw what CUDA leaves undefined: a race, or a touch out of bounds.
 
+    What nobody wrote is no error: it reads as NaN, unless ``SimOptions`` says otherwise.
     On a device the same program may appear to work.
     """
 

@@ -15,7 +15,7 @@ from graphkit.bucket_capture import refuse_pool_in_pool
 from graphkit.buckets import Buckets
 from graphkit.byte_size import parse_bytes
 from graphkit.cost_model import Move
-from graphkit.counts import check_count
+from graphkit.counts import check_count, counted
 from graphkit.errors import FallbackError, refuse_closed
 from graphkit.ladder import Failure, Ladder
 from graphkit.lattice import Lattice
@@ -443,8 +443,9 @@ class ExecPool:
             return f"<ExecPool {self._fn.name} closed>"
         ladder, stats = self._ladder, self.stats()
         return (
-            f"<ExecPool {self._fn.name}: {len(ladder.graphs)} graphs, {len(ladder.execs)} execs, "
-            f"{stats.requests} requests, {stats.hit_rate:.1%} hits>"
+            f"<ExecPool {self._fn.name}: {counted(len(ladder.graphs), 'graph')}, "
+            f"{counted(len(ladder.execs), 'exec')}, {counted(stats.requests, 'request')}, "
+            f"{stats.hit_rate:.1%} hits>"
         )
 
 

@@ -562,7 +562,8 @@ class GraphExec:
             )
         if node.type not in types:
             expected = " or ".join(item.name.lower() for item in types)
-            raise TypeError(f"node: expected a {expected} node, came {node!r}")
+            article = "an" if expected[0] in "aeiou" else "a"
+            raise TypeError(f"node: expected {article} {expected} node, came {node!r}")
 
     def _replace_owner(self, key: object, owner: object | None) -> None:
         if owner is not None:

@@ -76,11 +76,11 @@ def _scalar_writer(parameter: Parameter, view: memoryview, cell: Any) -> Callabl
         item = np.asarray(value)
         sized = isinstance(value, (np.generic, np.ndarray))
         if item.shape != () or (sized and item.dtype != dtype):
-            raise TypeError(f"{name}: expected a {dtype} scalar, came {item.dtype} {value!r}")
+            raise TypeError(f"{name}: expected a scalar of {dtype}, came {item.dtype} {value!r}")
         # NumPy would cast anything to bfloat16, also what has an imaginary part.
         castable = np.can_cast(item.dtype, np.float32 if dtype == BFLOAT16 else dtype, "same_kind")
         if not sized and not castable:
-            raise TypeError(f"{name}: expected a {dtype} scalar, came {kind.__name__} {value!r}")
+            raise TypeError(f"{name}: expected a scalar of {dtype}, came {kind.__name__} {value!r}")
         with np.errstate(over="ignore"):  # past the range lies infinity, as in C
             view[:] = item.astype(dtype).tobytes()
 
@@ -233,7 +233,7 @@ class ArgumentBlock:
             unknown = [str(name) for name in args if name not in self.names]
             missing = [name for name in self.names if name not in args]
             if unknown or missing:
-                detail = f"unknown {unknown}" if unknown else f"missing {missing}"
+                detail = f"unknown {unknown}" if unknown else f"all but {missing}"
                 raise TypeError(f"args: expected {count} arguments ({names}), came {detail}")
             return [args[name] for name in self.names]
         if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):

@@ -93,7 +93,7 @@ class PoolCollector:
         except ImportError:
             raise ImportError(
                 "PoolCollector: expected the package prometheus-client, it is not installed: "
-                "pip install 'cuda-graphkit[metrics]'"
+                "pip install -e '.[metrics]' in the checkout"
             ) from None
         if not isinstance(pools, Mapping):
             raise TypeError(f"pools: expected a mapping of names, came {type(pools).__name__}")

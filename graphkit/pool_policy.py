@@ -16,7 +16,7 @@ from math import inf, log
 from typing import Any, Generic, TypeVar
 
 from graphkit.cost_model import CostModel, Move
-from graphkit.counts import check_count
+from graphkit.counts import check_count, counted
 from graphkit.exec_memory import ExecMemory
 
 __all__ = ["Decision", "KeyState", "PoolPolicy", "Reason", "Step"]
@@ -336,14 +336,16 @@ class PoolPolicy(Generic[Key]):
             return _eager(Reason.INELIGIBLE, state.ineligible)
         wait = state.retry_at - self._clock()
         if wait > 0:
-            why = f"its capture failed {state.failures} times; the next try is in {wait:.1f} s"
+            failed = counted(state.failures, "time")
+            why = f"its capture failed {failed}; the next try is in {wait:.1f} s"
             return _eager(Reason.QUARANTINED, why)
         if state.family is not None:
             return self._place(state, state.family, idle)
         if self.capture_after is None and not warm:
             return _eager(Reason.KEY_MISS, "warm() has not captured it")
         if self.capture_after is not None and state.eager < self.capture_after and not warm:
-            why = f"captured after {self.capture_after} requests, this is number {state.eager + 1}"
+            after = counted(self.capture_after, "request")
+            why = f"captured after {after}, this is number {state.eager + 1}"
             return _eager(Reason.KEY_MISS, why)
         instead = self.surplus(more=1)
         if instead and state.weight <= _MARGIN * self.keys[instead[-1]].weight:
@@ -516,7 +518,7 @@ class PoolPolicy(Generic[Key]):
 
     def _used(self) -> str:
         budget = "no limit" if self.memory_budget is None else f"{self.memory_budget} allowed"
-        execs = f"{len(self._execs)} execs {self.exec_bytes}"
+        execs = f"{counted(len(self._execs), 'exec')} {self.exec_bytes}"
         if self.max_execs is not None:
             execs = f"{len(self._execs)} of {self.max_execs} execs {self.exec_bytes}"
         return f"arenas have {self.arena_bytes} bytes, {execs}, {budget}"

@@ -9,6 +9,7 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
+from graphkit.counts import counted
 from graphkit.pool_policy import Step
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def stats_table(stats: PoolStats, name: str = "pool", most: int = 20) -> Rendera
     if stats.keys:
         parts += ["", _keys(stats, most)]
     if len(stats.keys) > most:
-        parts.append(Text(f"and {_number(len(stats.keys) - most, 'more key')}"))
+        parts.append(Text(f"and {counted(len(stats.keys) - most, 'more key')}"))
     return Constrain(Group(*parts), _WIDEST)
 
 
@@ -53,7 +54,7 @@ def manifest_table(manifest: Manifest) -> RenderableType:
     entries = manifest.ordered()
     hits = sum(entry.hits for entry in entries)
     parts: list[RenderableType] = [
-        _title(manifest.function, f"{_number(len(entries), 'key')}, {_number(hits, 'hit')}")
+        _title(manifest.function, f"{counted(len(entries), 'key')}, {counted(hits, 'hit')}")
     ]
     if entries:
         table = _table("key", "hits", "ms", "size", "failures")
@@ -73,7 +74,7 @@ def manifest_table(manifest: Manifest) -> RenderableType:
             )
         parts.append(table)
     if manifest.left_out:
-        left_out = _number(manifest.left_out, "key")
+        left_out = counted(manifest.left_out, "key")
         parts.append(Text(f"without {left_out} whose values JSON cannot hold"))
     return Constrain(Group(*parts), _WIDEST)
 
@@ -115,14 +116,10 @@ def _size(nbytes: int) -> str:
     return f"{size / 1024:,.1f} TiB"
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def _requests(stats: PoolStats) -> str:
     if not stats.requests:
         return "no requests"
-    return f"{_number(stats.requests, 'request')}, {stats.hit_rate:.1%} hits"
+    return f"{counted(stats.requests, 'request')}, {stats.hit_rate:.1%} hits"
 
 
 def _totals(stats: PoolStats) -> Table:

@@ -21,6 +21,7 @@ from graphkit.bound import (
 )
 from graphkit.buffers import Buffer, check_no_overlap
 from graphkit.compared import Span
+from graphkit.counts import counted
 from graphkit.differences import BufferWord, ScalarWord, find_words
 from graphkit.graph import Graph
 from graphkit.graph_exec import GraphExec
@@ -281,7 +282,8 @@ class BoundGraph:
         names = ", ".join(self._named) or "closed"
         nodes = len({slot.place for slot in self.slots})
         return (
-            f"<BoundGraph of {self._fn.name} ({names}), {len(self.slots)} slots in {nodes} nodes>"
+            f"<BoundGraph of {self._fn.name} ({names}), {counted(len(self.slots), 'slot')} in "
+            f"{counted(nodes, 'node')}>"
         )
 
 

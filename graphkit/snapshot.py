@@ -137,7 +137,7 @@ def _state(runtime: Runtime, place: tuple[int, ...], node: Node) -> NodeState:
     if node.type in _CLOSED:
         kind = node.type.name.lower()
         raise RebindError(
-            f"node {'.'.join(map(str, place))} ({kind}): what a {kind} node points at cannot be "
+            f"node {'.'.join(map(str, place))} ({kind}): what such a node points at cannot be "
             "read back, so that nobody can tell whether it is a buffer's",
             place,
         )

@@ -707,9 +707,9 @@ STATUSES: dict[int, Status] = {
     900: Status(
         "cudaErrorStreamCaptureUnsupported",
         "that call is not possible during a stream capture, and it ended the capture",
-        "synchronizing or querying the capturing stream; cudaMalloc, cudaFree or "
-        "instantiating a graph while a global or thread_local capture is live; capturing on"
-        " the legacy default stream",
+        "waiting for the device, or waiting for or querying the capturing stream; while a global "
+        "or thread_local capture is live also waiting for or querying another stream or an event, "
+        "cudaMalloc, cudaFree, or instantiating a graph; capturing on the legacy default stream",
         "move the call before the capture (allocate, warm up and create library handles "
         "first); copy with pinned host memory and a stream; capture on a non-blocking "
         "stream",
@@ -772,7 +772,7 @@ STATUSES: dict[int, Status] = {
         "cudaErrorGraphExecUpdateFailure",
         "the executable graph cannot take on this graph, and still is what it was",
         "another topology, another kind of node, or a parameter that an executable graph "
-        "cannot change; the report names the node",
+        "cannot change; the report names the node where CUDA does",
         "instantiate the new graph, or change only what may change: arguments, grid, block,"
         " shared memory, function",
     ),

@@ -137,5 +137,6 @@ def _why_unshareable(node: Node, cluster: Dim3 | None) -> str | None:
             "that stays its own"
         )
     if node.type not in _MOVABLE:
-        return f"it is a {node.type.name.lower()} node, whose parameters graphkit does not read"
+        kind = node.type.name.lower()
+        return f"it is a node of type {kind}, whose parameters graphkit does not read"
     return None

@@ -85,7 +85,7 @@ MISTAKES = {
     "an argument of the wrong size": (
         lambda p: p.add(p.x, p.y, np.float64(1), N),
         TypeError,
-        "a: expected a float32 scalar, came float64",
+        "a: expected a scalar of float32, came float64",
     ),
     "an array of the wrong dtype": (
         lambda p: p.add(gk.zeros(N, np.float64), p.y, 1.0, N),

@@ -325,6 +325,17 @@ FAILURES = {
 }
 
 
+def test_waiting_for_the_device_kills_a_relaxed_capture_and_the_message_says_so(runtime, stream):
+    def body():
+        with gk.capture(stream, mode="relaxed"):
+            runtime.device_synchronize()
+
+    with pytest.raises(gk.CudaError, match="usual cause: waiting for the device") as caught:
+        body()
+    assert caught.value.code == 900
+    assert works(stream)
+
+
 @pytest.mark.parametrize("what", FAILURES)
 def test_a_call_that_kills_the_capture(runtime, counter, stream, what):
     code, provoke = FAILURES[what]

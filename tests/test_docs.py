@@ -81,6 +81,22 @@ def test_a_generated_page_is_current(page):
     assert written == GENERATED[page](), f"docs/{page} is out of date: run `make docs`"
 
 
+def test_the_readme_counts_the_budgets_as_the_benchmarks_judge_them():
+    judged = re.findall(r"\| (yes|no) \|$", GENERATED["benchmarks.md"](), re.MULTILINE)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    (counts,) = re.findall(r"(\d+) are met and (\d+) are not", readme)
+    assert tuple(map(int, counts)) == (judged.count("yes"), judged.count("no"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_both_ways_in_lead_to_every_guide_and_page(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    linked = {
+        ((ROOT / page).parent / target).resolve() for target in re.findall(r"\]\((.+?)\)", text)
+    }
+    assert {ours for ours in PAGES if ours.is_relative_to(ROOT / "docs")} - linked <= {ROOT / page}
+
+
 def test_every_public_name_is_in_the_reference():
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     missing = [name for name in gk.__all__ if f"\n## {name}\n" not in reference]

@@ -207,7 +207,7 @@ def test_there_are_never_more_execs_than_allowed(runtime):
             values, x, y = floats(int(rng.integers(1, 17)), seed)
             pool(x=x, y=y, rounds=int(rng.integers(1, 6)))
             assert np.array_equal(y.get(), values + np.float32(3))
-            assert repr(pool).split(", ")[1] in ("0 execs", "1 execs", "2 execs")
+            assert repr(pool).split(", ")[1] in ("0 execs", "1 exec", "2 execs")
         assert set(pool.stats().fallbacks) <= {Reason.BUDGET}
 
 

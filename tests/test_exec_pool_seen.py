@@ -38,7 +38,7 @@ def test_its_line_says_what_there_is(runtime):
     with ExecPool(add_three, BUCKETS, outputs=["y"], max_execs=1) as pool:
         for n in (4, 4, 8, 20):
             ask(pool, n)
-        assert repr(pool) == "<ExecPool add_three: 2 graphs, 1 execs, 4 requests, 25.0% hits>"
+        assert repr(pool) == "<ExecPool add_three: 2 graphs, 1 exec, 4 requests, 25.0% hits>"
     assert repr(pool) == "<ExecPool add_three closed>"
 
 

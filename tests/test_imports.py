@@ -234,5 +234,5 @@ def test_without_cuda_the_cuda_runtime_says_what_to_install():
         "except gk.RuntimeUnavailableError as error:\n"
         "    print(error)"
     )
-    assert "cuda-bindings" in run.stdout, run.stdout + run.stderr
+    assert "pip install -e '.[cu1" in run.stdout, run.stdout + run.stderr
     assert "sim" in run.stdout

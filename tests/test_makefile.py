@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,35 @@ def test_an_old_python_is_refused_by_name(tmp_path):
 
 
 def test_a_missing_installation_is_named_when_nothing_may_be_installed(tmp_path):
+    # A Python without packages: -S leaves site-packages out.
     bare = tmp_path / "python3"
-    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
     refused = make("docs", "NO_VENV=1", f"PYTHON={bare}")
     assert refused.returncode != 0
-    assert f"'{bare}' has no graphkit: {bare} -m pip install --editable ." in refused.stderr
+    assert refused.stderr.startswith(
+        f"NO_VENV=1 installs nothing, and '{bare}' has no graphkit: "
+        f"{bare} -m pip install --editable .\n"
+    )
+
+
+@pytest.mark.parametrize("how", [(), ("NO_VENV=1",)])
+def test_a_python_that_is_not_there_is_called_so(tmp_path, how):
+    refused = make("demo", *how, f"PYTHON={tmp_path / 'none'}", f"VENV={tmp_path / 'venv'}")
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("PYTHON: expected a Python that runs, came ")
+
+
+def test_a_prompt_reaches_the_program_as_it_was_given(tmp_path):
+    seen = tmp_path / "seen"
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\nif [ "$1" = -P ]; then printf "%s\\n" "$@" >{seen}; fi\n')
+    python.chmod(0o755)
+    prompt = """say "hello" to `id`, $(HOME) and 'you'"""
+    assert make("demo", "NO_VENV=1", f"PYTHON={python}", f"PROMPT={prompt}").returncode == 0
+    assert seen.read_text().splitlines()[-4:] == ["--prompt", prompt, "--tokens", "64"]
+    assert make("demo", "NO_VENV=1", f"PYTHON={python}").returncode == 0
+    assert seen.read_text().splitlines()[-4:] == ["--prompt", "def ", "--tokens", "64"]
 
 
 def run_driver_extra(monkeypatch, version):

@@ -202,7 +202,7 @@ def test_what_is_no_pools_by_name_is_refused(registry, pools, says):
 
 def test_without_prometheus_client_it_says_what_to_install(monkeypatch, pools):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(ImportError, match=r"pip install 'cuda-graphkit\[metrics\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[metrics\]'"):
         PoolCollector(pools)
 
 

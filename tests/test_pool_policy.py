@@ -287,7 +287,7 @@ def test_a_failed_capture_is_answered_eagerly_and_tried_again_later():
     pool.failing = {A}
     assert pool.ask(A) == [Step.CAPTURE, Reason.QUARANTINED]
     assert pool.ask(A) == [Reason.QUARANTINED]
-    assert pool.plan(A).why == "its capture failed 1 times; the next try is in 1.0 s"
+    assert pool.plan(A).why == "its capture failed 1 time; the next try is in 1.0 s"
     pool.now = 0.999
     assert pool.ask(A) == [Reason.QUARANTINED]
     pool.now = 1.0
@@ -351,7 +351,7 @@ def test_what_no_longer_fits_is_answered_eagerly():
     pool = Pool(memory_budget=2 * ONE - 1)
     pool.ask(A, times=10)
     assert pool.ask(B) == [Step.CAPTURE, Reason.BUDGET]
-    assert f"arenas have 0 bytes, 1 execs {ONE}, {2 * ONE - 1} allowed" in pool.plan(B).why
+    assert f"arenas have 0 bytes, 1 exec {ONE}, {2 * ONE - 1} allowed" in pool.plan(B).why
     assert pool.ask(A) == [Step.LAUNCH]
 
 

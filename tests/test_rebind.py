@@ -493,7 +493,7 @@ def test_a_scalar_whose_width_is_open_takes_what_is_right_as_either(in_struct, x
         (lambda x, n: NOTE(1, 32, (x, 0, 0), stream=x.stream), "n: never used"),
         (
             lambda x, n: [NOTE(1, 32, (x, 0, 0), stream=x.stream) for _ in range(n)],
-            "captured as 1 nodes, and captured with n = 2, as 2",
+            "captured as 1 node, and captured with n = 2, as 2",
         ),
     ],
 )
@@ -607,7 +607,7 @@ def test_another_number_of_launches_each_time(x, y, stream):
             add(x, y, stream)
 
     with pytest.raises(
-        gk.RebindError, match=r"captured as 1 nodes, and fn is not deterministic.*again, as 2"
+        gk.RebindError, match=r"captured as 1 node, and fn is not deterministic.*again, as 2"
     ):
         gk.bind(fn, stream, x=x, y=y)
 

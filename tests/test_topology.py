@@ -199,7 +199,10 @@ def test_clusters_inside_of_a_child_graph_are_not_shared(runtime):
         (NodeType.MEM_ALLOC, "node 1: it allocates memory, and CUDA lets"),
         (NodeType.MEM_FREE, "node 1: it frees memory, and CUDA lets"),
         (NodeType.CONDITIONAL, "node 1: it is a conditional node, and CUDA lets"),
-        (NodeType.BATCH_MEM_OP, "node 1: it is a batch_mem_op node, whose parameters graphkit"),
+        (
+            NodeType.BATCH_MEM_OP,
+            "node 1: it is a node of type batch_mem_op, whose parameters",
+        ),
     ],
 )
 def test_nodes_that_tie_a_graph_to_its_exec_are_not_shared(runtime, type_, said):

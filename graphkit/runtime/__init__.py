@@ -47,19 +47,20 @@ def _open_cuda() -> Runtime:
 
 def _why_not_importable(error: ImportError) -> tuple[str, str]:
     """Return the reason and the fix."""
-    from graphkit.runtime.cuda_driver import driver_version
+    from graphkit.runtime.cuda_driver import NO_DRIVER, driver_version, install_command
 
     supported = driver_version()
-    if supported is None:
-        extra = "cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"
-        driver = ". No NVIDIA driver was found either"
-    else:
-        # An extra newer than the driver would install, and then find the driver too old.
-        extra = "cuda-graphkit[cu13]" if supported >= 13000 else "cuda-graphkit[cu12]"
-        driver = f" (the driver supports CUDA {dotted_version(supported)})"
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "cuda":
-        return "cuda-bindings is not installed", f"Install {extra}{driver}."
-    return f"cuda-bindings cannot be imported ({error})", f"Reinstall {extra}{driver}."
+    missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "cuda"
+    if missing and supported is None:
+        # That comes first: without a driver the package would be of no use.
+        reason, fix = NO_DRIVER
+        return reason, f"{fix}; then {install_command(supported)}."
+    command = install_command(supported)
+    if supported is not None:
+        command += f" (the driver supports CUDA {dotted_version(supported)})"
+    if missing:
+        return "cuda-bindings is not installed", f"Install it: {command}."
+    return f"cuda-bindings cannot be imported ({error})", f"Install it anew: {command}."
 
 
 def _open_sim(options: SimOptions | None) -> Runtime:

@@ -94,15 +94,14 @@ def _require_device() -> None:
     supported = cuda_driver.driver_version()
     fix = ""
     if supported is None:
-        reason = f"no NVIDIA driver: {cuda_driver.LIBRARY_NAME} cannot be loaded"
-        fix = "Install the driver, or in a container start it with the GPUs (docker run --gpus all)"
+        reason, fix = cuda_driver.NO_DRIVER
     elif code == StatusCode.INSUFFICIENT_DRIVER:
         wanted = dotted_version(int(cudart.cudaRuntimeGetVersion()[1]))
         reason = (
             f"the NVIDIA driver supports CUDA {dotted_version(supported)}, and the installed "
             f"cuda-bindings are for CUDA {wanted}"
         )
-        fix = f"Update the driver, or install cuda-graphkit[cu{supported // 1000}]"
+        fix = f"Update the driver, or {cuda_driver.install_command(supported)}"
     elif code == StatusCode.NO_DEVICE:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         reason = "the NVIDIA driver sees no device"

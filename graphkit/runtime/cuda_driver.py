@@ -15,9 +15,23 @@ from typing import Final
 
 from graphkit.runtime.protocol import ExecUpdateResultInfo, ExecUpdateStatus, HostNodeParams
 
-__all__ = ["LIBRARY_NAME", "driver_version", "exec_update", "launch_host_func", "library"]
+__all__ = [
+    "LIBRARY_NAME",
+    "NO_DRIVER",
+    "driver_version",
+    "exec_update",
+    "install_command",
+    "launch_host_func",
+    "library",
+]
 
 LIBRARY_NAME: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+# The reason and the fix of a RuntimeUnavailableError.
+NO_DRIVER: Final = (
+    f"no NVIDIA driver: {LIBRARY_NAME} cannot be loaded",
+    "Install the driver, or in a container start it with the GPUs (docker run --gpus all)",
+)
 
 
 class _ExecUpdateResult(ctypes.Structure):
@@ -47,6 +61,14 @@ def driver_version() -> int | None:
     except (OSError, AttributeError):
         return None
     return version.value if status == 0 else None
+
+
+def install_command(supported: int | None) -> str:
+    """Return what installs the packages for a driver, in a checkout: nothing is released."""
+    if supported is None:
+        return "pip install -e '.[cu13]' or '.[cu12]', whichever fits the driver, in the checkout"
+    # An extra newer than the driver would install, and then find the driver too old.
+    return f"pip install -e '.[cu{13 if supported >= 13000 else 12}]' in the checkout"
 
 
 def exec_update(exec_: int, graph: int) -> tuple[int, ExecUpdateResultInfo]:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from graphkit.errors import GraphkitError, RuntimeUnavailableError
+from graphkit.runtime import cuda_driver
 from graphkit.runtime.protocol import KernelSource, LoadedFunction
 
 __all__ = ["cupy_cuda", "load"]
 
-_INSTALL = "Install cuda-graphkit[cu13] or cuda-graphkit[cu12], whichever fits the driver"
+
+def _install() -> str:
+    return f"Install it: {cuda_driver.install_command(cuda_driver.driver_version())}"
 
 
 def cupy_cuda() -> Any:
@@ -27,7 +30,7 @@ def cupy_cuda() -> Any:
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"compiling and loading a kernel needs CuPy, which cannot be imported ({error})",
-            _INSTALL,
+            _install(),
         ) from error
     return cupy.cuda
 
@@ -66,7 +69,7 @@ def _cubin(code: str, name: str, options: tuple[str, ...], architecture: str) ->
         raise
     except Exception as error:  # whatever the search for the library ends in
         raise RuntimeUnavailableError(
-            f"CuPy finds no NVRTC to compile with ({error})", _INSTALL
+            f"CuPy finds no NVRTC to compile with ({error})", _install()
         ) from error
     try:
         try:

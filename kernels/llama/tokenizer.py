@@ -108,7 +108,7 @@ class FileTokenizer:
         except ImportError:
             raise CheckpointError(
                 f"{path.name}: expected the package tokenizers to read it, it is not installed: "
-                "pip install 'cuda-graphkit[hf]'"
+                "pip install -e '.[hf]' in the checkout"
             ) from None
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))

@@ -1,8 +1,11 @@
 """What the commands of the benchmarks share: when results are kept, and what is said."""
 
 import command
+import flow
+import launch_overhead
 import measure
 import pytest
+import rebind
 from measure import Row
 from rich.console import Console
 
@@ -39,3 +42,17 @@ def test_what_is_absent_and_what_failed_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "absent: torch: not installed" in said
     assert "FAILED: it broke" in said
+
+
+@pytest.mark.parametrize(
+    ("script", "setting"),
+    [(flow, "FlowSetting"), (launch_overhead, "Setting"), (rebind, "RebindSetting")],
+    ids=["flow", "launch_overhead", "rebind"],
+)
+def test_why_there_is_no_device_is_said_as_it_is(monkeypatch, capsys, script, setting):
+    def unavailable():
+        raise script.UnavailableError("pip install -e '.[cu13]'")  # no markup of rich's
+
+    monkeypatch.setattr(script, setting, unavailable)
+    assert script.main([]) == 2
+    assert "'.[cu13]'" in "".join(capsys.readouterr().out.splitlines())

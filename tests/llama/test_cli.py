@@ -184,12 +184,12 @@ def test_builds_that_disagree_are_an_exit_status(graphkit, model, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--prompt", ""), "prompt: expected at least one token, came an empty prompt"),
+        (("--prompt", ""), "--prompt: expected at least one token, came an empty prompt"),
         (("--prompt", "x" * 64), "prompt: expected at most 63 tokens"),
-        (("--tokens", 0), "tokens: expected 1 or more, came 0"),
+        (("--tokens", 0), "--tokens: expected 1 or more, came 0"),
         (("--tokens", 61), "tokens: expected at most 60 after a prompt of 4"),
         (("--temperature", -1, "--tokens", 4), "temperature: expected 0 or more"),
-        (("--top-p", 2, "--tokens", 4), "top_p: expected 0 to 1"),
+        (("--top-p", 2, "--tokens", 4), "--top-p: expected 0 to 1"),
         (("--kernels", "fused", "--tokens", 4), "head_dim: expected a multiple of 8"),
         (("--loop", "device", "--tokens", 4), "head_dim: expected a multiple of 8"),
         (("--loop", "device", "--kernels", "simple"), "loop: expected host with a build or"),
@@ -200,6 +200,11 @@ def test_builds_that_disagree_are_an_exit_status(graphkit, model, monkeypatch):
         ),
         (("--loop", "device", "--prompt", "a", "--prompt", "b"), "loop: expected the default"),
         (("--kernels", "fused", "--prompt", "a", "--prompt", "b"), "kernels: expected the default"),
+        (("--top-k", 2, "--prompt", "a", "--prompt", "b"), "--top-k: expected the default"),
+        (
+            ("--tokens", 4, "--prompt", "a", "--prompt", ""),
+            "--prompt[1]: expected at least one token",
+        ),
     ],
 )
 def test_generate_refuses_in_one_message(graphkit, model, arguments, says):
@@ -291,7 +296,43 @@ def test_bench_runs_a_script_with_what_follows(graphkit, tmp_path, monkeypatch):
     graphkit("bench", "ask", "--n", 5, status=3)
     assert json.loads(seen.read_text()) == ["--n", "5"]
     result = graphkit("bench", "other", status=1)
-    assert "name: expected one of ask, came 'other'" in result.stderr
+    assert "name: expected all or one of ask, came 'other'" in result.stderr
+
+
+def test_bench_all_goes_on_and_says_at_the_end_which_did_not_run(graphkit, tmp_path, monkeypatch):
+    bench = tmp_path / "bench"
+    bench.mkdir()
+    ran = tmp_path / "ran"
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "graphkit" / "cli.py"))
+
+    def write(name, status, head=""):
+        (bench / f"{name}.py").write_text(
+            f'"""What?"""\n{head}\nimport sys\nif __name__ == "__main__":\n'
+            f"    print({name!r}, *sys.argv[1:], file=open({str(ran)!r}, 'a'))\n"
+            f"    sys.exit({status})\n"
+        )
+
+    write("a_needs_more", 2)
+    write("helper", 1, head="\n# Not a benchmark: it draws.\n")
+    assert "helper" not in graphkit("bench").stdout
+    graphkit("bench", "all", status=2)  # nothing ran
+    write("c_works", 0)
+    output = graphkit("bench", "all", "--quick").stdout
+    assert output.splitlines()[-1] == "did not run, as said above: a_needs_more"
+    write("b_fails", 1)
+    output = graphkit("bench", "all", status=1).stdout
+    assert output.splitlines()[-1] == "failed: b_fails"
+    assert ran.read_text().splitlines() == [
+        "a_needs_more",
+        *("a_needs_more --quick", "c_works --quick"),
+        *("a_needs_more", "b_fails", "c_works"),
+    ]
+
+
+def test_bench_lists_no_script_that_measures_nothing(graphkit):
+    listed = graphkit("bench").stdout.split()
+    assert "decode" in listed
+    assert not {"decode_join", "decode_picture"} & set(listed)
 
 
 def test_bench_needs_a_checkout(graphkit, tmp_path, monkeypatch):
@@ -337,13 +378,48 @@ def graphs(tmp_path):
         "    stream.launch_host_func(print)\n"
         "def number():\n"
         "    return 3\n"
+        "def failing():\n"
+        "    error = ValueError('no graph today')\n"
+        "    error.add_note('it is Sunday')\n"
+        "    raise error\n"
+        "def nested():\n"
+        "    child = empty()\n"
+        "    graph = gk.Graph()\n"
+        "    handle = graph.conditional_handle(default=1)\n"
+        "    with graph.if_(handle, else_=True) as (then, otherwise):\n"
+        "        then.add_empty_node()\n"
+        "        otherwise.add_child_graph_node(child)\n"
+        "    handle = graph.conditional_handle(default=0)\n"
+        "    with graph.while_(handle) as body:\n"
+        "        body.add_empty_node()\n"
+        "    return graph\n"
     )
     return path
 
 
 def test_inspect_a_function_that_returns_a_graph(graphkit, graphs):
     output = graphkit("inspect", f"{graphs}:empty").stdout
-    assert "2 nodes, 1 edges" in output
+    assert "2 nodes, 1 edge (0 programmatic *)" in output
+
+
+def test_inspect_lists_the_nodes_inside_of_nodes(graphkit, graphs):
+    lines = [line.split() for line in graphkit("inspect", f"{graphs}:nested").stdout.splitlines()]
+    nodes = [(line[0], line[1], line[2:]) for line in lines[2:-1]]
+    assert nodes == [
+        ("0", "if", []),
+        ("0.then.0", "empty", []),
+        ("0.else.0", "graph", []),
+        ("0.else.0.0", "empty", []),
+        ("0.else.0.1", "empty", ["0"]),
+        ("1", "while", []),
+        ("1.0", "empty", []),
+    ]
+    assert " ".join(lines[-1]) == "7 nodes, 1 edge (0 programmatic *)"
+
+
+def test_an_error_is_printed_with_its_notes(graphkit, graphs):
+    result = graphkit("inspect", f"{graphs}:failing", status=1)
+    assert result.stderr == "graphkit: error: no graph today\nit is Sunday\n"
 
 
 def test_inspect_a_module(graphkit, graphs, monkeypatch):
@@ -355,7 +431,7 @@ def test_inspect_a_module(graphkit, graphs, monkeypatch):
 def test_inspect_captures_a_function_that_takes_a_stream(graphkit, graphs):
     output = graphkit("inspect", f"{graphs}:captured").stdout
     assert "host" in output
-    assert "1 nodes" in output
+    assert "1 node, 0 edges" in output
 
 
 @pytest.mark.parametrize(

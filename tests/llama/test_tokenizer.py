@@ -57,7 +57,7 @@ def test_another_vocabulary_needs_a_file(tmp_path):
 def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'cuda-graphkit\[hf\]'"):
+    with pytest.raises(CheckpointError, match=r"pip install -e '\.\[hf\]'"):
         load_tokenizer(tmp_path, 32000)
 
 

@@ -279,7 +279,7 @@ class GraphCalls(StreamCalls):
         values = ConditionalValues(params.handle, ConditionalNodeType(params.type))
         most = {ConditionalNodeType.IF: 2, ConditionalNodeType.WHILE: 1}.get(values.type)
         if params.size < 1 or (most is not None and params.size > most):
-            raise Refused(Code.INVALID_VALUE, f"{params.size} bodies of a {values.type.name} node")
+            raise Refused(Code.INVALID_VALUE, f"bodies of type {values.type.name}: {params.size}")
         self._check_condition(owner, params.handle)
         node = self._add_node(graph, dependencies, NodeType.CONDITIONAL, values)
         found = self.state.node(node)

@@ -233,7 +233,8 @@ def check_body(type_: NodeType) -> None:
     """Refuse a kind of node that no body of a conditional node may have."""
     if type_ not in _BODY_TYPES:
         raise Refused(
-            Code.NOT_SUPPORTED, f"a {type_.name.lower()} node in the body of a conditional node"
+            Code.NOT_SUPPORTED,
+            f"a node of type {type_.name.lower()} in the body of a conditional node",
         )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from .argmax import first_largest
-from .launch import KernelLaunch, check, integer, source, threads
+from .launch import FLOAT32_MAX, KernelLaunch, check, integer, source, threads
 
 __all__ = ["SAMPLE", "random_state", "sample"]
 
@@ -148,7 +148,7 @@ def check_draw(temperature: float, top_k: int, top_p: float) -> None:
     for argument, value in (("temperature", temperature), ("top_p", top_p)):
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{argument}: expected a number, came {type(value).__name__}")
-    if not 0 <= temperature < float("inf"):
+    if not 0 <= temperature <= FLOAT32_MAX:
         raise ValueError(f"temperature: expected 0 or more and finite, came {temperature}")
     if not 0 <= integer("top_k", top_k) < 2**31:
         raise ValueError(f"top_k: expected 0 (all) to 2**31 - 1, came {top_k}")

@@ -2,8 +2,21 @@
 
 import numpy as np
 import pytest
+from batch_cases import BFLOAT16
 from decode_cases import MODELS, bundled, model
-from graphkit.kernels.decode import FusedDecoder, FusedLlama, check_fit
+from graphkit.kernels.decode import (
+    FusedDecoder,
+    FusedLlama,
+    batch_gate_up,
+    batch_qkv,
+    batch_vocabulary,
+    check_fit,
+    gate_up_silu,
+    project_vocabulary,
+    qkv_rope_append,
+)
+from graphkit.kernels.decode.batch_vocabulary import vocabulary_blocks
+from graphkit.kernels.decode.project_vocabulary import candidates
 
 import graphkit as gk
 from graphkit.runtime.protocol import DeviceAttribute
@@ -100,3 +113,38 @@ def test_prompts(runtime):
         with pytest.raises(ValueError, match=says):
             decoder.start(*prompts)
     assert decoder.tokens.get()[:, :2].tolist() == [list(b"ab"), list(b"cd")]
+
+
+def norms():
+    """Return a call of each kernel that has a norm in it, for an eps."""
+    x, gain, q = gk.zeros((1, 64)), gk.zeros(64), gk.zeros((8, 64))
+    square, narrow = gk.zeros((64, 64), BFLOAT16), gk.zeros((32, 64), BFLOAT16)
+    xg, squares, h = gk.zeros((8, 64), np.float16), gk.zeros((2, 8)), gk.zeros((8, 64), np.float16)
+    rotary = (gk.zeros((4, 8)),) * 2
+    caches = (gk.zeros((8, 2, 4, 16), BFLOAT16),) * 2
+    positions = gk.zeros(8, np.int32)
+
+    def best(blocks, batch):
+        return gk.zeros((blocks, batch)), gk.zeros((blocks, batch), np.int32)
+
+    alone, together = best(candidates(64), 1), best(vocabulary_blocks(64, 8), 8)
+    vectors = (x, gain, *rotary, q[:1], *caches, positions[:1])
+    matrices = (*rotary, positions, q, *caches)
+    return (
+        lambda eps: gate_up_silu(square, square, x, gain, gk.zeros((1, 64)), eps),
+        lambda eps: qkv_rope_append(square, narrow, narrow, *vectors, eps),
+        lambda eps: project_vocabulary(square, x, gain, gk.zeros((1, 64)), *alone, eps),
+        lambda eps: batch_qkv(xg, squares, square, narrow, narrow, *matrices, eps=eps),
+        lambda eps: batch_gate_up(xg, squares, square, square, h, eps=eps),
+        lambda eps: batch_vocabulary(xg, squares, square, None, *together, eps=eps),
+    )
+
+
+def test_the_eps_of_a_norm(runtime):
+    for make in norms():
+        assert 0.5 in make(np.float32(0.5)).args
+        with pytest.raises(TypeError, match=r"^eps: expected a number, came str"):
+            make("1e-5")
+        for eps in (0, float("nan"), 10**400):
+            with pytest.raises(ValueError, match=r"^eps: expected a finite number above 0"):
+                make(eps)

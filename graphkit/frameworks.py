@@ -408,9 +408,11 @@ def device_of(array: object, argument: str = "array") -> int:
     return device if device >= 0 else runtime.get_device()  # an empty array may have no address
 
 
-def _fingerprint_own(array: DeviceArray, _argument: str) -> tuple[int, Hashable]:
+def _fingerprint_own(array: DeviceArray, argument: str) -> tuple[int, Hashable]:
     # Not array.ptr: a property would cost as much as the rest.
-    address = array.memory.value or array.ptr  # the property refuses what was freed
+    address = array.memory.value
+    if not address:
+        device_pointer(array, argument)  # refuses what was freed
     return address + array.offset, (array.shape, array.dtype, array.strides)
 
 

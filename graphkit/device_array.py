@@ -176,9 +176,11 @@ class DeviceArray:
             values: an array-like of exactly this shape; it is converted to this dtype.
 
         Raises:
-            ValueError: when the shape is another; else as :meth:`get`.
+            TypeError: when they are no numbers.
+            ValueError: when the shape is another, or the dtype does not hold a value; else as
+                :meth:`get`.
         """
-        host = np.asarray(values, dtype=self.dtype)
+        host = _on_host(values, self.dtype)
         if host.shape != self.shape:
             raise ValueError(f"values: expected shape {self.shape}, came {host.shape}")
         if not self.nbytes:
@@ -302,14 +304,52 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
     Args:
         values: anything NumPy turns into an array.
         dtype: dtype of the result; that of ``values`` by default.
+
+    Raises:
+        TypeError: when they are no numbers.
+        ValueError: when the dtype does not hold a value.
     """
-    host = np.asarray(values, dtype=None if dtype is None else _plain_dtype(dtype))
+    host = _on_host(values, None if dtype is None else _plain_dtype(dtype))
     if host.dtype.hasobject:
         raise TypeError(f"values: expected numbers, came {values!r}")
     array = DeviceArray(host.shape, host.dtype)
     if array.nbytes:  # no work can know the array yet, so that there is none to wait for
         array._store(np.ascontiguousarray(host))
     return array
+
+
+def _on_host(values: object, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+    """Return values as an array of a dtype, None for their own, that holds each of them."""
+    whole = dtype is not None and dtype.kind in "iu"
+    try:
+        with np.errstate(over="raise"):  # a finite number would become infinite
+            host: NDArray[Any] = np.asarray(values, None if whole else dtype)
+            if dtype is not None and whole and host.dtype != dtype:
+                if host.dtype.kind == "f" and not isinstance(values, np.ndarray):
+                    host = np.asarray(values, object)  # [0, 2**64 - 1] was rounded
+                _check_bounds(host, dtype)
+                host = host.astype(dtype)
+    except (ValueError, ArithmeticError) as error:
+        wanted = "numbers of one shape" if dtype is None else f"numbers that {dtype} holds"
+        raise ValueError(f"values: expected {wanted}, came others: {error}") from None
+    return host
+
+
+def _check_bounds(host: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Refuse numbers that NumPy would wrap around to make integers of them."""
+    if host.dtype == BFLOAT16:
+        host = host.astype(np.float32)
+    if host.dtype.kind not in "biufO":
+        raise TypeError(f"values: expected numbers for {dtype}, came {host.dtype}")
+    # Python's numbers: NumPy would round the bounds to the dtype of the values.
+    ends = (host.min(), host.max()) if host.size and host.dtype.kind != "O" else host.flat
+    bounds = np.iinfo(dtype)
+    for value in ends:
+        number = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(number, (int, float)):
+            raise TypeError(f"values: expected numbers for {dtype}, came {number!r}")
+        if not bounds.min <= number <= bounds.max:
+            raise ValueError(f"{number} is not in {bounds.min} to {bounds.max}")
 
 
 def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:

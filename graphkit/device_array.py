@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from graphkit.lifetime import Handle, capture_is_live
-from graphkit.runtime import current
+from graphkit.runtime import current, given_or_current
 from graphkit.runtime.protocol import MemcpyKind, Runtime
 
 __all__ = [
@@ -66,7 +66,7 @@ class DeviceArray:
         *,
         runtime: Runtime | None = None,
     ) -> None:
-        self.runtime = runtime or current()
+        self.runtime = given_or_current(runtime)
         self.shape, self.dtype, nbytes = check_elements(shape, dtype)
         self.strides = contiguous_strides(self.shape, self.dtype.itemsize)
         self.offset = 0

@@ -18,7 +18,7 @@ from graphkit.arrays import device_pointer
 from graphkit.device_array import DeviceArray
 from graphkit.errors import refuse_closed
 from graphkit.lifetime import Handle
-from graphkit.runtime import current
+from graphkit.runtime import current, given_or_current
 from graphkit.runtime.protocol import CaptureMode, Runtime
 from graphkit.stream import runtime_of, stream_handle
 
@@ -267,7 +267,7 @@ class PrivateMemory:
     """
 
     def __init__(self, *, runtime: Runtime | None = None) -> None:
-        self._runtime = runtime or current()
+        self._runtime = given_or_current(runtime)
         self._pools = _Pools(self._runtime)
         self._handle = Handle(self._runtime, "private memory", 1, self._pools.drop)
         self._lock = RLock()

@@ -189,7 +189,7 @@ def score_factor(scale: object | None, head_dim: int) -> float:
     return 1 / sqrt(head_dim) if scale is None else number("scale", scale)
 
 
-def instance(argument: str, value: object, kind: type[_T]) -> _T:
+def instance(argument: str, value: _T, kind: type) -> _T:
     """Return a value that must be of a type.
 
     Raises:

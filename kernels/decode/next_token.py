@@ -183,9 +183,9 @@ def next_token(
         check("best_index", best_index, (blocks, columns), np.int32)
         if columns < batch:
             raise ValueError(f"best_value: expected {batch} columns or more, came {columns}")
-    limits, ends, end_count = NULL, NULL, 0
-    if row_ends is not None:
-        limits, ends, end_count = instance("row_ends", row_ends, RowEnds).args(batch)
+    limits, ends, end_count = (
+        (NULL, NULL, 0) if row_ends is None else instance("row_ends", row_ends, RowEnds).args(batch)
+    )
     args = (
         *(NULL if best_value is None else best_value, NULL if best_index is None else best_index),
         *(chosen, tokens, prompt_len, positions, limits, ends),

@@ -262,12 +262,13 @@ class _Reader:
             raise self.fail("hidden_size", f"a multiple of the {heads} heads", hidden)
         # transformers 5 keeps base and scaling together, and writes them under another name.
         given = (values.get(key) for key in ("rope_parameters", "rope_scaling"))
-        rope = next((one for one in given if one is not None and one != {}), {})
+        rope: Any = next((one for one in given if one is not None and one != {}), {})
         if not isinstance(rope, Mapping):
             raise self.fail("rope_scaling", "a JSON object or null", rope)
         base = rope if "rope_theta" in rope else values
         tied = values.get("tie_word_embeddings")
         eos = values.get("eos_token_id")
+        ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
         return LlamaConfig(
             vocab_size=self.whole("vocab_size"),
             hidden_size=hidden,
@@ -281,7 +282,7 @@ class _Reader:
             rope_theta=self.real(base, "rope_theta", 10000.0),
             rope_scaling=self.scaling(rope),
             tie_word_embeddings=False if tied is None else tied,
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            eos_token_ids=tuple(integer("eos_token_id", token, (0, _MOST)) for token in ends),
         )
 
     def scaling(self, rope: Mapping[str, Any]) -> Llama3Scaling | None:

@@ -5,6 +5,7 @@ import pytest
 from batch_cases import BFLOAT16
 from decode_cases import MODELS, bundled, model
 from graphkit.kernels.decode import (
+    FusedBatchedDecoder,
     FusedDecoder,
     FusedLlama,
     batch_gate_up,
@@ -17,6 +18,7 @@ from graphkit.kernels.decode import (
 )
 from graphkit.kernels.decode.batch_vocabulary import vocabulary_blocks
 from graphkit.kernels.decode.project_vocabulary import candidates
+from graphkit.kernels.llama import Checkpoint
 
 import graphkit as gk
 from graphkit.runtime.protocol import DeviceAttribute
@@ -64,11 +66,46 @@ def test_matrices_of_another_dtype(runtime, dtype):
         check_fit(checkpoint)
 
 
+@pytest.mark.parametrize("other", ["model", None])
+def test_what_is_no_checkpoint(runtime, other):
+    before = gk.live_handles()
+    for make in (
+        lambda: FusedDecoder(other),
+        lambda: FusedBatchedDecoder(other, max_batch=1),
+        lambda: FusedLlama(other, rows=1),
+        lambda: check_fit(other),
+    ):
+        with pytest.raises(TypeError, match=r"^checkpoint: expected a Checkpoint, came"):
+            make()
+    assert gk.live_handles() == before
+
+
+def test_a_stream_that_is_not_graphkits(runtime):
+    _, _, checkpoint = bundled()
+    decoder = FusedDecoder(checkpoint, max_len=8)
+    for build in decoder.builds:
+        for stream in (0, 5, "x"):
+            with pytest.raises(TypeError, match=r"^stream: expected a Stream, came"):
+                decoder.build(build, stream)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_freed_tensor_is_called_by_its_name(runtime, name):
+    _, _, checkpoint = bundled()
+    freed = gk.asarray(checkpoint.tensors[name])
+    freed.free()
+    tensors = checkpoint.tensors | {name: freed}
+    with pytest.raises(ValueError, match=f"^{name}: expected live device memory, came a freed"):
+        FusedDecoder(Checkpoint(checkpoint.config, tensors))
+
+
 def test_rows_of_the_model_itself(runtime):
     _, _, checkpoint = bundled()
     for rows in (0, -1, 65):
         with pytest.raises(ValueError, match=f"^rows: expected 1 to 64, came {rows}"):
             FusedLlama(checkpoint, rows=rows)
+    with pytest.raises(TypeError, match=r"^rows: expected an int, came str"):
+        FusedLlama(checkpoint, rows="1")
 
 
 def test_a_cache_larger_than_free_memory(runtime):

@@ -70,7 +70,9 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         if into is not None:
             check_graph(into, "into")
             check_capture(into)
-        elif deps not in ((), []):  # a graph of its own has no nodes to wait for
+        elif (
+            not isinstance(deps, (tuple, list)) or deps
+        ):  # a graph of its own has no nodes to wait for
             raise ValueError(f"deps: expected none without into, came {deps!r}")
         modes = {item.name.lower(): item for item in CaptureMode}
         if mode not in tuple(modes):  # a dict would want what came to be hashable

@@ -320,19 +320,28 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
 
 def _on_host(values: object, dtype: np.dtype[Any] | None) -> NDArray[Any]:
     """Return values as an array of a dtype, None for their own, that holds each of them."""
-    whole = dtype is not None and dtype.kind in "iu"
     try:
         with np.errstate(over="raise"):  # a finite number would become infinite
-            host: NDArray[Any] = np.asarray(values, None if whole else dtype)
-            if dtype is not None and whole and host.dtype != dtype:
-                if host.dtype.kind == "f" and not isinstance(values, np.ndarray):
-                    host = np.asarray(values, object)  # [0, 2**64 - 1] was rounded
-                _check_bounds(host, dtype)
-                host = host.astype(dtype)
-    except (ValueError, ArithmeticError) as error:
+            if dtype is None or dtype.kind not in "iu":
+                if dtype is not None and dtype.kind != "c" and _is_complex(values):
+                    raise TypeError("complex numbers")
+                return np.asarray(values, dtype)
+            host = np.asarray(values)
+            if host.dtype == dtype:
+                return host
+            if host.dtype.kind == "f" and not isinstance(values, np.ndarray):
+                host = np.asarray(values, object)  # [0, 2**64 - 1] was rounded
+            _check_bounds(host, dtype)
+            return host.astype(dtype)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
         wanted = "numbers of one shape" if dtype is None else f"numbers that {dtype} holds"
-        raise ValueError(f"values: expected {wanted}, came others: {error}") from None
-    return host
+        raise kind(f"values: expected {wanted}, came others: {error}") from None
+
+
+def _is_complex(values: object) -> bool:
+    """Return whether NumPy would drop imaginary parts; in a list it refuses them itself."""
+    return isinstance(values, np.ndarray) and values.dtype.kind == "c"
 
 
 def _check_bounds(host: NDArray[Any], dtype: np.dtype[Any]) -> None:
@@ -340,14 +349,14 @@ def _check_bounds(host: NDArray[Any], dtype: np.dtype[Any]) -> None:
     if host.dtype == BFLOAT16:
         host = host.astype(np.float32)
     if host.dtype.kind not in "biufO":
-        raise TypeError(f"values: expected numbers for {dtype}, came {host.dtype}")
+        raise TypeError(f"{host.dtype}")
     # Python's numbers: NumPy would round the bounds to the dtype of the values.
     ends = (host.min(), host.max()) if host.size and host.dtype.kind != "O" else host.flat
     bounds = np.iinfo(dtype)
     for value in ends:
         number = value.item() if isinstance(value, np.generic) else value
         if not isinstance(number, (int, float)):
-            raise TypeError(f"values: expected numbers for {dtype}, came {number!r}")
+            raise TypeError(f"{number!r}")
         if not bounds.min <= number <= bounds.max:
             raise ValueError(f"{number} is not in {bounds.min} to {bounds.max}")
 

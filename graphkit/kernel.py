@@ -381,7 +381,7 @@ def _dtypes(types: object) -> dict[str, np.dtype[Any]]:
             kind: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
         except (TypeError, ValueError):
             kind = None
-        if kind is None or kind.hasobject:
+        if kind is None or kind.hasobject or not kind.itemsize:
             raise TypeError(f"types[{name!r}]: expected a NumPy dtype of bytes, came {dtype!r}")
         found[name] = kind
     return found

@@ -427,8 +427,15 @@ def test_values_that_the_dtype_does_not_hold(runtime, dtype, values):
 @pytest.mark.parametrize("values", [["1"], [None, 1], [1j], [b"1"]])
 def test_values_that_are_no_numbers(runtime, values):
     for put in (gk.zeros(len(values), np.int32).set, lambda given: gk.asarray(given, np.int32)):
-        with pytest.raises(TypeError, match=r"^values: expected numbers for int32, came"):
+        with pytest.raises(TypeError, match=r"^values: expected numbers that int32 holds, came"):
             put(values)
+
+
+@pytest.mark.parametrize("values", [[1j], np.array([1j]), [{}]])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_values_that_are_no_real_numbers(runtime, dtype, values):
+    with pytest.raises(TypeError, match=r"^values: expected numbers that b?float\d\d holds, came"):
+        gk.asarray(values, dtype)
 
 
 @pytest.mark.parametrize(

@@ -242,10 +242,10 @@ def test_modes_that_are_none(stream, mode):
         gk.capture(stream, mode=mode)
 
 
-@pytest.mark.parametrize("kind", ["node", "nodes", "int", "None"])
+@pytest.mark.parametrize("kind", ["node", "nodes", "int", "None", "array"])
 def test_a_graph_of_its_own_has_no_nodes_to_wait_for(counter, stream, kind):
     node = gk.Graph().add_empty_node()
-    deps = {"node": node, "nodes": [node], "int": 5, "None": None}[kind]
+    deps = {"node": node, "nodes": [node], "int": 5, "None": None, "array": np.arange(2)}[kind]
     with pytest.raises(ValueError, match=r"^deps: expected none without into, came"):
         gk.capture(stream, deps=deps)
     with gk.capture(stream, deps=[]) as graph:

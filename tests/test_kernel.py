@@ -482,6 +482,7 @@ _VEC = 'extern "C" __global__ void k(Vec v) {}'
             {"types": {"Vec": object}},
             r"types\['Vec'\]: expected a NumPy dtype of byte",
         ),
+        ((_VEC, "k"), {"types": {"Vec": "V0"}}, r"types\['Vec'\]: expected a NumPy dtype"),
         ((_VEC, "k"), {"types": {"Vec": None}}, r"types\['Vec'\]: expected a NumPy dtype"),
     ],
 )

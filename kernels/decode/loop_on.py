@@ -10,6 +10,7 @@ import numpy as np
 
 from graphkit.conditional_handle import ConditionalHandle
 from graphkit.kernel import Kernel, Launch, Pointer
+from graphkit.node_groups import check_state
 
 from ..launch import KernelLaunch, check, instance, integer
 from .row_ends import RowEnds, row_ended
@@ -94,7 +95,7 @@ def loop_on(
     count = _UNCOUNTED if steps is None else check_steps(steps)
     args = (
         *(handle, tokens, prompt_len, positions, limits, ends, left),
-        *(int(instance("begins", begins, bool)), count, end_count, batch, max_len),
+        *(int(check_state(begins, "begins")), count, end_count, batch, max_len),
     )
     return KernelLaunch(_kernel(), (1, 1, 1), (THREADS, 1, 1), args)
 

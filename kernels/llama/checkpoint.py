@@ -59,10 +59,12 @@ class Llama3Scaling:
     def __post_init__(self) -> None:
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             number(name, getattr(self, name), above=0.0)
+        if self.factor < 1:
+            raise ValueError(f"factor: expected 1 or more, came {self.factor}")
         name = "original_max_position_embeddings"
         integer(name, getattr(self, name), (1, _MOST))
         low, high = self.low_freq_factor, self.high_freq_factor
-        if low >= high:
+        if np.float32(low) >= np.float32(high):  # in which they are subtracted
             raise ValueError(f"high_freq_factor: expected more than the low {low}, came {high}")
 
 

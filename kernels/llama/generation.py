@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import graphkit as gk
+from graphkit.node_groups import check_state
 
 from ..launch import instance, integer
 from .checkpoint import Checkpoint, path_of
@@ -120,7 +121,7 @@ def generate(
             f"is a build of the fused ones, came device with build={build!r}, kernels={kernels!r}"
         )
     for argument, flag in (("compare", compare), ("timed", timed)):
-        instance(argument, flag, bool)
+        check_state(flag, argument)
     tokens = integer("tokens", tokens)
     checkpoint = Checkpoint.load(path_of("model", model))
     config = checkpoint.config

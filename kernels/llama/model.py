@@ -210,7 +210,7 @@ def _device_matrix(tensor: Any, name: str) -> Any:
 def _device_vector(tensor: Any, name: str) -> Any:
     """Return a small vector in device memory as float32, copied where it is not."""
     info = describe(tensor, name)
-    if info.dtype == _FLOAT32 and not info.on_host:
+    if info.dtype == _FLOAT32 and not info.on_host and info.contiguous:
         return tensor
     return gk.asarray(host_copy(info, name).astype(_FLOAT32))
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 import graphkit as gk
+from graphkit.node_groups import check_state
 
 from ..launch import instance, integer
 from .batching import BatchedDecoder
@@ -122,7 +123,7 @@ def serve(
         each = tokens
     limits = [integer("tokens", limit) for limit in each]
     max_batch = integer("max_batch", max_batch)
-    instance("compare", compare, bool)
+    check_state(compare, "compare")
     if not callable(prepare):
         raise TypeError(f"prepare: expected a function, came {type(prepare).__name__}")
     if len(limits) != len(prompts):
@@ -142,7 +143,7 @@ def serve(
     decoder = BatchedDecoder(checkpoint, max_batch=rows, max_len=max_len)
 
     def steps() -> Iterator[Piece | Served]:
-        with prepare(decoder) as step:
+        with instance("prepare(decoder)", prepare(decoder), AbstractContextManager) as step:
             yield from _take_steps(decoder, step, waiting)
         alone = _each_alone(decoder, waiting) if compare else [None] * len(waiting)
         for sequence, same in zip(waiting, alone, strict=True):

@@ -168,6 +168,8 @@ def relevance_launches(
     """
     instance("settings", settings, RelevanceSettings)
     to, columns = instance("buffers", buffers, RelevanceBuffers), buffers.grid.columns
+    if settings.k != buffers.k:
+        raise ValueError(f"buffers: expected those of k {settings.k}, came {buffers.k}")
     balance = opponent_balance(
         to.entropy,
         to.contrast,

@@ -146,5 +146,5 @@ def test_a_loop_of_other_types(runtime):
     with pytest.raises(TypeError, match=r"^row_ends: expected a RowEnds, came DeviceArray"):
         loop_on(handle, tokens, one, one, one, one)
     for begins in (1, "yes", None):
-        with pytest.raises(TypeError, match=r"^begins: expected a bool, came"):
+        with pytest.raises(TypeError, match=r"^begins: expected True or False, came"):
             loop_on(handle, tokens, one, one, one, RowEnds(one), begins=begins)

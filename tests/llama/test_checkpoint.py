@@ -387,6 +387,8 @@ def test_a_config_of_other_values(change, error, says):
     [
         (("4", 1.0, 4.0, 16), TypeError, "factor: expected a number, came str"),
         ((0.0, 1.0, 4.0, 16), ValueError, "factor: expected a finite number above 0"),
+        ((1e-40, 1.0, 4.0, 16), ValueError, "factor: expected 1 or more, came 1e-40"),
+        ((4.0, 4.0, 4.0000000001, 16), ValueError, "high_freq_factor: expected more than the low"),
         ((4.0, 4.0, 1.0, 16), ValueError, "high_freq_factor: expected more than the low 4.0"),
         ((4.0, 1.0, 4.0, 16.0), TypeError, "original_max_position_embeddings: expected an int"),
     ],

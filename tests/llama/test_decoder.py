@@ -347,6 +347,14 @@ def test_a_freed_tensor_is_called_by_its_name(runtime, name):
         Decoder(loaded)
 
 
+def test_a_vector_with_gaps_in_device_memory_is_called_by_its_name(runtime):
+    values, weights, _ = checkpoint()
+    gaps = gk.zeros(2 * values["hidden_size"])[::2]
+    loaded = Checkpoint(LlamaConfig.from_dict(values), weights | {"model.norm.weight": gaps})
+    with pytest.raises(ValueError, match=r"^model.norm.weight: expected C order, came strides"):
+        Decoder(loaded)
+
+
 def test_device_weights_of_a_dtype_that_no_kernel_multiplies(runtime):
     values, weights, _ = checkpoint(dtype=np.float16)
     on_device = {name: gk.asarray(array) for name, array in weights.items()}
@@ -434,8 +442,8 @@ def test_generate_refuses_before_anything_is_launched(runtime, tmp_path, prompt,
         ({"tokens": "3"}, "tokens: expected an int, came str"),
         ({"tokens": 1.5}, "tokens: expected an int, came float"),
         ({"tokens": True}, "tokens: expected an int, came bool"),
-        ({"compare": None}, "compare: expected a bool, came NoneType"),
-        ({"timed": "no"}, "timed: expected a bool, came str"),
+        ({"compare": None}, "compare: expected True or False, came None"),
+        ({"timed": "no"}, "timed: expected True or False, came 'no'"),
     ],
 )
 def test_generate_refuses_other_types(runtime, tmp_path, change, says):

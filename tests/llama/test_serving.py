@@ -193,12 +193,17 @@ def test_refuses_before_anything_is_launched(runtime, model, prompts, tokens, er
         ({"max_batch": "2"}, "max_batch: expected an int, came str"),
         ({"max_batch": 1.5}, "max_batch: expected an int, came float"),
         ({"prepare": 5}, "prepare: expected a function, came int"),
-        ({"compare": "no"}, "compare: expected a bool, came str"),
+        ({"compare": "no"}, "compare: expected True or False, came 'no'"),
     ],
 )
 def test_refuses_options_of_other_types(runtime, model, options, says):
     with pytest.raises(TypeError, match=f"^{says}$"):
         serve(**{"model": model, "prompts": ["a"], "tokens": 1} | options)
+
+
+def test_what_prepare_returns_is_a_context_manager(runtime, model):
+    with pytest.raises(TypeError, match=r"^prepare\(decoder\): expected an .*, came NoneType$"):
+        next(serve(model, ["a"], 1, prepare=lambda decoder: None))
 
 
 def test_numpys_ints_are_some(runtime, model):

@@ -387,6 +387,8 @@ def test_launches_of_other_types_are_refused(runtime):
         given = {"settings": settings, **arrays, "buffers": RelevanceBuffers(PatchGrid(14, 14), 2)}
         with pytest.raises(TypeError, match=message):
             relevance_launches(**{**given, **change})
+    with pytest.raises(ValueError, match=r"^buffers: expected those of k 2, came 3"):
+        relevance_launches(settings, **arrays, buffers=RelevanceBuffers(PatchGrid(14, 14), 3))
     for launches in (5, [5]):
         with pytest.raises(TypeError, match=r"^launches: expected a .*, came int"):
             relevance_graph(launches)

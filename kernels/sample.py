@@ -129,10 +129,11 @@ def random_state(seed: int, batch: int = 1) -> NDArray[np.uint32]:
         batch: number of rows.
 
     Raises:
-        TypeError, ValueError: when the seed is none.
+        TypeError, ValueError: when the seed is none, or the number of rows.
     """
     if not 0 <= integer("seed", seed) < 2**64:
         raise ValueError(f"seed: expected 0 to 2**64 - 1, came {seed}")
+    batch = integer("batch", batch, (1, 2**31 - 1))
     state = np.zeros((batch, 4), np.uint32)
     state[:, 0], state[:, 1], state[:, 3] = seed & _WORD, seed >> 32, np.arange(batch)
     return state

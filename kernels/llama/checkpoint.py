@@ -209,7 +209,7 @@ class LlamaConfig:
 
     def rotary_tables(self, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return cosines and sines of every position's angles, shape ``(length, head_dim / 2)``."""
-        positions = np.arange(length, dtype=np.float32)
+        positions = np.arange(integer("length", length, (1, _MOST)), dtype=np.float32)
         angles = np.outer(positions, self.rotary_frequencies())
         return np.cos(angles), np.sin(angles)
 

@@ -113,6 +113,8 @@ class Llama:
         """
         config, tensors = self.config, self.checkpoint.tensors
         (count,) = check("positions", positions, ("sequences",), np.int32)
+        if count > self.rows:
+            raise ValueError(f"positions: expected at most {self.rows} sequences, came {count}")
         x, normed, branch = self._x[:count], self._normed[:count], self._branch[:count]
         q, k, v = self._q[:count], self._k[:count], self._v[:count]
         attended, gate, up = self._attended[:count], self._gate[:count], self._up[:count]

@@ -162,5 +162,7 @@ def test_arguments_are_checked_before_anything_is_launched(runtime, stream):
     ):
         with pytest.raises(ValueError, match=says):
             decoder.step(**(good | {name: wrong}), stream=stream)
+    with pytest.raises(ValueError, match=r"^positions: expected at most 2 sequences, came 3"):
+        decoder.llama.launches(*(gk.zeros(3, np.int32),) * 3)
     stream.synchronize()
     assert not decoder.llama.logits.get().any()

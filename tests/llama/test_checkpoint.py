@@ -396,3 +396,9 @@ def test_a_config_of_other_values(change, error, says):
 def test_a_scaling_of_other_values(values, error, says):
     with pytest.raises(error, match=f"^{says}"):
         Llama3Scaling(*values)
+
+
+@pytest.mark.parametrize(("length", "error"), [("8", TypeError), (1.5, TypeError), (0, ValueError)])
+def test_rotary_tables_of_no_length(length, error):
+    with pytest.raises(error, match=r"^length: expected"):
+        LlamaConfig.from_dict(config()).rotary_tables(length)

@@ -102,6 +102,7 @@ from measure import (
     interleave,
     judge,
     make_rows,
+    over,
     print_tables,
     print_verdicts,
     quiet,
@@ -368,15 +369,7 @@ class Bench:
         rows += make_rows(done(size), host, unit=HOST_US, baseline=PROGRAMMATIC)
         rows += make_rows(many(size), loops, unit=HOST_US, baseline=LOOKING)
         middle = summarize(floor).value
-        shares = {
-            name: Summary(
-                100 * middle / found.value,
-                100 * middle / found.p80,
-                100 * middle / found.p20,
-                found.n,
-            )
-            for name, found in device.items()
-        }
+        shares = {name: over(100 * middle, found) for name, found in device.items()}
         rows += make_rows(
             f"share of the read bandwidth at context {context}: batch {batch}", shares, unit=SHARE
         )

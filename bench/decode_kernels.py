@@ -48,6 +48,7 @@ from measure import (
     Summary,
     interleave,
     make_rows,
+    over,
     print_tables,
     summarize,
     timed_loop,
@@ -221,11 +222,11 @@ class Kernels:
             ours = {kind: found[f"{kind}, {edges}"] for kind in counts}
             rows += make_rows(f"a kernel, {edges}: {name}", ours, unit=DEVICE_US)
             rates_ = {
-                kind: _over(nbytes[kind] / 1e3, took) for kind, took in ours.items() if nbytes[kind]
+                kind: over(nbytes[kind] / 1e3, took) for kind, took in ours.items() if nbytes[kind]
             }
             rows += make_rows(f"rate of a kernel, {edges}: {name}", rates_, unit="GB/s")
             shares = {
-                kind: _over(100 * floors[kind].value, took)
+                kind: over(100 * floors[kind].value, took)
                 for kind, took in ours.items()
                 if kind in floors
             }
@@ -237,11 +238,6 @@ class Kernels:
 
 def _exact(values: dict[str, Any]) -> dict[str, Summary]:
     return {name: Summary(value, value, value, 0) for name, value in values.items()}
-
-
-def _over(value: float, took: Summary) -> Summary:
-    """Return a value over times, the spread in rising order."""
-    return Summary(value / took.value, value / took.p80, value / took.p20, took.n)
 
 
 def dry_run(console: Console) -> int:

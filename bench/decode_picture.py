@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from decode_kernels import PLAIN, PROGRAMMATIC, STEP
 from measure import DEVICE_US, Row, read_results
 from provenance import RESULTS, ROOT
 
-STEP = "the whole step"
 OTHERS = "between the kernels"
-EDGES = ("plain edges", "programmatic edges")
 # Of peers only those that a reader may ask for; Hugging Face's eager one would dwarf the rest.
 PEERS = (
     "PyTorch compiled layers in one CUDA graph",
@@ -73,7 +72,7 @@ def kernel_bars(rows: Sequence[Row], size: str) -> list[Bar]:
         }
 
     bars = [Bar("floor: bytes at the read bandwidth", of_step(found["floor of a kernel"]))]
-    for edges in EDGES:
+    for edges in (PLAIN, PROGRAMMATIC):
         took = found[f"a kernel, {edges}"]
         parts = of_step(took)
         beyond = took[STEP] - sum(parts.values())

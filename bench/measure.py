@@ -44,6 +44,11 @@ class Summary:
     n: int
 
 
+def over(value: float, took: Summary) -> Summary:
+    """Return a value over times, the spread in rising order."""
+    return Summary(value / took.value, value / took.p80, value / took.p20, took.n)
+
+
 def percentile(samples: Sequence[float], percent: float) -> float:
     """Return the percentile of sorted or unsorted samples, interpolated between neighbours."""
     if not samples:

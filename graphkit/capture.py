@@ -15,6 +15,7 @@ from graphkit.graph_exec import check_graph
 from graphkit.graph_limits import check_capture
 from graphkit.lifetime import Handle, begin_capture, end_capture
 from graphkit.node import Node
+from graphkit.runtime import given_or_current
 from graphkit.runtime.protocol import CaptureMode, Runtime
 from graphkit.statuses import StatusCode
 from graphkit.stream import runtime_of, stream_handle
@@ -45,7 +46,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         runtime: the runtime to use; the stream's, or the current one.
         into: the body of a conditional node to capture into, instead of a graph of its own
             (cudaStreamBeginCaptureToGraph). The graph around it must not be captured at that time.
-        deps: nodes of ``into`` that what is captured waits for.
+        deps: nodes of ``into`` that what is captured waits for; none without it.
 
     Attributes:
         failure: the CaptureError of the end, also where the body's own exception was raised in its
@@ -69,12 +70,14 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         if into is not None:
             check_graph(into, "into")
             check_capture(into)
+        elif (
+            not isinstance(deps, (tuple, list)) or deps
+        ):  # a graph of its own has no nodes to wait for
+            raise ValueError(f"deps: expected none without into, came {deps!r}")
         modes = {item.name.lower(): item for item in CaptureMode}
         if mode not in tuple(modes):  # a dict would want what came to be hashable
             raise ValueError(f"mode: expected one of {sorted(modes)}, came {mode!r}")
-        if runtime is None:
-            runtime = runtime_of(stream)
-        self._runtime = runtime
+        self._runtime = runtime_of(stream) if runtime is None else given_or_current(runtime)
         self._mode = modes[mode]
         self._stream_owner = stream  # alive until the capture has ended
         self._stream = stream_handle(stream)

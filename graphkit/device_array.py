@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from graphkit.lifetime import Handle, capture_is_live
-from graphkit.runtime import current
+from graphkit.runtime import current, given_or_current
 from graphkit.runtime.protocol import MemcpyKind, Runtime
 
 __all__ = [
@@ -66,7 +66,7 @@ class DeviceArray:
         *,
         runtime: Runtime | None = None,
     ) -> None:
-        self.runtime = runtime or current()
+        self.runtime = given_or_current(runtime)
         self.shape, self.dtype, nbytes = check_elements(shape, dtype)
         self.strides = contiguous_strides(self.shape, self.dtype.itemsize)
         self.offset = 0
@@ -176,9 +176,11 @@ class DeviceArray:
             values: an array-like of exactly this shape; it is converted to this dtype.
 
         Raises:
-            ValueError: when the shape is another; else as :meth:`get`.
+            TypeError: when they are no numbers.
+            ValueError: when the shape is another, or the dtype does not hold a value; else as
+                :meth:`get`.
         """
-        host = np.asarray(values, dtype=self.dtype)
+        host = _on_host(values, self.dtype)
         if host.shape != self.shape:
             raise ValueError(f"values: expected shape {self.shape}, came {host.shape}")
         if not self.nbytes:
@@ -302,14 +304,61 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
     Args:
         values: anything NumPy turns into an array.
         dtype: dtype of the result; that of ``values`` by default.
+
+    Raises:
+        TypeError: when they are no numbers.
+        ValueError: when the dtype does not hold a value.
     """
-    host = np.asarray(values, dtype=None if dtype is None else _plain_dtype(dtype))
+    host = _on_host(values, None if dtype is None else _plain_dtype(dtype))
     if host.dtype.hasobject:
         raise TypeError(f"values: expected numbers, came {values!r}")
     array = DeviceArray(host.shape, host.dtype)
     if array.nbytes:  # no work can know the array yet, so that there is none to wait for
         array._store(np.ascontiguousarray(host))
     return array
+
+
+def _on_host(values: object, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+    """Return values as an array of a dtype, None for their own, that holds each of them."""
+    try:
+        with np.errstate(over="raise"):  # a finite number would become infinite
+            if dtype is None or dtype.kind not in "iu":
+                if dtype is not None and dtype.kind != "c" and _is_complex(values):
+                    raise TypeError("complex numbers")
+                return np.asarray(values, dtype)
+            host = np.asarray(values)
+            if host.dtype == dtype:
+                return host
+            if host.dtype.kind == "f" and not isinstance(values, np.ndarray):
+                host = np.asarray(values, object)  # [0, 2**64 - 1] was rounded
+            _check_bounds(host, dtype)
+            return host.astype(dtype)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        wanted = "numbers of one shape" if dtype is None else f"numbers that {dtype} holds"
+        raise kind(f"values: expected {wanted}, came others: {error}") from None
+
+
+def _is_complex(values: object) -> bool:
+    """Return whether NumPy would drop imaginary parts; in a list it refuses them itself."""
+    return isinstance(values, np.ndarray) and values.dtype.kind == "c"
+
+
+def _check_bounds(host: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Refuse numbers that NumPy would wrap around to make integers of them."""
+    if host.dtype == BFLOAT16:
+        host = host.astype(np.float32)
+    if host.dtype.kind not in "biufO":
+        raise TypeError(f"{host.dtype}")
+    # Python's numbers: NumPy would round the bounds to the dtype of the values.
+    ends = (host.min(), host.max()) if host.size and host.dtype.kind != "O" else host.flat
+    bounds = np.iinfo(dtype)
+    for value in ends:
+        number = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(number, (int, float)):
+            raise TypeError(f"{number!r}")
+        if not bounds.min <= number <= bounds.max:
+            raise ValueError(f"{number} is not in {bounds.min} to {bounds.max}")
 
 
 def empty_pinned(shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from graphkit.arrays import device_pointer
 from graphkit.device_array import DeviceArray
 from graphkit.errors import refuse_closed
 from graphkit.lifetime import Handle
-from graphkit.runtime import current
+from graphkit.runtime import current, given_or_current
 from graphkit.runtime.protocol import CaptureMode, Runtime
 from graphkit.stream import runtime_of, stream_handle
 
@@ -267,7 +267,7 @@ class PrivateMemory:
     """
 
     def __init__(self, *, runtime: Runtime | None = None) -> None:
-        self._runtime = runtime or current()
+        self._runtime = given_or_current(runtime)
         self._pools = _Pools(self._runtime)
         self._handle = Handle(self._runtime, "private memory", 1, self._pools.drop)
         self._lock = RLock()
@@ -408,9 +408,11 @@ def device_of(array: object, argument: str = "array") -> int:
     return device if device >= 0 else runtime.get_device()  # an empty array may have no address
 
 
-def _fingerprint_own(array: DeviceArray, _argument: str) -> tuple[int, Hashable]:
+def _fingerprint_own(array: DeviceArray, argument: str) -> tuple[int, Hashable]:
     # Not array.ptr: a property would cost as much as the rest.
-    address = array.memory.value or array.ptr  # the property refuses what was freed
+    address = array.memory.value
+    if not address:
+        device_pointer(array, argument)  # refuses what was freed
     return address + array.offset, (array.shape, array.dtype, array.strides)
 
 

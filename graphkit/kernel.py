@@ -16,7 +16,7 @@ from graphkit.errors import SimulationError
 from graphkit.launch_config import check_shared_mem, dim3, launch_attributes
 from graphkit.lifetime import drop_later, host_function, keep_for_capture
 from graphkit.params import Args, ArgumentBlock
-from graphkit.runtime import current
+from graphkit.runtime import current, given_or_current
 from graphkit.runtime.protocol import (
     Dim3,
     KernelSource,
@@ -142,7 +142,7 @@ class Kernel:
         types: Mapping[str, Any] | None = None,
     ) -> None:
         _check_source(code, name, twin, options)
-        self._setup(name, parse_signature(code, name, types), twin, code, options)
+        self._setup(name, parse_signature(code, name, _dtypes(types)), twin, code, options)
 
     def _setup(
         self,
@@ -183,7 +183,7 @@ class Kernel:
             types: NumPy dtypes of structs passed by value, by their C name.
             runtime: the runtime it is loaded in; the current one by default.
         """
-        runtime = runtime or current()
+        runtime = given_or_current(runtime)
         inner = getattr(function, "kernel", function)
         handle = inner if isinstance(inner, int) else getattr(inner, "ptr", None)
         if not isinstance(handle, int) or isinstance(handle, bool) or not handle:
@@ -191,12 +191,16 @@ class Kernel:
                 "function: expected a CuPy RawKernel, a RawModule's function or a CUfunction as "
                 f"an int, came {type(function).__name__}"
             )
+        for argument, value in (("signature", signature), ("name", name)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{argument}: expected a str, came {type(value).__name__}")
+        dtypes = _dtypes(types)
         kernel_name = name or runtime.func_get_name(handle)
         source = getattr(function, "code", None)
         if signature is not None:
-            parameters = parse_signature(signature, None, types)
+            parameters = parse_signature(signature, None, dtypes)
         elif isinstance(source, str) and source:
-            parameters = parse_signature(source, kernel_name, types)
+            parameters = parse_signature(source, kernel_name, dtypes)
         else:
             parameters = opaque_parameters(runtime, handle)
         kernel = cls.__new__(cls)
@@ -212,10 +216,11 @@ class Kernel:
             GraphkitError: when the source does not compile; the compiler's log is in the message.
             ValueError: when the compiled parameters differ from the signature in the source.
         """
-        runtime = runtime or current()
+        runtime = current() if runtime is None else runtime
         loaded = self._loaded.get(id(runtime))
         if loaded is not None and loaded[0]() is runtime:
             return loaded[1].handle
+        given_or_current(runtime)  # refuses what is none, and costs no launch anything here
         with self._lock:
             loaded = self._loaded.get(id(runtime))
             if loaded is not None and loaded[0]() is runtime:  # another thread was first
@@ -358,6 +363,28 @@ def _check_source(code: object, name: object, twin: object, options: object) -> 
         or not all(isinstance(option, str) for option in options)
     ):
         raise TypeError(f"options: expected a sequence of str, came {options!r}")
+
+
+def _dtypes(types: object) -> dict[str, np.dtype[Any]]:
+    """Return the dtypes of structs by their C name."""
+    if types is None:
+        return {}
+    if not isinstance(types, Mapping):
+        raise TypeError(
+            f"types: expected NumPy dtypes by their C name, came {type(types).__name__}"
+        )
+    found: dict[str, np.dtype[Any]] = {}
+    for name, dtype in types.items():
+        if not isinstance(name, str):
+            raise TypeError(f"types: expected C names, came {name!r}")
+        try:
+            kind: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
+        except (TypeError, ValueError):
+            kind = None
+        if kind is None or kind.hasobject or not kind.itemsize:
+            raise TypeError(f"types[{name!r}]: expected a NumPy dtype of bytes, came {dtype!r}")
+        found[name] = kind
+    return found
 
 
 def kernel_of(runtime: Runtime, function: int) -> Kernel | None:

@@ -43,7 +43,9 @@ class NodeGroup:
         return tuple(self._graph.groups.members.get(self.name, ()))
 
     def __enter__(self) -> NodeGroup:
-        self._before.append(set(_handles(self._graph)))
+        before = set(_handles(self._graph))
+        self._before.append(before)
+        self._graph.groups.blocks.append(before)
         return self
 
     def __exit__(
@@ -52,10 +54,16 @@ class NodeGroup:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._before:
+            raise ValueError(
+                f"group {self.name!r}: expected one that was entered, came a fresh one"
+            )
         before = self._before.pop()
+        groups = self._graph.groups
+        groups.blocks = [other for other in groups.blocks if other is not before]
         if exc is None:
             added = [ptr for ptr in _handles(self._graph) if ptr not in before]
-            self._graph.groups.add(self.name, [self._graph.node_of(ptr) for ptr in added])
+            groups.add(self.name, [self._graph.node_of(ptr) for ptr in added])
 
     def __repr__(self) -> str:
         return f"<NodeGroup {self.name!r} of {len(self.nodes)} nodes>"
@@ -93,12 +101,14 @@ class NodeGroups:
 
     Attributes:
         members: the nodes of each group, in the order in which they came.
+        blocks: for each ``with`` block that is open, the nodes from before it that are still there.
     """
 
-    __slots__ = ("members",)
+    __slots__ = ("blocks", "members")
 
     def __init__(self) -> None:
         self.members: dict[str, list[Node]] = {}
+        self.blocks: list[set[int]] = []
 
     def add(self, name: str, nodes: Iterable[Node]) -> None:
         """Put nodes into a group; one that is in it already stays once.
@@ -118,6 +128,8 @@ class NodeGroups:
 
     def remove(self, node: Node) -> None:
         """Take a node out of every group."""
+        for before in self.blocks:
+            before.discard(node.ptr)  # CUDA may give it to a node that is added in the block
         for name, nodes in list(self.members.items()):
             if node in nodes:
                 nodes.remove(node)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
-
 import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from .launch import NULL, WARP, KernelLaunch, batch_of, check, source
+from .launch import NULL, WARP, KernelLaunch, batch_of, check, score_factor, source
 
 __all__ = ["ATTENTION", "attention"]
 
@@ -83,7 +81,8 @@ def attention(
     The axes of q and out after the first may be merged into one.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        TypeError: when ``scale`` is no number.
+        ValueError: when shapes or dtypes do not agree, or ``scale`` is not finite.
     """
     cache = check("k_cache", k_cache, ("slots", "kv_heads", "max_len", "head_dim"))
     slot_count, kv_heads, max_len, head_dim = cache
@@ -98,9 +97,7 @@ def attention(
         )
     check("out", out, (batch, width), merge=True)
     check("position", position, (batch,), np.int32)
-    factor = 1 / sqrt(head_dim) if scale is None else float(scale)
-    if not isfinite(factor):
-        raise ValueError(f"scale: expected a finite number, came {scale}")
+    factor = score_factor(scale, head_dim)
     heads = width // head_dim
     return KernelLaunch(
         ATTENTION,

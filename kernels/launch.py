@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from math import prod
-from typing import Any, NamedTuple
+from math import inf, prod, sqrt
+from numbers import Real
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -20,6 +21,9 @@ __all__ = ["KernelLaunch"]
 
 WARP = 32
 NULL = 0  # the address of an array that is left out
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+_T = TypeVar("_T")
 
 
 class KernelLaunch(NamedTuple):
@@ -138,6 +142,65 @@ def integer(argument: str, value: object, within: tuple[int, int] | None = None)
     if within is not None and not within[0] <= value <= within[1]:
         raise ValueError(f"{argument}: expected {within[0]} to {within[1]}, came {value}")
     return int(value)
+
+
+def number(argument: str, value: object, *, above: float | None = None) -> float:
+    """Return a number that float32 can hold, NumPy's among them, as Python's.
+
+    Args:
+        argument: what to call it in an error message.
+        value: the value.
+        above: what it must be greater than, in float32; None for any.
+
+    Raises:
+        TypeError: when it is none; True and False are not.
+        ValueError: when it is not finite, or not above ``above``.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{argument}: expected a number, came {type(value).__name__}")
+    try:
+        wide = float(value)
+    except OverflowError:  # an int of hundreds of digits
+        wide = inf
+    finite = abs(wide) <= FLOAT32_MAX
+    if not finite or (above is not None and not np.float32(wide) > above):
+        wanted = "a finite number" if above is None else f"a finite number above {above:g}"
+        raise ValueError(f"{argument}: expected {wanted} in float32, came {value}")
+    return wide
+
+
+def epsilon(eps: object) -> float:
+    """Return what a norm adds to a mean square: without it a row of zeros is divided by zero.
+
+    Raises:
+        TypeError: when it is no number.
+        ValueError: when float32 holds it as 0, or not at all.
+    """
+    return number("eps", eps, above=0.0)
+
+
+def score_factor(scale: object | None, head_dim: int) -> float:
+    """Return the factor of attention's scores; ``1 / sqrt(head_dim)`` by default.
+
+    Raises:
+        TypeError: when it is no number.
+        ValueError: when it is not finite.
+    """
+    return 1 / sqrt(head_dim) if scale is None else number("scale", scale)
+
+
+def instance(argument: str, value: _T, kind: type) -> _T:
+    """Return a value that must be of a type.
+
+    Raises:
+        TypeError: when it is not.
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
+        raise TypeError(
+            f"{argument}: expected {article} {kind.__name__}, came {type(value).__name__}"
+        )
+    return value
 
 
 def batch_of(slots: object | None, slot_count: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from .launch import KernelLaunch, check, source, threads
+from .launch import KernelLaunch, check, epsilon, source, threads
 
 __all__ = ["RMS_NORM", "rms_norm"]
 
@@ -37,13 +37,14 @@ def rms_norm(x: object, weight: object, out: object, eps: float) -> KernelLaunch
         x: float32 [rows, width].
         weight: float32 [width].
         out: float32 [rows, width]; may be ``x``.
-        eps: added to the mean square.
+        eps: added to the mean square; above 0.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        TypeError: when ``eps`` is no number.
+        ValueError: when shapes or dtypes do not agree, or ``eps`` is out of range.
     """
     rows, width = check("x", x, ("rows", "width"))
     check("weight", weight, (width,))
     check("out", out, (rows, width))
-    args = (x, weight, out, rows, width, float(eps))
+    args = (x, weight, out, rows, width, epsilon(eps))
     return KernelLaunch(RMS_NORM, (rows, 1, 1), (threads(width), 1, 1), args)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from .argmax import first_largest
-from .launch import KernelLaunch, check, integer, source, threads
+from .launch import FLOAT32_MAX, KernelLaunch, check, integer, source, threads
 
 __all__ = ["SAMPLE", "random_state", "sample"]
 
@@ -129,10 +129,11 @@ def random_state(seed: int, batch: int = 1) -> NDArray[np.uint32]:
         batch: number of rows.
 
     Raises:
-        TypeError, ValueError: when the seed is none.
+        TypeError, ValueError: when the seed is none, or the number of rows.
     """
     if not 0 <= integer("seed", seed) < 2**64:
         raise ValueError(f"seed: expected 0 to 2**64 - 1, came {seed}")
+    batch = integer("batch", batch, (1, 2**31 - 1))
     state = np.zeros((batch, 4), np.uint32)
     state[:, 0], state[:, 1], state[:, 3] = seed & _WORD, seed >> 32, np.arange(batch)
     return state
@@ -148,7 +149,7 @@ def check_draw(temperature: float, top_k: int, top_p: float) -> None:
     for argument, value in (("temperature", temperature), ("top_p", top_p)):
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{argument}: expected a number, came {type(value).__name__}")
-    if not 0 <= temperature < float("inf"):
+    if not 0 <= temperature <= FLOAT32_MAX:
         raise ValueError(f"temperature: expected 0 or more and finite, came {temperature}")
     if not 0 <= integer("top_k", top_k) < 2**31:
         raise ValueError(f"top_k: expected 0 (all) to 2**31 - 1, came {top_k}")

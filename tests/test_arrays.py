@@ -398,6 +398,62 @@ def test_arrays_that_cannot_be(runtime, make, error, message):
     assert gk.live_handles() == {}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.int32, [2**40]),
+        (np.int32, np.array([2**40])),
+        (np.uint8, [-1]),
+        (np.uint8, np.array([300])),
+        (np.uint8, np.array([1.0, np.nan])),
+        (np.int32, [np.inf]),
+        (np.int64, [2.0**63]),
+        (np.int64, [2**64]),
+        (np.uint8, np.array([300], ml_dtypes.bfloat16)),
+        (np.float16, [1e6]),
+        (np.float32, np.array([1e300])),
+        (np.float32, [10**400]),
+        (np.float32, ["many"]),
+    ],
+)
+def test_values_that_the_dtype_does_not_hold(runtime, dtype, values):
+    array = gk.zeros(len(values), dtype)
+    for put in (array.set, lambda given: gk.asarray(given, dtype)):
+        with pytest.raises(ValueError, match=f"^values: expected numbers that {np.dtype(dtype)} h"):
+            put(values)
+    assert not array.get().any()
+
+
+@pytest.mark.parametrize("values", [["1"], [None, 1], [1j], [b"1"]])
+def test_values_that_are_no_numbers(runtime, values):
+    for put in (gk.zeros(len(values), np.int32).set, lambda given: gk.asarray(given, np.int32)):
+        with pytest.raises(TypeError, match=r"^values: expected numbers that int32 holds, came"):
+            put(values)
+
+
+@pytest.mark.parametrize("values", [[1j], np.array([1j]), [{}]])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_values_that_are_no_real_numbers(runtime, dtype, values):
+    with pytest.raises(TypeError, match=r"^values: expected numbers that b?float\d\d holds, came"):
+        gk.asarray(values, dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.int64, [-(2**63), 2**63 - 1]),
+        (np.uint64, [0, 2**64 - 1]),
+        (np.uint8, np.array([0.0, 255.0])),
+        (np.int8, [True, False]),
+        (np.int32, []),
+        (np.uint8, np.array([7], ml_dtypes.bfloat16)),
+        (np.float32, [np.inf, np.nan]),
+    ],
+)
+def test_values_that_the_dtype_just_holds(runtime, dtype, values):
+    np.testing.assert_array_equal(gk.asarray(values, dtype).get(), np.asarray(values, dtype))
+
+
 @pytest.mark.parametrize("index", [True, (False,), (0, True)])
 def test_a_bool_is_no_index(runtime, index):
     # NumPy copies for a mask: the view would have had the address of that copy.

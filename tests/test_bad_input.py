@@ -12,6 +12,8 @@ import pytest
 from sample_kernels import ADD_SCALAR, AXPY
 
 import graphkit as gk
+from graphkit.device_array import DeviceArray
+from graphkit.frameworks import PrivateMemory
 
 N = 8
 
@@ -238,3 +240,19 @@ def test_a_constructor_that_fails_creates_nothing(runtime, stream):
         with pytest.raises((TypeError, ValueError, gk.CudaError)):
             make()
         assert gk.live_handles() == before
+
+
+@pytest.mark.parametrize("given", ["sim", 5, True, type])
+def test_an_argument_that_is_no_runtime(runtime, given):
+    kernel = gk.Kernel('extern "C" __global__ void k() {}', "k", twin=lambda launch: None)
+    for make in (
+        lambda: gk.probe(given),
+        lambda: DeviceArray(1, runtime=given),
+        lambda: PrivateMemory(runtime=given),
+        lambda: gk.capture(0, runtime=given),
+        lambda: kernel.function(given),
+        lambda: gk.Kernel.wrap(kernel.function(), runtime=given),
+    ):
+        with pytest.raises(TypeError, match=r"^runtime: expected what graphkit\.use\(\) returned"):
+            make()
+    assert kernel.function(runtime) == kernel.function()

@@ -242,6 +242,17 @@ def test_modes_that_are_none(stream, mode):
         gk.capture(stream, mode=mode)
 
 
+@pytest.mark.parametrize("kind", ["node", "nodes", "int", "None", "array"])
+def test_a_graph_of_its_own_has_no_nodes_to_wait_for(counter, stream, kind):
+    node = gk.Graph().add_empty_node()
+    deps = {"node": node, "nodes": [node], "int": 5, "None": None, "array": np.arange(2)}[kind]
+    with pytest.raises(ValueError, match=r"^deps: expected none without into, came"):
+        gk.capture(stream, deps=deps)
+    with gk.capture(stream, deps=[]) as graph:
+        increment(counter, stream)
+    assert len(graph.nodes) == 1
+
+
 @pytest.mark.parametrize("stream", [None, "stream", True])
 def test_streams_that_are_none(runtime, stream):
     with pytest.raises(TypeError, match="stream: expected"):

@@ -325,6 +325,19 @@ def test_wrap_refuses_what_is_no_function(runtime, function):
         gk.Kernel.wrap(function)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"signature": 5}, "signature: expected a str, came int"),
+        ({"name": b"k"}, "name: expected a str, came bytes"),
+        ({"types": "Vec"}, "types: expected NumPy dtypes by their C name, came str"),
+    ],
+)
+def test_wrap_refuses_options_of_other_types(runtime, options, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        gk.Kernel.wrap(ADD_SCALAR.function(), **options)
+
+
 def test_a_wrapped_function_belongs_to_its_runtime(runtime):
     kernel = gk.Kernel.wrap(ADD_SCALAR.function())
     other = gk.use("sim")
@@ -449,6 +462,9 @@ def test_a_function_unknown_to_graphkit_has_no_kernel(runtime):
     assert kernel_of(runtime, loaded.handle) is None
 
 
+_VEC = 'extern "C" __global__ void k(Vec v) {}'
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -457,6 +473,17 @@ def test_a_function_unknown_to_graphkit_has_no_kernel(runtime):
         (("void k() {}", ""), {}, "name: expected the kernel's name"),
         (("void k() {}", "k"), {"twin": 1}, "twin: expected a function, came int"),
         (("void k() {}", "k"), {"options": "-std=c++17"}, "options: expected a sequence of str"),
+        ((_VEC, "k"), {"types": 5}, "types: expected NumPy dtypes by their C name, came int"),
+        ((_VEC, "k"), {"types": [("Vec", "f4")]}, "types: expected NumPy dtypes by .*, came list"),
+        ((_VEC, "k"), {"types": {5: "f4"}}, "types: expected C names, came 5"),
+        ((_VEC, "k"), {"types": {"Vec": 5}}, r"types\['Vec'\]: expected a NumPy dtype .*, came 5"),
+        (
+            (_VEC, "k"),
+            {"types": {"Vec": object}},
+            r"types\['Vec'\]: expected a NumPy dtype of byte",
+        ),
+        ((_VEC, "k"), {"types": {"Vec": "V0"}}, r"types\['Vec'\]: expected a NumPy dtype"),
+        ((_VEC, "k"), {"types": {"Vec": None}}, r"types\['Vec'\]: expected a NumPy dtype"),
     ],
 )
 def test_kernels_that_cannot_be(arguments, options, message):

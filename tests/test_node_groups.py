@@ -189,6 +189,31 @@ def test_a_with_block_takes_what_is_added_in_it(graph, counter, stream):
         assert buffer.get().all()
 
 
+def test_a_node_at_the_place_of_one_that_was_removed_in_the_block(graph, counter, stream):
+    old = [add(graph, counter, 10) for _ in range(20)]
+    with graph.group("outer") as outer, graph.group("inner") as inner:
+        for node in old:
+            graph.remove_node(node)
+        new = [add(graph, counter, 1)]
+        for _ in range(19):
+            new.append(add(graph, counter, 1, deps=new[-1]))
+    assert set(outer.nodes) == set(inner.nodes) == set(new)
+    with graph.instantiate() as exe:
+        exe.set_enabled(outer=False)
+        assert value(exe, stream, counter) == 0
+
+
+def test_a_block_that_was_not_entered_cannot_be_left(graph, counter):
+    group = graph.group("a")
+    with pytest.raises(
+        ValueError, match=r"^group 'a': expected one that was entered, came a fresh"
+    ):
+        group.__exit__(None, None, None)
+    with group:
+        node = add(graph, counter, 1)
+    assert group.nodes == (node,)
+
+
 def test_blocks_nest(graph, counter):
     with graph.group("outer") as outer:
         one = add(graph, counter, 1)

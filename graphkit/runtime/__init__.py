@@ -123,9 +123,28 @@ def current() -> Runtime:
         return _current
 
 
+def given_or_current(runtime: Runtime | None) -> Runtime:
+    """Return a runtime that was given as an argument, or :func:`current` for None.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if runtime is None:
+        return current()
+    # What it does is what makes it one: a runtime may be wrapped in another that counts its calls.
+    if not callable(getattr(runtime, "get_device_count", None)):
+        raise TypeError(
+            f"runtime: expected what graphkit.use() returned, or None, came {runtime!r}"
+        )
+    return runtime
+
+
 def probe(runtime: Runtime | None = None) -> Capabilities:
     """Find out what the driver can do, by calling it; ``runtime`` defaults to :func:`current`.
 
     Makes a few small graphs and destroys them again. Not to be called while a capture is live.
+
+    Raises:
+        TypeError: ``runtime`` is none.
     """
-    return _probe(current() if runtime is None else runtime)
+    return _probe(given_or_current(runtime))

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, check, epsilon
 from .batch_tiles import (
     MEASURED,
     Tiles,
@@ -88,7 +88,7 @@ def batch_gate_up(
         gate: bfloat16 [intermediate, hidden]; intermediate is a multiple of 8.
         up: bfloat16, as ``gate``.
         h: float16 [batch, intermediate].
-        eps: epsilon of the norm.
+        eps: epsilon of the norm; above 0.
         rows: rows of the batch that are no padding; all by default. Others are not written.
         tiles: how to cut the product; :func:`gate_up_tiles` by default.
 
@@ -104,5 +104,5 @@ def batch_gate_up(
     aligned("h", h, (batch, intermediate), np.float16)
     tiles = tiles or gate_up_tiles(hidden, intermediate, batch)
     kernel = gate_up_kernel(batch, hidden, intermediate, tiles.checked(batch))
-    args = (xg, squares, gate, up, h, parts, real_rows(rows, batch), float(eps))
+    args = (xg, squares, gate, up, h, parts, real_rows(rows, batch), epsilon(eps))
     return launch_of(kernel, tiles, batch, tiles.count(2 * intermediate) * tiles.split, args)

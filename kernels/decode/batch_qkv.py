@@ -10,7 +10,7 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, KernelLaunch, check
+from ..launch import NULL, KernelLaunch, check, epsilon
 from .batch_tiles import (
     MEASURED,
     Tiles,
@@ -145,7 +145,7 @@ def batch_qkv(
         k_cache: bfloat16 [slots, kv_heads, max_len, head_dim], where row b has slot b; head_dim is
             a multiple of 16. With ``block_table`` it is [pages, kv_heads, page, head_dim].
         v_cache: bfloat16, as ``k_cache``.
-        eps: epsilon of the norm.
+        eps: epsilon of the norm; above 0.
         block_table: int32 [rows or more, pages of a row]: position p of row b lies in page
             ``block_table[b, p // page]``, at ``p % page``.
         rows: rows of the batch that are no padding; all by default. Others are neither read nor
@@ -188,7 +188,7 @@ def batch_qkv(
     args = (
         *(xg, squares, wq, wk, wv, cos_table, sin_table, position),
         *(NULL if block_table is None else block_table, q, k_cache, v_cache),
-        *(parts, real, slots, pages, max_len, float(eps)),
+        *(parts, real, slots, pages, max_len, epsilon(eps)),
     )
     rows_of_all = (heads + 2 * kv_heads) * head_dim
     return launch_of(kernel, tiles, batch, tiles.count(rows_of_all) * tiles.split, args)

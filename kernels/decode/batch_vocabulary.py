@@ -11,7 +11,7 @@ import numpy as np
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
-from ..launch import NULL, KernelLaunch, check
+from ..launch import NULL, KernelLaunch, check, epsilon
 from .batch_tiles import (
     MULTIPROCESSORS,
     Tiles,
@@ -106,7 +106,7 @@ def batch_vocabulary(
         logits: float32 [rows or more, vocabulary], or None when the candidates are enough.
         best: float32 [blocks, batch]; :func:`vocabulary_blocks` says how many blocks.
         best_index: int32 [blocks, batch].
-        eps: epsilon of the norm.
+        eps: epsilon of the norm; above 0.
         rows: rows of the batch that are no padding; all by default. Others are not written.
         tiles: how to cut the product, without a split; :func:`vocabulary_tiles` by default.
 
@@ -130,6 +130,6 @@ def batch_vocabulary(
     kernel = vocabulary_kernel(batch, hidden, vocabulary, tiles)
     args = (
         *(xg, squares, weight, NULL if logits is None else logits, best, best_index),
-        *(parts, real, float(eps)),
+        *(parts, real, epsilon(eps)),
     )
     return launch_of(kernel, tiles, batch, blocks, args)

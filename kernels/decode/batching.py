@@ -15,7 +15,7 @@ from graphkit.arrays import ArrayInfo, device_pointer
 from graphkit.device_array import BFLOAT16, DeviceArray
 
 from ..argmax import argmax
-from ..launch import integer
+from ..launch import instance, integer
 from ..llama.batching import check_step
 from ..llama.checkpoint import Checkpoint
 from ..llama.model import check_extent, on_device
@@ -53,7 +53,7 @@ class FusedBatchedDecoder:
             writes none.
 
     Raises:
-        TypeError: ``max_batch`` or ``max_len`` is no int.
+        TypeError: an argument of another type.
         ValueError: an argument out of range, extents or a dtype that the kernels do not take, or
             more memory than is free; before anything is allocated.
     """
@@ -65,7 +65,7 @@ class FusedBatchedDecoder:
     def __init__(
         self, checkpoint: Checkpoint, *, max_batch: int, max_len: int | None = None
     ) -> None:
-        config = checkpoint.config
+        config = instance("checkpoint", checkpoint, Checkpoint).config
         max_batch = integer("max_batch", max_batch, (1, TensorStep.most_rows))
         max_len = check_extent(config, max_len)
         # Steps run one after the other: those of all numbers of rows share their activations.

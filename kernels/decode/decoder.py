@@ -14,7 +14,7 @@ from graphkit.device_array import DeviceArray
 
 from ..launch import KernelLaunch
 from ..llama.checkpoint import Checkpoint
-from ..llama.decoder import BUILDS, Build, Decode, Decoder, add_launches
+from ..llama.decoder import BUILDS, Build, Decode, Decoder, add_launches, stream_of
 from ..llama.model import DecodeLaunch
 from .loop_on import check_steps, loop_on
 from .model import FusedLlama
@@ -72,7 +72,6 @@ class FusedDecoder(Decoder):
         page: int = 0,
     ) -> None:
         self._page = page
-        self._own_stream = gk.Stream()
         super().__init__(
             checkpoint,
             batch=batch,
@@ -81,6 +80,7 @@ class FusedDecoder(Decoder):
             top_k=top_k,
             top_p=top_p,
         )
+        self._own_stream = gk.Stream()
         self.length_limit = gk.asarray(np.full(batch, self.max_len, np.int32))
         ends = self.config.eos_token_ids
         self._row_ends = RowEnds(self.length_limit, gk.asarray(ends, np.int32) if ends else None)
@@ -148,6 +148,7 @@ class FusedDecoder(Decoder):
             steps: of the loop alone: how many a launch makes at most.
 
         Raises:
+            TypeError: a stream that is not graphkit's, or ``steps`` that are no int.
             ValueError: another build, or ``steps`` out of range or without a loop.
         """
         if build != "loop":
@@ -156,7 +157,7 @@ class FusedDecoder(Decoder):
             return super().build(build, stream)
         if steps is not None:
             check_steps(steps)
-        stream = stream or gk.Stream()
+        stream = stream_of(stream)
         graph = gk.Graph()
         handle = graph.conditional_handle()
         state = self.tokens, self.prompt_len, self.position, self._left, self._row_ends

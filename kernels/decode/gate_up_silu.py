@@ -11,7 +11,7 @@ import numpy as np
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, check, epsilon
 from .sources import options, source
 from .weight_stream import WeightStream, normed
 
@@ -52,7 +52,7 @@ def gate_up_silu(
         x: float32 [batch, k], at most 2 rows.
         gain: float32 [k].
         out: float32 [batch, m].
-        eps: of the norm.
+        eps: of the norm; above 0.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -63,4 +63,4 @@ def gate_up_silu(
     check("gain", gain, (k,))
     check("out", out, (batch, m))
     stream = WeightStream.of("gate", k, m, batch)
-    return stream.launch(_kernel(stream, m), (gate, up, x, gain, out, batch, float(eps)))
+    return stream.launch(_kernel(stream, m), (gate, up, x, gain, out, batch, epsilon(eps)))

@@ -10,8 +10,9 @@ import numpy as np
 
 from graphkit.conditional_handle import ConditionalHandle
 from graphkit.kernel import Kernel, Launch, Pointer
+from graphkit.node_groups import check_state
 
-from ..launch import KernelLaunch, check, integer
+from ..launch import KernelLaunch, check, instance, integer
 from .row_ends import RowEnds, row_ended
 from .sources import options, source
 
@@ -79,7 +80,7 @@ def loop_on(
         steps: how many there are at most, from 1 on; None: no more than the rows need.
 
     Raises:
-        TypeError: the handle is none, or ``steps`` no int.
+        TypeError: the handle or ``row_ends`` is none, ``begins`` no bool, or ``steps`` no int.
         ValueError: when shapes or dtypes do not agree, or a number is out of range.
     """
     if not isinstance(handle, ConditionalHandle):
@@ -90,11 +91,11 @@ def loop_on(
     for name, array in (("prompt_len", prompt_len), ("positions", positions)):
         check(name, array, (batch,), np.int32)
     check("left", left, (1,), np.int32)
-    limits, ends, end_count = row_ends.args(batch)
+    limits, ends, end_count = instance("row_ends", row_ends, RowEnds).args(batch)
     count = _UNCOUNTED if steps is None else check_steps(steps)
     args = (
         *(handle, tokens, prompt_len, positions, limits, ends, left),
-        *(int(begins), count, end_count, batch, max_len),
+        *(int(check_state(begins, "begins")), count, end_count, batch, max_len),
     )
     return KernelLaunch(_kernel(), (1, 1, 1), (THREADS, 1, 1), args)
 

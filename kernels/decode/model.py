@@ -13,7 +13,7 @@ import graphkit as gk
 from graphkit.arrays import describe
 from graphkit.device_array import BFLOAT16, DeviceArray
 
-from ..launch import KernelLaunch, integer
+from ..launch import KernelLaunch, instance, integer
 from ..llama.checkpoint import Checkpoint, LlamaConfig
 from ..llama.model import DecodeLaunch, check_extent, on_device
 from .device import check_capability
@@ -51,7 +51,7 @@ class FusedLlama:
             It may be set to any other numbers between launches.
 
     Raises:
-        TypeError: ``max_len`` or ``page`` is no int.
+        TypeError: an argument of another type.
         ValueError: an argument out of range, extents or a dtype that the kernels do not take, or
             more memory than is free; before anything is allocated.
     """
@@ -59,7 +59,7 @@ class FusedLlama:
     def __init__(
         self, checkpoint: Checkpoint, *, rows: int, max_len: int | None = None, page: int = 0
     ) -> None:
-        config = checkpoint.config
+        config = instance("checkpoint", checkpoint, Checkpoint).config
         family = family_of(rows)
         max_len, page = check_extent(config, max_len), integer("page", page)
         if page < 0 or (page and max_len % page):
@@ -127,12 +127,15 @@ def check_fit(checkpoint: Checkpoint, rows: int = 1) -> None:
         rows: tokens that are taken through it at once.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: a device of a compute capability before 9.0, a number of rows, extents or a
             dtype that they do not take.
     """
+    config = instance("checkpoint", checkpoint, Checkpoint).config
+    family = family_of(rows)
     check_capability("device")
-    _check_extents(checkpoint.config)
-    family_of(rows).check(checkpoint.config)
+    _check_extents(config)
+    family.check(config)
     _check_matrices(checkpoint)
 
 
@@ -143,8 +146,7 @@ def cache_shape(config: LlamaConfig, blocks: int, places: int) -> tuple[int, int
 
 def family_of(rows: int) -> type[VectorStep] | type[TensorStep]:
     """Return the way that so many rows are taken through a model."""
-    if not 1 <= rows <= TensorStep.most_rows:
-        raise ValueError(f"rows: expected 1 to {TensorStep.most_rows}, came {rows}")
+    rows = integer("rows", rows, (1, TensorStep.most_rows))
     return VectorStep if rows <= VectorStep.most_rows else TensorStep
 
 
@@ -186,7 +188,7 @@ def check_memory(checkpoint: Checkpoint, activations: int, cache: tuple[int, ...
         ValueError: more than is free.
     """
     caches = 2 * checkpoint.config.num_hidden_layers * prod(cache) * BFLOAT16.itemsize
-    host = [tensor for tensor in checkpoint.tensors.values() if describe(tensor).on_host]
+    host = [tensor for name, tensor in checkpoint.tensors.items() if describe(tensor, name).on_host]
     weights = sum(int(tensor.nbytes) for tensor in host)
     free, _ = gk.current().mem_get_info()
     if activations + caches + weights > free:

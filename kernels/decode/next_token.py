@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, KernelLaunch, check
+from ..launch import NULL, KernelLaunch, check, instance
 from .half import rounded
 from .row_ends import RowEnds, row_ended
 from .sources import options, source
@@ -183,7 +183,9 @@ def next_token(
         check("best_index", best_index, (blocks, columns), np.int32)
         if columns < batch:
             raise ValueError(f"best_value: expected {batch} columns or more, came {columns}")
-    limits, ends, end_count = (NULL, NULL, 0) if row_ends is None else row_ends.args(batch)
+    limits, ends, end_count = (
+        (NULL, NULL, 0) if row_ends is None else instance("row_ends", row_ends, RowEnds).args(batch)
+    )
     args = (
         *(NULL if best_value is None else best_value, NULL if best_index is None else best_index),
         *(chosen, tokens, prompt_len, positions, limits, ends),
@@ -224,6 +226,7 @@ def _stream_args(
     check("x", x, (batch, hidden))
     if scaled is None:
         return vocab, hidden, (table, NULL, x, NULL, NULL)
+    instance("scaled", scaled, Scaled)
     check("gain", scaled.gain, (hidden,))
     rows, _ = check("xg", scaled.xg, ("batch", hidden), np.float16)
     if rows < batch:

@@ -12,7 +12,7 @@ from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, check, epsilon
 from .device import multiprocessors
 from .sources import options, source
 from .weight_stream import WeightStream, normed
@@ -74,7 +74,7 @@ def project_vocabulary(
         logits: float32 [batch, vocab].
         best_value: float32 [blocks, batch], ``blocks`` as :func:`candidates` says.
         best_index: int32 [blocks, batch].
-        eps: of the norm.
+        eps: of the norm; above 0.
 
     Raises:
         ValueError: when shapes or dtypes do not agree.
@@ -88,5 +88,5 @@ def project_vocabulary(
     if blocks != candidates(vocab):
         raise ValueError(f"best_value: expected {candidates(vocab)} rows, came {blocks}")
     stream = WeightStream.of("weight", k, -(-vocab // 2), batch, blocks)
-    args = (weight, x, gain, logits, best_value, best_index, batch, float(eps))
+    args = (weight, x, gain, logits, best_value, best_index, batch, epsilon(eps))
     return stream.launch(_kernel(stream, vocab), args)

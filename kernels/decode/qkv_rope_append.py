@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, KernelLaunch, check
+from ..launch import NULL, KernelLaunch, check, epsilon
 from ..rope_append import rotated
 from .cache_place import CacheLayout
 from .sources import options, source
@@ -110,7 +110,7 @@ def qkv_rope_append(
             [pages, kv_heads, page, head_dim].
         v_cache: bfloat16, as ``k_cache``.
         positions: int32 [batch].
-        eps: of the norm.
+        eps: of the norm; above 0.
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
 
     Raises:
@@ -138,6 +138,6 @@ def qkv_rope_append(
     args = (
         *(weight_q, weight_k, weight_v, x, gain, cosines, sines, q, k_cache, v_cache),
         *(NULL if block_table is None else block_table, positions),
-        *(batch, layout.max_len, float(eps)),
+        *(batch, layout.max_len, epsilon(eps)),
     )
     return stream.launch(_kernel(stream, width // layout.head_dim, layout), args)

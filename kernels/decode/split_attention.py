@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from functools import cache
-from math import isfinite, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from graphkit.arrays import device_pointer
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, WARP, KernelLaunch, check
+from ..launch import NULL, WARP, KernelLaunch, check, score_factor
 from .cache_place import CacheLayout
 from .device import multiprocessors
 from .half import rounded
@@ -135,7 +134,8 @@ def split_attention(
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        TypeError: when ``scale`` is no number.
+        ValueError: when shapes or dtypes do not agree, or ``scale`` is not finite.
     """
     (batch,) = check("positions", positions, ("batch",), np.int32)
     layout = CacheLayout.of(k_cache, v_cache, block_table, batch)
@@ -150,9 +150,7 @@ def split_attention(
         )
     half = device_pointer(out, "out").dtype == np.float16
     check("out", out, (batch, width), np.float16 if half else np.float32, merge=True)
-    factor = 1 / sqrt(head_dim) if scale is None else float(scale)
-    if not isfinite(factor):
-        raise ValueError(f"scale: expected a finite number, came {scale}")
+    factor = score_factor(scale, head_dim)
     heads = width // head_dim
     check("found", found, found_shape(batch, heads, kv_heads, head_dim, layout.max_len))
     check("arrived", arrived, (batch * kv_heads,), np.int32)

@@ -42,7 +42,7 @@ class BatchedDecoder:
         padding: what the arrays of a step hold in a row that is nobody's.
 
     Raises:
-        TypeError: ``max_batch`` or ``max_len`` is no int.
+        TypeError: an argument of another type.
         ValueError: an argument out of range, before anything is allocated.
     """
 

@@ -1,9 +1,12 @@
 """A Llama checkpoint in Hugging Face format: config.json and safetensors, checked before use."""
 
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
 from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from graphkit.arrays import is_array
 from graphkit.errors import GraphkitError
+
+from ..launch import instance, integer, number
 
 __all__ = ["Checkpoint", "CheckpointError", "Llama3Scaling", "LlamaConfig"]
 
@@ -23,6 +29,7 @@ ARCHITECTURE = "LlamaForCausalLM"
 DTYPES = ("float32", "bfloat16", "float16")
 # In some checkpoints, and recomputed here; a tied head may be there twice.
 _REDUNDANT = ("rotary_emb.inv_freq",)
+_MOST = 2**31 - 1  # the kernels take extents and tokens as ints of 32 bits
 
 
 class CheckpointError(GraphkitError):
@@ -38,12 +45,39 @@ class Llama3Scaling:
         low_freq_factor: below so many turns in the first context, an angle is slowed by factor.
         high_freq_factor: above so many turns in it, an angle stays as it is.
         original_max_position_embeddings: that first context, in tokens.
+
+    Raises:
+        TypeError: one that is no number.
+        ValueError: one that is out of range.
     """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            number(name, getattr(self, name), above=0.0)
+        if self.factor < 1:
+            raise ValueError(f"factor: expected 1 or more, came {self.factor}")
+        name = "original_max_position_embeddings"
+        integer(name, getattr(self, name), (1, _MOST))
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if np.float32(low) >= np.float32(high):  # in which they are subtracted
+            raise ValueError(f"high_freq_factor: expected more than the low {low}, came {high}")
+
+
+_EXTENTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +98,10 @@ class LlamaConfig:
         rope_scaling: None for the unscaled rotary embedding.
         tie_word_embeddings: whether the output matrix is the embedding.
         eos_token_ids: tokens that end a text; may be empty.
+
+    Raises:
+        TypeError: one of another type.
+        ValueError: one that is out of range, or does not fit another.
     """
 
     vocab_size: int
@@ -80,6 +118,27 @@ class LlamaConfig:
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in _EXTENTS:
+            integer(name, getattr(self, name), (1, _MOST))
+        for name in ("rms_norm_eps", "rope_theta"):
+            number(name, getattr(self, name), above=0.0)
+        if self.rope_scaling is not None:
+            instance("rope_scaling", self.rope_scaling, Llama3Scaling)
+        instance("tie_word_embeddings", self.tie_word_embeddings, bool)
+        for token in instance("eos_token_ids", self.eos_token_ids, tuple):
+            integer("eos_token_ids", token, (0, _MOST))
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
+            raise ValueError(
+                f"num_key_value_heads: expected a divisor of the {heads} heads, came {kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                "head_dim: expected an even number, since the rotary embedding pairs, came "
+                f"{self.head_dim}"
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> LlamaConfig:
         """Read the values of a config.json, or of ``transformers``' ``config.to_dict()``.
@@ -90,20 +149,27 @@ class LlamaConfig:
 
         Raises:
             CheckpointError: a missing or impossible value, or one this decoder does not compute.
+            TypeError: ``values`` are no mapping.
         """
-        return _Reader(values, source).config()
+        reader = _Reader(instance("values", values, Mapping), source)
+        try:
+            return reader.config()
+        except (TypeError, ValueError) as error:  # they name the value
+            raise CheckpointError(f"{source}: {error}") from None
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that the decoder needs, by name."""
+        return dict(self.each_tensor())
+
+    def each_tensor(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield name and shape of every tensor, of however many layers a file may promise."""
         hidden, inner = self.hidden_size, self.intermediate_size
         query = self.num_attention_heads * self.head_dim
         key = self.num_key_value_heads * self.head_dim
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, hidden)
-        }
+        yield "model.embed_tokens.weight", (self.vocab_size, hidden)
         for layer in range(self.num_hidden_layers):
             prefix = f"model.layers.{layer}."
-            shapes |= {
+            yield from {
                 prefix + "input_layernorm.weight": (hidden,),
                 prefix + "self_attn.q_proj.weight": (query, hidden),
                 prefix + "self_attn.k_proj.weight": (key, hidden),
@@ -113,11 +179,10 @@ class LlamaConfig:
                 prefix + "mlp.gate_proj.weight": (inner, hidden),
                 prefix + "mlp.up_proj.weight": (inner, hidden),
                 prefix + "mlp.down_proj.weight": (hidden, inner),
-            }
-        shapes["model.norm.weight"] = (hidden,)
+            }.items()
+        yield "model.norm.weight", (hidden,)
         if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
-        return shapes
+            yield "lm_head.weight", (self.vocab_size, hidden)
 
     def rotary_frequencies(self) -> NDArray[np.float32]:
         """Return the inverse frequencies of the rotary embedding, shape ``(head_dim / 2,)``.
@@ -144,7 +209,7 @@ class LlamaConfig:
 
     def rotary_tables(self, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return cosines and sines of every position's angles, shape ``(length, head_dim / 2)``."""
-        positions = np.arange(length, dtype=np.float32)
+        positions = np.arange(integer("length", length, (1, _MOST)), dtype=np.float32)
         angles = np.outer(positions, self.rotary_frequencies())
         return np.cos(angles), np.sin(angles)
 
@@ -159,8 +224,10 @@ class _Reader:
     def fail(self, key: str, expected: str, came: object) -> CheckpointError:
         return CheckpointError(f"{self.source}: {key}: expected {expected}, came {came!r}")
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key)
+    def whole(
+        self, key: str, default: int | None = None, values: Mapping[str, Any] | None = None
+    ) -> int:
+        value = (self.values if values is None else values).get(key)
         if value is None and default is not None:
             return default
         if value is None:
@@ -173,9 +240,7 @@ class _Reader:
         value = values.get(key, default)
         if value is None:
             raise CheckpointError(f"{self.source}: {key}: expected a number, it is missing")
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise self.fail(key, "a number above 0", value)
-        return float(value)
+        return number(key, value, above=0.0)
 
     def config(self) -> LlamaConfig:
         values = self.values
@@ -195,21 +260,17 @@ class _Reader:
         heads = self.whole("num_attention_heads")
         kv_heads = self.whole("num_key_value_heads", heads)
         hidden = self.whole("hidden_size")
-        if heads % kv_heads:
-            raise self.fail("num_key_value_heads", f"a divisor of the {heads} heads", kv_heads)
         if values.get("head_dim") is None and hidden % heads:
             raise self.fail("hidden_size", f"a multiple of the {heads} heads", hidden)
-        head_dim = self.whole("head_dim", max(hidden // heads, 1))
-        if head_dim % 2:
-            raise self.fail(
-                "head_dim", "an even number, since the rotary embedding pairs", head_dim
-            )
         # transformers 5 keeps base and scaling together, and writes them under another name.
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        given = (values.get(key) for key in ("rope_parameters", "rope_scaling"))
+        rope: Any = next((one for one in given if one is not None and one != {}), {})
         if not isinstance(rope, Mapping):
             raise self.fail("rope_scaling", "a JSON object or null", rope)
         base = rope if "rope_theta" in rope else values
+        tied = values.get("tie_word_embeddings")
         eos = values.get("eos_token_id")
+        ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
         return LlamaConfig(
             vocab_size=self.whole("vocab_size"),
             hidden_size=hidden,
@@ -217,13 +278,13 @@ class _Reader:
             num_hidden_layers=self.whole("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-            head_dim=head_dim,
+            head_dim=self.whole("head_dim", max(hidden // heads, 1)),
             max_position_embeddings=self.whole("max_position_embeddings", 2048),
             rms_norm_eps=self.real(values, "rms_norm_eps", 1e-6),
             rope_theta=self.real(base, "rope_theta", 10000.0),
             rope_scaling=self.scaling(rope),
-            tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            tie_word_embeddings=False if tied is None else tied,
+            eos_token_ids=tuple(integer("eos_token_id", token, (0, _MOST)) for token in ends),
         )
 
     def scaling(self, rope: Mapping[str, Any]) -> Llama3Scaling | None:
@@ -233,10 +294,8 @@ class _Reader:
         if kind != "llama3":
             raise self.fail("rope_scaling.rope_type", "'llama3' or 'default'", kind)
         low, high = self.real(rope, "low_freq_factor"), self.real(rope, "high_freq_factor")
-        if low >= high:
-            raise self.fail("rope_scaling.high_freq_factor", f"more than the low {low}", high)
-        original = self.real(rope, "original_max_position_embeddings")
-        return Llama3Scaling(self.real(rope, "factor"), low, high, int(original))
+        original = self.whole("original_max_position_embeddings", values=rope)
+        return Llama3Scaling(self.real(rope, "factor"), low, high, original)
 
 
 class Checkpoint:
@@ -250,18 +309,23 @@ class Checkpoint:
     Raises:
         CheckpointError: a tensor is missing, has another shape or dtype, or is one that a Llama
             does not have.
+        TypeError: an argument of another type, or a tensor that is no array.
     """
 
     def __init__(
         self, config: LlamaConfig, tensors: Mapping[str, Any], source: str = "tensors"
     ) -> None:
-        self.config = config
-        self.source = source
+        self.config = instance("config", config, LlamaConfig)
+        self.source = instance("source", source, str)
         self.tensors: dict[str, Any] = {}
-        for name, shape in config.tensor_shapes().items():
+        for name in instance("tensors", tensors, Mapping):
+            instance("tensors", name, str)
+        for name, shape in config.each_tensor():
             if name not in tensors:
                 raise CheckpointError(f"{source}: {name}: expected shape {shape}, it is missing")
             tensor = tensors[name]
+            if not is_array(tensor):
+                raise TypeError(f"{name}: expected an array, came {type(tensor).__name__}")
             came = tuple(tensor.shape)
             if came != shape:
                 raise CheckpointError(f"{source}: {name}: expected shape {shape}, came {came}")
@@ -290,9 +354,10 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is missing or truncated, the architecture is another, or the
                 tensors do not fit the configuration.
+            TypeError: ``folder`` is no path.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
+        folder = path_of("folder", folder)
+        if not os.path.isdir(folder):  # noqa: PTH112 - Path raises for a name that is too long
             raise CheckpointError(f"{folder}: expected a model folder, there is none")
         config = LlamaConfig.from_dict(read_json(folder / "config.json"), "config.json")
         single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -304,15 +369,15 @@ class Checkpoint:
             )
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise CheckpointError(
-                f"{index.name}: weight_map: expected a JSON object, there is none"
-            )
+            came = type(weight_map).__name__
+            raise CheckpointError(f"{index.name}: weight_map: expected a JSON object, came {came}")
         tensors: dict[str, NDArray[Any]] = {}
-        for shard in dict.fromkeys(weight_map.values()):
+        for shard in weight_map.values():
             # The name stands in a file: it must not lead out of the folder.
             named = isinstance(shard, str) and Path(shard).name == shard
-            if not named or not (folder / shard).is_file():
+            if not named or not os.path.isfile(folder / shard):  # noqa: PTH113 - as above
                 raise CheckpointError(f"{index.name}: expected shard {shard!r} beside it, missing")
+        for shard in dict.fromkeys(weight_map.values()):
             tensors |= _read_tensors(folder / shard)
         for name, shard in weight_map.items():
             if name not in tensors:
@@ -323,6 +388,17 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors that the decoder uses."""
         return sum(int(t.nbytes) for t in self.tensors.values())
+
+
+def path_of(argument: str, value: str | Path) -> Path:
+    """Return a path.
+
+    Raises:
+        TypeError: when it is none; bytes are not.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{argument}: expected a path, came {type(value).__name__}")
+    return Path(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -336,7 +412,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         message = f"{path.name}: expected in {path.parent}, it is missing"
         raise CheckpointError(message) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: expected a file, came {error}") from error
+    except (ValueError, RecursionError) as error:  # also for text that is none, or goes too deep
         raise CheckpointError(f"{path.name}: expected JSON, came a file where {error}") from None
     if not isinstance(values, dict):
         came = type(values).__name__
@@ -368,7 +446,7 @@ def _expected_size(path: Path) -> str:
             end = max(
                 item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"
             )
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return "expected a safetensors header, came something else"
     if 8 + size + end > came:
         return f"expected {8 + size + end:,} bytes, came {came:,}: the file is truncated"

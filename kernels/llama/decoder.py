@@ -14,7 +14,7 @@ import graphkit as gk
 
 from ..advance import advance
 from ..argmax import argmax
-from ..launch import KernelLaunch, integer
+from ..launch import KernelLaunch, instance, integer
 from ..sample import check_draw, random_state, sample
 from .checkpoint import Checkpoint
 from .model import DecodeLaunch, Llama
@@ -145,10 +145,14 @@ class Decoder:
                 dependencies, so that independent ones lie side by side; ``"programmatic"``
                 likewise, with programmatic edges to every kernel that waits for itself.
             stream: the stream to launch on; a new one by default.
+
+        Raises:
+            TypeError: a stream that is not graphkit's.
+            ValueError: another build.
         """
         if build not in self.builds:
             raise ValueError(f"build: expected one of {', '.join(self.builds)}, came {build!r}")
-        stream = stream or gk.Stream()
+        stream = stream_of(stream)
         if build == "eager":
             return Decode(build, self, stream, None, lambda: self._launch_eagerly(stream))
         if build == "capture":
@@ -222,6 +226,15 @@ class Decode:
             self.exec.close()
 
 
+def stream_of(stream: gk.Stream | None) -> gk.Stream:
+    """Return the stream that a build launches on: a new one for None.
+
+    Raises:
+        TypeError: it is not one of graphkit's, which can be waited for.
+    """
+    return gk.Stream() if stream is None else instance("stream", stream, gk.Stream)
+
+
 def add_launches(
     graph: gk.Graph, launches: Sequence[DecodeLaunch], *, programmatic: bool = False
 ) -> None:
@@ -249,12 +262,15 @@ def check_prompt(
     """Check that a prompt can be decoded, before anything is launched.
 
     Raises:
-        TypeError: it is a str, or a token is no int.
+        TypeError: it is no sequence, or a str, or a token is no int.
         ValueError: it is empty, leaves no place in a cache of ``max_len`` tokens for one more, or
             holds a token outside the vocabulary.
     """
-    if isinstance(prompt, str):
-        raise TypeError(f"{argument}: expected token ids or bytes, came str")
+    given: object = prompt
+    if isinstance(given, str) or not isinstance(given, (Sequence, np.ndarray)):
+        raise TypeError(f"{argument}: expected token ids or bytes, came {type(given).__name__}")
+    if isinstance(given, np.ndarray) and given.ndim != 1:
+        raise ValueError(f"{argument}: expected shape (tokens), came {given.shape}")
     if not len(prompt):
         raise ValueError(f"{argument}: expected at least one token, came an empty prompt")
     if len(prompt) >= max_len:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import graphkit as gk
+from graphkit.node_groups import check_state
 
-from .checkpoint import Checkpoint
+from ..launch import instance, integer
+from .checkpoint import Checkpoint, path_of
 from .decoder import Build, Decode, Decoder, check_prompt
-from .tokenizer import load_tokenizer
+from .tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["BUNDLED_MODEL", "BuildRun", "Kernels", "Loop", "Summary", "generate"]
 
@@ -107,6 +109,7 @@ def generate(
 
     Raises:
         CheckpointError: the model folder cannot be used.
+        TypeError: an argument of another type.
         ValueError: an empty prompt, one longer than the model's context, or an argument out of
             range.
     """
@@ -117,10 +120,13 @@ def generate(
             "loop: expected host with a build or the simple kernels, since the loop on the device "
             f"is a build of the fused ones, came device with build={build!r}, kernels={kernels!r}"
         )
-    checkpoint = Checkpoint.load(model)
+    for argument, flag in (("compare", compare), ("timed", timed)):
+        check_state(flag, argument)
+    tokens = integer("tokens", tokens)
+    checkpoint = Checkpoint.load(path_of("model", model))
     config = checkpoint.config
     tokenizer = load_tokenizer(model, config.vocab_size)
-    ids = tokenizer.encode(prompt)
+    ids = encoded(tokenizer, prompt, "prompt")
     limit = config.max_position_embeddings
     check_prompt(ids, limit, config.vocab_size)
     places = cache_places(len(ids), tokens, limit)
@@ -234,6 +240,19 @@ def _appended(decoder: Decoder, prompt: int) -> list[int]:
     """Return what stands behind the prompt, up to the position."""
     length = int(decoder.position.get()[0]) + 1
     return [int(token) for token in decoder.tokens.get()[0, prompt:length]]
+
+
+def encoded(tokenizer: Tokenizer, text: str, argument: str) -> list[int]:
+    """Return the tokens of a text.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it has no UTF-8.
+    """
+    try:
+        return tokenizer.encode(instance(argument, text, str))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{argument}: expected text that has UTF-8, came {error}") from None
 
 
 def cache_places(prompt: int, tokens: int, limit: int) -> int:

@@ -17,7 +17,7 @@ from graphkit.runtime.protocol import MemcpyKind
 
 from ..attention import attention
 from ..embedding import embedding
-from ..launch import KernelLaunch, check, integer
+from ..launch import KernelLaunch, check, instance, integer
 from ..matvec import matvec
 from ..residual_add import residual_add
 from ..rms_norm import rms_norm
@@ -65,12 +65,13 @@ class Llama:
         v_cache: as ``k_cache``.
 
     Raises:
-        TypeError: ``max_len`` is no int.
+        TypeError: an argument of another type.
         ValueError: an argument out of range, before anything is allocated.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, rows: int, max_len: int | None = None) -> None:
-        config = checkpoint.config
+        config = instance("checkpoint", checkpoint, Checkpoint).config
+        rows = integer("rows", rows, (1, 2**31 - 1))
         max_len = check_extent(config, max_len)
         self.config = config
         self.rows = rows
@@ -112,6 +113,8 @@ class Llama:
         """
         config, tensors = self.config, self.checkpoint.tensors
         (count,) = check("positions", positions, ("sequences",), np.int32)
+        if count > self.rows:
+            raise ValueError(f"positions: expected at most {self.rows} sequences, came {count}")
         x, normed, branch = self._x[:count], self._normed[:count], self._branch[:count]
         q, k, v = self._q[:count], self._k[:count], self._v[:count]
         attended, gate, up = self._attended[:count], self._gate[:count], self._up[:count]
@@ -180,13 +183,13 @@ def check_extent(config: LlamaConfig, max_len: int | None) -> int:
 def on_device(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose tensors the kernels take; one that is so already costs nothing."""
     tensors = {
-        name: _device_matrix(tensor) if len(tensor.shape) == 2 else _device_vector(tensor)
+        name: (_device_matrix if len(tensor.shape) == 2 else _device_vector)(tensor, name)
         for name, tensor in checkpoint.tensors.items()
     }
     return Checkpoint(checkpoint.config, tensors, checkpoint.source)
 
 
-def _device_matrix(tensor: Any) -> Any:
+def _device_matrix(tensor: Any, name: str) -> Any:
     """Return a matrix in device memory in a dtype that the kernels multiply by.
 
     Host arrays are copied; float16 becomes float32. Device arrays are used as they are.
@@ -194,32 +197,36 @@ def _device_matrix(tensor: Any) -> Any:
     Raises:
         ValueError: a device array is not C-ordered, or neither float32 nor bfloat16.
     """
-    info = describe(tensor)
+    info = describe(tensor, name)
     if info.on_host:
-        host = host_copy(info)
+        host = host_copy(info, name)
         return gk.asarray(host if host.dtype in (_FLOAT32, BFLOAT16) else host.astype(_FLOAT32))
     if not info.contiguous or info.dtype not in (_FLOAT32, BFLOAT16):
         raise ValueError(
-            "tensor: expected float32 or bfloat16 in C order in device memory, "
+            f"{name}: expected float32 or bfloat16 in C order in device memory, "
             f"came {info.dtype} of shape {info.shape} with strides {info.strides}"
         )
     return tensor
 
 
-def _device_vector(tensor: Any) -> Any:
+def _device_vector(tensor: Any, name: str) -> Any:
     """Return a small vector in device memory as float32, copied where it is not."""
-    info = describe(tensor)
-    if info.dtype == _FLOAT32 and not info.on_host:
+    info = describe(tensor, name)
+    if info.dtype == _FLOAT32 and not info.on_host and info.contiguous:
         return tensor
-    return gk.asarray(host_copy(info).astype(_FLOAT32))
+    return gk.asarray(host_copy(info, name).astype(_FLOAT32))
 
 
-def host_copy(info: ArrayInfo) -> NDArray[Any]:
-    """Return the elements of an array on the host; one of NumPy's is returned as it is."""
+def host_copy(info: ArrayInfo, name: str) -> NDArray[Any]:
+    """Return the elements of an array on the host; one of NumPy's is returned as it is.
+
+    Raises:
+        ValueError: it is not C-ordered; the message calls it by its name.
+    """
     if isinstance(info.owner, np.ndarray):
         return info.owner
     if not info.contiguous:
-        raise ValueError(f"tensor: expected C order, came strides {info.strides}")
+        raise ValueError(f"{name}: expected C order, came strides {info.strides}")
     host = np.empty(info.shape, info.dtype)
     kind = MemcpyKind.HOST_TO_HOST if info.on_host else MemcpyKind.DEVICE_TO_HOST
     runtime = gk.current()

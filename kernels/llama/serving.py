@@ -1,5 +1,7 @@
 """Several prompts at once: a batch of sequences that join and leave, one decode step a token."""
 
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
 from __future__ import annotations
 
 from collections import deque
@@ -13,11 +15,13 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 import graphkit as gk
+from graphkit.node_groups import check_state
 
+from ..launch import instance, integer
 from .batching import BatchedDecoder
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, path_of
 from .decoder import Decoder, check_prompt
-from .generation import cache_places, repeat
+from .generation import cache_places, encoded, repeat
 from .tokenizer import TextStream, load_tokenizer
 
 __all__ = ["Piece", "Served", "Step", "serve"]
@@ -106,24 +110,31 @@ def serve(
 
     Raises:
         CheckpointError: the model folder cannot be used.
-        TypeError: one text where several are expected.
+        TypeError: one text where several are expected, or an argument of another type.
         ValueError: an empty prompt, one longer than the model's context, or an argument out of
             range.
     """
-    if isinstance(prompts, str):
-        raise TypeError("prompts: expected a sequence of texts, came a str")
+    if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts: expected a sequence of texts, came a {type(prompts).__name__}")
     if not prompts:
         raise ValueError("prompts: expected 1 text or more, came none")
-    limits = [tokens] * len(prompts) if isinstance(tokens, int) else list(tokens)
+    each: Sequence[object] = [tokens] * len(prompts)
+    if isinstance(tokens, Sequence) and not isinstance(tokens, (str, bytes)):
+        each = tokens
+    limits = [integer("tokens", limit) for limit in each]
+    max_batch = integer("max_batch", max_batch)
+    check_state(compare, "compare")
+    if not callable(prepare):
+        raise TypeError(f"prepare: expected a function, came {type(prepare).__name__}")
     if len(limits) != len(prompts):
         raise ValueError(f"tokens: expected {len(prompts)}, one a prompt, came {len(limits)}")
-    checkpoint = Checkpoint.load(model)
+    checkpoint = Checkpoint.load(path_of("model", model))
     config = checkpoint.config
     tokenizer = load_tokenizer(model, config.vocab_size)
     waiting: list[_Sequence] = []
     max_len = 0
     for place, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        ids = tokenizer.encode(prompt)
+        ids = encoded(tokenizer, prompt, f"prompts[{place}]")
         context = config.max_position_embeddings
         check_prompt(ids, context, config.vocab_size, f"prompts[{place}]")
         max_len = max(max_len, cache_places(len(ids), limit, context))
@@ -132,7 +143,7 @@ def serve(
     decoder = BatchedDecoder(checkpoint, max_batch=rows, max_len=max_len)
 
     def steps() -> Iterator[Piece | Served]:
-        with prepare(decoder) as step:
+        with instance("prepare(decoder)", prepare(decoder), AbstractContextManager) as step:
             yield from _take_steps(decoder, step, waiting)
         alone = _each_alone(decoder, waiting) if compare else [None] * len(waiting)
         for sequence, same in zip(waiting, alone, strict=True):

@@ -1,5 +1,7 @@
 """Text to tokens and back: bytes for a vocabulary of 256, else the model's own tokenizer.json."""
 
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
 from __future__ import annotations
 
 import codecs
@@ -7,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .checkpoint import CheckpointError
+from ..launch import instance, integer
+from .checkpoint import CheckpointError, path_of
 
 __all__ = ["ByteTokenizer", "FileTokenizer", "TextStream", "Tokenizer", "load_tokenizer"]
 
@@ -54,7 +57,7 @@ class ByteTokenizer:
         Bytes that Python could not decode on the way in (as surrogates, in a command line) are
         given back as they were.
         """
-        return list(text.encode("utf-8", errors="surrogateescape"))
+        return list(instance("text", text, str).encode("utf-8", errors="surrogateescape"))
 
     def stream(self) -> TextStream:
         """Return a stream that holds back a character until its last byte has come."""
@@ -99,10 +102,12 @@ class FileTokenizer:
         path: the file.
 
     Raises:
+        TypeError: ``path`` is none.
         CheckpointError: ``tokenizers`` is not installed, or the file is not a tokenizer's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = path_of("path", path)
         try:
             import tokenizers
         except ImportError:
@@ -134,9 +139,11 @@ def load_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
         vocab_size: the model's; without a tokenizer.json it must be 256.
 
     Raises:
+        TypeError: an argument of another type.
         CheckpointError: there is no tokenizer for this model, or it cannot be read.
     """
-    path = Path(folder) / "tokenizer.json"
+    path = path_of("folder", folder) / "tokenizer.json"
+    vocab_size = integer("vocab_size", vocab_size)
     if path.is_file():
         tokenizer = FileTokenizer(path)
         if tokenizer.vocab_size > vocab_size:

@@ -13,9 +13,9 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, check, number
 from .neighbourhood import window_sums
-from .patches import PatchGrid, check_count, check_real, source
+from .patches import PatchGrid, check_count, source
 
 __all__ = ["LOCAL_CONTRAST", "local_contrast"]
 
@@ -79,7 +79,7 @@ def local_contrast(
     check("contrast", contrast, (patches,))
     grid = PatchGrid.of_count(patches, columns)
     check_count("radius", radius, 0, 2**15)
-    bound = check_real("saturation", saturation, above=0.0)
+    bound = number("saturation", saturation, above=0.0)
     args = (mean, variance, contrast, grid.rows, grid.columns, radius, bound)
     # Small blocks: a few hundred threads are to spread over many multiprocessors.
     return KernelLaunch(LOCAL_CONTRAST, (-(-patches // 32), 1, 1), (32, 1, 1), args)

@@ -14,9 +14,9 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check, threads
+from ..launch import KernelLaunch, check, number, threads
 from .neighbourhood import window_sums
-from .patches import PatchGrid, check_count, check_real, source
+from .patches import PatchGrid, check_count, source
 
 __all__ = ["OPPONENT_BALANCE", "opponent_balance"]
 
@@ -95,7 +95,7 @@ def opponent_balance(
         check(name, array, (patches,))
     grid = PatchGrid.of_count(patches, columns)
     check_count("radius", radius, 0, 2**15)
-    numbers = (*check_weights(weights), check_real("inhibition", inhibition))
+    numbers = (*check_weights(weights), number("inhibition", inhibition))
     args = (entropy, contrast, similarity, balance, grid.rows, grid.columns, radius, *numbers)
     block = (threads(patches), 1, 1)
     return KernelLaunch(OPPONENT_BALANCE, (1, 1, 1), block, args, shared_mem=4 * patches)
@@ -112,4 +112,4 @@ def check_weights(weights: object) -> tuple[float, ...]:
         raise TypeError(f"weights: expected three numbers, came {type(weights).__name__}")
     if len(weights) != 3:
         raise ValueError(f"weights: expected three numbers, came {len(weights)}")
-    return tuple(check_real("weights", weight) for weight in weights)
+    return tuple(number("weights", weight) for weight in weights)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import graphkit as gk
 from graphkit.frameworks import fingerprint
+from graphkit.stream import stream_handle
 
 from .patches import PatchGrid
 from .stages import (
@@ -120,13 +121,15 @@ class RelevancePipeline:
         stream: where graphs are launched.
 
     Raises:
-        TypeError, ValueError: a setting out of range; nothing was made.
+        TypeError, ValueError: a setting out of range, or no stream; nothing was made.
     """
 
     def __init__(
         self, *, k: int, total_tokens: int, stream: gk.Stream | None = None, **settings: Any
     ) -> None:
         self.settings = RelevanceSettings(k, total_tokens, **settings)
+        if stream is not None:
+            stream_handle(stream)  # refuses what is none
         self.stream = gk.Stream() if stream is None else stream
         self._execs: dict[tuple[PatchGrid, int], RelevanceExec] = {}
         self._buffers: dict[PatchGrid, RelevanceBuffers] = {}

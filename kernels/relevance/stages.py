@@ -1,5 +1,7 @@
 """The kernel launches of the relevance pipeline, and what each of them waits for."""
 
+# The folder is graphkit.kernels when installed and kernels when its types are checked.
+# ruff: noqa: TID252
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,12 +12,12 @@ import numpy as np
 
 import graphkit as gk
 
-from ..launch import KernelLaunch, check  # noqa: TID252 - graphkit.kernels once installed
+from ..launch import KernelLaunch, check, instance, number
 from .feature_entropy import feature_entropy
 from .local_contrast import local_contrast
 from .opponent_balance import check_weights, opponent_balance
 from .patch_luminance import patch_luminance
-from .patches import MOST_PATCHES, PatchGrid, check_count, check_real
+from .patches import MOST_PATCHES, PatchGrid, check_count
 from .query_similarity import query_similarity
 from .select_patches import select_patches
 from .token_budget import check_budget, token_budget
@@ -66,9 +68,9 @@ class RelevanceSettings:
         check_count("k", self.k, 1, MOST_PATCHES)
         check_count("patch", self.patch)
         check_weights(self.weights)
-        check_real("inhibition", self.inhibition)
+        number("inhibition", self.inhibition)
         check_count("radius", self.radius, 0, 2**15)
-        check_real("saturation", self.saturation, above=0.0)
+        number("saturation", self.saturation, above=0.0)
         budget = self.total_tokens, self.least_tokens, self.most_tokens
         check_budget(self.k, *budget, suffix="_tokens")
 
@@ -89,6 +91,10 @@ class RelevanceBuffers:
         indices: the selected patches, int32 [k].
         selected: their balances, float32 [k].
         tokens: their tokens, int32 [k].
+
+    Raises:
+        TypeError: when the grid is none, or ``k`` no int.
+        ValueError: when one is out of its bounds.
     """
 
     grid: PatchGrid
@@ -104,6 +110,10 @@ class RelevanceBuffers:
     tokens: gk.DeviceArray = field(init=False)
 
     def __post_init__(self) -> None:
+        instance("grid", self.grid, PatchGrid)
+        for axis, extent in self.grid._asdict().items():
+            check_count(f"grid.{axis}", extent, 1, MOST_PATCHES)
+        check_count("k", self.k, 1, MOST_PATCHES)
         for name in ("mean", "variance", "entropy", "contrast", "similarity", "balance"):
             object.__setattr__(self, name, gk.empty(self.grid.patches))
         object.__setattr__(self, "indices", gk.empty(self.k, np.int32))
@@ -156,7 +166,10 @@ def relevance_launches(
         TypeError: when one is no array in device memory.
         ValueError: when shapes or dtypes do not agree.
     """
-    to, columns = buffers, buffers.grid.columns
+    instance("settings", settings, RelevanceSettings)
+    to, columns = instance("buffers", buffers, RelevanceBuffers), buffers.grid.columns
+    if settings.k != buffers.k:
+        raise ValueError(f"buffers: expected those of k {settings.k}, came {buffers.k}")
     balance = opponent_balance(
         to.entropy,
         to.contrast,
@@ -207,7 +220,12 @@ def relevance_graph(launches: Sequence[RelevanceLaunch]) -> tuple[gk.Graph, dict
 
     Returns:
         The graph, and its nodes by name.
+
+    Raises:
+        TypeError: when they are no launches of the pipeline.
     """
+    for entry in instance("launches", launches, Sequence):
+        instance("launches", entry, RelevanceLaunch)
     graph = gk.Graph()
     nodes: dict[str, gk.Node] = {}
     for entry in launches:

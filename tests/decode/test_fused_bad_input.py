@@ -2,8 +2,23 @@
 
 import numpy as np
 import pytest
+from batch_cases import BFLOAT16
 from decode_cases import MODELS, bundled, model
-from graphkit.kernels.decode import FusedDecoder, FusedLlama, check_fit
+from graphkit.kernels.decode import (
+    FusedBatchedDecoder,
+    FusedDecoder,
+    FusedLlama,
+    batch_gate_up,
+    batch_qkv,
+    batch_vocabulary,
+    check_fit,
+    gate_up_silu,
+    project_vocabulary,
+    qkv_rope_append,
+)
+from graphkit.kernels.decode.batch_vocabulary import vocabulary_blocks
+from graphkit.kernels.decode.project_vocabulary import candidates
+from graphkit.kernels.llama import Checkpoint
 
 import graphkit as gk
 from graphkit.runtime.protocol import DeviceAttribute
@@ -51,11 +66,46 @@ def test_matrices_of_another_dtype(runtime, dtype):
         check_fit(checkpoint)
 
 
+@pytest.mark.parametrize("other", ["model", None])
+def test_what_is_no_checkpoint(runtime, other):
+    before = gk.live_handles()
+    for make in (
+        lambda: FusedDecoder(other),
+        lambda: FusedBatchedDecoder(other, max_batch=1),
+        lambda: FusedLlama(other, rows=1),
+        lambda: check_fit(other),
+    ):
+        with pytest.raises(TypeError, match=r"^checkpoint: expected a Checkpoint, came"):
+            make()
+    assert gk.live_handles() == before
+
+
+def test_a_stream_that_is_not_graphkits(runtime):
+    _, _, checkpoint = bundled()
+    decoder = FusedDecoder(checkpoint, max_len=8)
+    for build in decoder.builds:
+        for stream in (0, 5, "x"):
+            with pytest.raises(TypeError, match=r"^stream: expected a Stream, came"):
+                decoder.build(build, stream)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_freed_tensor_is_called_by_its_name(runtime, name):
+    _, _, checkpoint = bundled()
+    freed = gk.asarray(checkpoint.tensors[name])
+    freed.free()
+    tensors = checkpoint.tensors | {name: freed}
+    with pytest.raises(ValueError, match=f"^{name}: expected live device memory, came a freed"):
+        FusedDecoder(Checkpoint(checkpoint.config, tensors))
+
+
 def test_rows_of_the_model_itself(runtime):
     _, _, checkpoint = bundled()
     for rows in (0, -1, 65):
         with pytest.raises(ValueError, match=f"^rows: expected 1 to 64, came {rows}"):
             FusedLlama(checkpoint, rows=rows)
+    with pytest.raises(TypeError, match=r"^rows: expected an int, came str"):
+        FusedLlama(checkpoint, rows="1")
 
 
 def test_a_cache_larger_than_free_memory(runtime):
@@ -100,3 +150,38 @@ def test_prompts(runtime):
         with pytest.raises(ValueError, match=says):
             decoder.start(*prompts)
     assert decoder.tokens.get()[:, :2].tolist() == [list(b"ab"), list(b"cd")]
+
+
+def norms():
+    """Return a call of each kernel that has a norm in it, for an eps."""
+    x, gain, q = gk.zeros((1, 64)), gk.zeros(64), gk.zeros((8, 64))
+    square, narrow = gk.zeros((64, 64), BFLOAT16), gk.zeros((32, 64), BFLOAT16)
+    xg, squares, h = gk.zeros((8, 64), np.float16), gk.zeros((2, 8)), gk.zeros((8, 64), np.float16)
+    rotary = (gk.zeros((4, 8)),) * 2
+    caches = (gk.zeros((8, 2, 4, 16), BFLOAT16),) * 2
+    positions = gk.zeros(8, np.int32)
+
+    def best(blocks, batch):
+        return gk.zeros((blocks, batch)), gk.zeros((blocks, batch), np.int32)
+
+    alone, together = best(candidates(64), 1), best(vocabulary_blocks(64, 8), 8)
+    vectors = (x, gain, *rotary, q[:1], *caches, positions[:1])
+    matrices = (*rotary, positions, q, *caches)
+    return (
+        lambda eps: gate_up_silu(square, square, x, gain, gk.zeros((1, 64)), eps),
+        lambda eps: qkv_rope_append(square, narrow, narrow, *vectors, eps),
+        lambda eps: project_vocabulary(square, x, gain, gk.zeros((1, 64)), *alone, eps),
+        lambda eps: batch_qkv(xg, squares, square, narrow, narrow, *matrices, eps=eps),
+        lambda eps: batch_gate_up(xg, squares, square, square, h, eps=eps),
+        lambda eps: batch_vocabulary(xg, squares, square, None, *together, eps=eps),
+    )
+
+
+def test_the_eps_of_a_norm(runtime):
+    for make in norms():
+        assert 0.5 in make(np.float32(0.5)).args
+        with pytest.raises(TypeError, match=r"^eps: expected a number, came str"):
+            make("1e-5")
+        for eps in (0, float("nan"), 10**400):
+            with pytest.raises(ValueError, match=r"^eps: expected a finite number above 0"):
+                make(eps)

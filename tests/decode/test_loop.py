@@ -138,3 +138,13 @@ def test_steps_out_of_range(runtime):
     tokens, one = gk.zeros((1, 4), np.int32), gk.zeros(1, np.int32)
     with pytest.raises(TypeError, match=r"^handle: expected what conditional_handle"):
         loop_on(3, tokens, one, one, one, RowEnds(one))
+
+
+def test_a_loop_of_other_types(runtime):
+    tokens, one = gk.zeros((1, 4), np.int32), gk.zeros(1, np.int32)
+    handle = gk.Graph().conditional_handle()
+    with pytest.raises(TypeError, match=r"^row_ends: expected a RowEnds, came DeviceArray"):
+        loop_on(handle, tokens, one, one, one, one)
+    for begins in (1, "yes", None):
+        with pytest.raises(TypeError, match=r"^begins: expected True or False, came"):
+            loop_on(handle, tokens, one, one, one, RowEnds(one), begins=begins)

@@ -169,3 +169,8 @@ def test_bad_input(run, rng):
     case.scaled = Scaled(gain, gk.zeros((2, HIDDEN), np.float16), gk.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"^xg: expected 3 rows or more, came 2"):
         case.launch()
+    case.scaled = gain, xg, gk.zeros((1, 8))
+    with pytest.raises(TypeError, match=r"^scaled: expected a Scaled, came tuple"):
+        case.launch()
+    with pytest.raises(TypeError, match=r"^row_ends: expected a RowEnds, came DeviceArray"):
+        Case(rng, 3).launch(row_ends=gk.zeros(3, np.int32))

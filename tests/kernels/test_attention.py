@@ -120,5 +120,12 @@ def test_arguments_are_checked(runtime):
         attention(q, cache, cache, position, q, slots=gk.zeros((1, 1), np.int32))
     with pytest.raises(ValueError, match=r"^q: expected shape \(3, heads \* head_dim\), came"):
         attention(q, cache, cache, position, q, slots=gk.zeros(3, np.int32))
-    with pytest.raises(ValueError, match=r"^scale: expected a finite number, came nan"):
+    with pytest.raises(ValueError, match=r"^scale: expected a finite number in float32, came nan"):
         attention(q, cache, cache, position, q, float("nan"))
+    for scale in ("1", True, [1.0]):
+        with pytest.raises(TypeError, match=r"^scale: expected a number, came"):
+            attention(q, cache, cache, position, q, scale)
+    for scale in (float("nan"), float("inf"), 1e300, 10**400):
+        with pytest.raises(ValueError, match=r"^scale: expected a finite number in float32, came"):
+            attention(q, cache, cache, position, q, scale)
+    attention(q, cache, cache, position, q, 0)  # the mean of the values

@@ -45,3 +45,24 @@ def test_arguments_are_checked(runtime):
         rms_norm(gk.zeros((2, 16))[:, ::2], gk.zeros(8), x, 1e-5)
     with pytest.raises(ValueError, match=r"^x: expected extents of 1"):
         rms_norm(gk.zeros((0, 8)), gk.zeros(8), x, 1e-5)
+
+
+@pytest.mark.parametrize("eps", ["1e-5", None, True, [1e-5]])
+def test_eps_of_another_type(runtime, eps):
+    x = gk.zeros((2, 8))
+    with pytest.raises(TypeError, match=f"^eps: expected a number, came {type(eps).__name__}$"):
+        rms_norm(x, gk.zeros(8), x, eps)
+
+
+@pytest.mark.parametrize("eps", [0, -1e-5, 1e-60, float("nan"), float("inf"), 1e300, 10**400])
+def test_eps_that_float32_holds_as_no_number_above_zero(runtime, eps):
+    x = gk.zeros((2, 8))
+    with pytest.raises(
+        ValueError, match=r"^eps: expected a finite number above 0 in float32, came"
+    ):
+        rms_norm(x, gk.zeros(8), x, eps)
+
+
+def test_eps_may_be_a_number_of_numpys(runtime):
+    x = gk.zeros((2, 8))
+    assert rms_norm(x, gk.zeros(8), x, np.float32(0.5)).args[-1] == 0.5

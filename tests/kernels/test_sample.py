@@ -187,3 +187,11 @@ def test_arguments_are_checked(runtime):
         sample(logits, state, out, top_p=float("nan"))
     with pytest.raises(ValueError, match=r"^seed: expected 0 to"):
         random_state(2**64)
+
+
+@pytest.mark.parametrize(
+    ("batch", "error"), [("2", TypeError), (True, TypeError), (-1, ValueError)]
+)
+def test_a_random_state_of_no_rows(batch, error):
+    with pytest.raises(error, match=r"^batch: expected"):
+        random_state(0, batch)

@@ -148,6 +148,9 @@ def test_arguments_are_checked_before_anything_is_launched(runtime, stream):
         BatchedDecoder(loaded, max_batch=0)
     with pytest.raises(ValueError, match="max_len: expected 2 to the model's 64 tokens, came 65"):
         BatchedDecoder(loaded, max_batch=1, max_len=65)
+    for other in ("model", None):
+        with pytest.raises(TypeError, match=r"^checkpoint: expected a Checkpoint, came"):
+            BatchedDecoder(other, max_batch=1)
     decoder = BatchedDecoder(loaded, max_batch=2)
     good = {name: gk.zeros(2, np.int32) for name in ("tokens", "positions", "slots", "next_tokens")}
     for name, wrong, says in (
@@ -159,5 +162,7 @@ def test_arguments_are_checked_before_anything_is_launched(runtime, stream):
     ):
         with pytest.raises(ValueError, match=says):
             decoder.step(**(good | {name: wrong}), stream=stream)
+    with pytest.raises(ValueError, match=r"^positions: expected at most 2 sequences, came 3"):
+        decoder.llama.launches(*(gk.zeros(3, np.int32),) * 3)
     stream.synchronize()
     assert not decoder.llama.logits.get().any()

@@ -1,6 +1,8 @@
 """Checkpoints: what is read, and what each bad one is told."""
 
+import dataclasses
 import json
+import math
 import re
 
 import ml_dtypes
@@ -128,7 +130,10 @@ def test_missing_config(folder):
     assert "missing" in message
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff", NESTED, '{"a": ' + "1" * 5000 + "}"])
 def test_config_that_is_no_json_object(folder, text):
     (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     assert refusal(folder).startswith("config.json: expected")
@@ -144,8 +149,23 @@ def test_config_that_is_no_json_object(folder, text):
         ("hidden_size", 24.5, "came 24.5"),
         ("num_key_value_heads", 3, "expected a divisor of the 4 heads, came 3"),
         ("head_dim", 5, "expected an even number"),
-        ("rms_norm_eps", "small", "expected a number above 0, came 'small'"),
-        ("rope_theta", 0, "expected a number above 0, came 0"),
+        ("rms_norm_eps", "small", "expected a number, came str"),
+        ("rms_norm_eps", 1e-60, "expected a finite number above 0 in float32, came 1e-60"),
+        ("rope_theta", 0, "expected a finite number above 0 in float32, came 0"),
+        ("rope_theta", 1e300, "expected a finite number above 0 in float32, came 1e+300"),
+        ("rope_theta", 10**400, "expected a finite number above 0 in float32, came 1000"),
+        ("rope_theta", math.inf, "expected a finite number above 0 in float32, came inf"),
+        ("rope_theta", math.nan, "expected a finite number above 0 in float32, came nan"),
+        ("max_position_embeddings", 2**40, "expected 1 to 2147483647, came 1099511627776"),
+        ("num_hidden_layers", 10**9, "model.layers.2.input_layernorm.weight: expected shape"),
+        ("tie_word_embeddings", "no", "expected a bool, came str"),
+        ("eos_token_id", "</s>", "expected an int, came str"),
+        ("eos_token_id", 1.5, "expected an int, came float"),
+        ("eos_token_id", True, "expected an int, came bool"),
+        ("eos_token_id", {}, "expected an int, came dict"),
+        ("eos_token_id", [1, None], "expected an int, came NoneType"),
+        ("eos_token_id", 2**40, "expected 0 to 2147483647, came 1099511627776"),
+        ("eos_token_id", [-1], "expected 0 to 2147483647, came -1"),
         ("hidden_act", "gelu", "expected 'silu'"),
         ("attention_bias", True, "expected False"),
         ("mlp_bias", True, "expected False"),
@@ -153,13 +173,21 @@ def test_config_that_is_no_json_object(folder, text):
         ("rope_scaling", 2, "expected a JSON object or null"),
         ("rope_scaling", {"rope_type": "yarn"}, "expected 'llama3' or 'default', came 'yarn'"),
         ("rope_scaling", {"rope_type": "llama3"}, "low_freq_factor: expected a number"),
+        ("rope_scaling", [], "expected a JSON object or null"),
+        ("rope_scaling", 0, "expected a JSON object or null"),
         ("rope_scaling", LLAMA3 | {"high_freq_factor": 0.5}, "expected more than the low 1.0"),
+        ("rope_scaling", LLAMA3 | {"factor": 1e300}, "factor: expected a finite number above 0 in"),
+        (
+            "rope_scaling",
+            LLAMA3 | {"original_max_position_embeddings": math.inf},
+            "original_max_position_embeddings: expected a whole number of 1 or more, came inf",
+        ),
     ],
 )
 def test_bad_value_in_config(folder, key, value, says):
     edit(folder, **{key: value})
     message = refusal(folder)
-    assert message.startswith("config.json: ")
+    assert message.startswith(("config.json: ", "model.safetensors: "))
     assert key in message or says.partition(":")[0] in message
     assert says in message
 
@@ -261,7 +289,7 @@ def test_missing_shard(tmp_path):
     assert "expected shard 'model-00001-of-00002.safetensors'" in refusal(folder)
 
 
-@pytest.mark.parametrize("index", [{}, {"weight_map": 3}])
+@pytest.mark.parametrize("index", [{}, {"weight_map": 3}, {"weight_map": ["a"]}])
 def test_index_without_a_map(tmp_path, index):
     values = config()
     folder = write_model(tmp_path / "model", values, tensors(values), shards=2)
@@ -269,7 +297,7 @@ def test_index_without_a_map(tmp_path, index):
     assert "weight_map: expected a JSON object" in refusal(folder)
 
 
-@pytest.mark.parametrize("shard", ["../elsewhere.safetensors", 7])
+@pytest.mark.parametrize("shard", ["../elsewhere.safetensors", 7, ["a"], {}, "x" * 5000])
 def test_index_that_leads_out_of_the_folder(tmp_path, shard):
     values = config()
     folder = write_model(tmp_path / "model", values, tensors(values), shards=2)
@@ -287,3 +315,90 @@ def test_index_that_promises_a_tensor_which_its_shard_lacks(tmp_path):
     path.write_text(json.dumps(index))
     message = refusal(folder)
     assert message.startswith("model-00001-of-00002.safetensors: extra: expected by")
+
+
+def test_a_config_that_is_a_folder(folder):
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    assert refusal(folder).startswith("config.json: expected a file, came")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"model", ["model"]])
+def test_what_is_no_path(path):
+    with pytest.raises(TypeError, match=f"^folder: expected a path, came {type(path).__name__}$"):
+        Checkpoint.load(path)
+
+
+def test_a_path_that_is_too_long():
+    with pytest.raises(CheckpointError, match="expected a model folder, there is none"):
+        Checkpoint.load("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"config": config()}, "config: expected a LlamaConfig, came dict"),
+        ({"config": None}, "config: expected a LlamaConfig, came NoneType"),
+        ({"tensors": None}, "tensors: expected a Mapping, came NoneType"),
+        ({"tensors": [("a", 1)]}, "tensors: expected a Mapping, came list"),
+        ({"tensors": {5: np.zeros(1)}}, "tensors: expected a str, came int"),
+        ({"tensors": {"model.embed_tokens.weight": [1.0]}}, "model.embed_.*an array, came list"),
+        ({"source": 5}, "source: expected a str, came int"),
+    ],
+)
+def test_a_checkpoint_of_other_types(change, says):
+    values = config()
+    good = {"config": LlamaConfig.from_dict(values), "tensors": tensors(values)}
+    with pytest.raises(TypeError, match=f"^{says}$"):
+        Checkpoint(**good | change)
+
+
+@pytest.mark.parametrize("values", [None, 5, "config.json", []])
+def test_values_that_are_no_mapping(values):
+    with pytest.raises(TypeError, match=r"^values: expected a Mapping, came"):
+        LlamaConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"vocab_size": "61"}, TypeError, "vocab_size: expected an int, came str"),
+        ({"hidden_size": None}, TypeError, "hidden_size: expected an int, came NoneType"),
+        ({"intermediate_size": 1.5}, TypeError, "intermediate_size: expected an int, came float"),
+        ({"num_hidden_layers": 0}, ValueError, "num_hidden_layers: expected 1 to .*, came 0"),
+        ({"num_key_value_heads": 3}, ValueError, "num_key_value_heads: expected a divisor of"),
+        ({"head_dim": 5}, ValueError, "head_dim: expected an even number"),
+        ({"rms_norm_eps": math.nan}, ValueError, "rms_norm_eps: expected a finite number above 0"),
+        ({"rope_theta": "1"}, TypeError, "rope_theta: expected a number, came str"),
+        ({"rope_scaling": {}}, TypeError, "rope_scaling: expected a Llama3Scaling, came dict"),
+        ({"tie_word_embeddings": 1}, TypeError, "tie_word_embeddings: expected a bool, came int"),
+        ({"eos_token_ids": 5}, TypeError, "eos_token_ids: expected a tuple, came int"),
+        ({"eos_token_ids": ("a",)}, TypeError, "eos_token_ids: expected an int, came str"),
+        ({"eos_token_ids": (2**40,)}, ValueError, "eos_token_ids: expected 0 to"),
+    ],
+)
+def test_a_config_of_other_values(change, error, says):
+    with pytest.raises(error, match=f"^{says}"):
+        dataclasses.replace(LlamaConfig.from_dict(config()), **change)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "says"),
+    [
+        (("4", 1.0, 4.0, 16), TypeError, "factor: expected a number, came str"),
+        ((0.0, 1.0, 4.0, 16), ValueError, "factor: expected a finite number above 0"),
+        ((1e-40, 1.0, 4.0, 16), ValueError, "factor: expected 1 or more, came 1e-40"),
+        ((4.0, 4.0, 4.0000000001, 16), ValueError, "high_freq_factor: expected more than the low"),
+        ((4.0, 4.0, 1.0, 16), ValueError, "high_freq_factor: expected more than the low 4.0"),
+        ((4.0, 1.0, 4.0, 16.0), TypeError, "original_max_position_embeddings: expected an int"),
+    ],
+)
+def test_a_scaling_of_other_values(values, error, says):
+    with pytest.raises(error, match=f"^{says}"):
+        Llama3Scaling(*values)
+
+
+@pytest.mark.parametrize(("length", "error"), [("8", TypeError), (1.5, TypeError), (0, ValueError)])
+def test_rotary_tables_of_no_length(length, error):
+    with pytest.raises(error, match=r"^length: expected"):
+        LlamaConfig.from_dict(config()).rotary_tables(length)

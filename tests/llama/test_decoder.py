@@ -207,6 +207,8 @@ def test_last_tokens(runtime):
         ([1] * 500, "came 500"),
         ([1, 61], "expected tokens below 61, came 61"),
         ([-1], "came -1"),
+        (np.array([[1, 2]]), r"expected shape \(tokens\), came \(1, 2\)"),
+        (np.array(1), r"expected shape \(tokens\), came \(\)"),
     ],
 )
 def test_a_bad_prompt_is_refused_and_the_last_one_stays(runtime, prompt, says):
@@ -286,18 +288,26 @@ def test_bad_arguments_of_a_decoder(runtime, arguments, says):
         ({"temperature": "1"}, "temperature: expected a number, came str"),
         ({"top_p": None}, "top_p: expected a number, came NoneType"),
         ({"top_k": 2.0}, "top_k: expected an int, came float"),
+        ({"checkpoint": "model"}, "checkpoint: expected a Checkpoint, came str"),
+        ({"checkpoint": None}, "checkpoint: expected a Checkpoint, came NoneType"),
     ],
 )
 def test_arguments_of_another_type(runtime, arguments, says):
     _, _, loaded = checkpoint()
+    before = gk.live_handles()
     with pytest.raises(TypeError, match=f"^{says}$"):
-        Decoder(loaded, **arguments)
+        Decoder(**{"checkpoint": loaded} | arguments)
+    assert gk.live_handles() == before
 
 
 @pytest.mark.parametrize(
     ("prompt", "seed", "says"),
     [
         ("abc", 0, "prompt: expected token ids or bytes, came str"),
+        (5, 0, "prompt: expected token ids or bytes, came int"),
+        (None, 0, "prompt: expected token ids or bytes, came NoneType"),
+        (iter([1]), 0, "prompt: expected token ids or bytes, came list_iterator"),
+        ({1, 2}, 0, "prompt: expected token ids or bytes, came set"),
         ([1, 2.5], 0, "prompt: expected an int, came float"),
         ([1], 0.5, "seed: expected an int, came float"),
     ],
@@ -315,6 +325,34 @@ def test_unknown_build(runtime):
     _, _, loaded = checkpoint()
     with pytest.raises(ValueError, match="expected one of eager, capture, manual, came 'fast'"):
         Decoder(loaded).build("fast")
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("stream", [0, 5, "x", False])
+def test_a_build_is_launched_on_a_stream_of_graphkits(runtime, build, stream):
+    _, _, loaded = checkpoint()
+    with pytest.raises(
+        TypeError, match=f"^stream: expected a Stream, came {type(stream).__name__}$"
+    ):
+        Decoder(loaded).build(build, stream)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_freed_tensor_is_called_by_its_name(runtime, name):
+    values, weights, _ = checkpoint()
+    freed = gk.asarray(weights[name])
+    freed.free()
+    loaded = Checkpoint(LlamaConfig.from_dict(values), weights | {name: freed})
+    with pytest.raises(ValueError, match=f"^{name}: expected live device memory, came a freed"):
+        Decoder(loaded)
+
+
+def test_a_vector_with_gaps_in_device_memory_is_called_by_its_name(runtime):
+    values, weights, _ = checkpoint()
+    gaps = gk.zeros(2 * values["hidden_size"])[::2]
+    loaded = Checkpoint(LlamaConfig.from_dict(values), weights | {"model.norm.weight": gaps})
+    with pytest.raises(ValueError, match=r"^model.norm.weight: expected C order, came strides"):
+        Decoder(loaded)
 
 
 def test_device_weights_of_a_dtype_that_no_kernel_multiplies(runtime):
@@ -393,6 +431,30 @@ def test_generate_refuses_before_anything_is_launched(runtime, tmp_path, prompt,
     # Called, not iterated: what is wrong is found before the first launch.
     with pytest.raises(ValueError, match=says):
         generate(byte_model(tmp_path / "model"), prompt, tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": None}, "model: expected a path, came NoneType"),
+        ({"prompt": b"a"}, "prompt: expected a str, came bytes"),
+        ({"prompt": None}, "prompt: expected a str, came NoneType"),
+        ({"tokens": "3"}, "tokens: expected an int, came str"),
+        ({"tokens": 1.5}, "tokens: expected an int, came float"),
+        ({"tokens": True}, "tokens: expected an int, came bool"),
+        ({"compare": None}, "compare: expected True or False, came None"),
+        ({"timed": "no"}, "timed: expected True or False, came 'no'"),
+    ],
+)
+def test_generate_refuses_other_types(runtime, tmp_path, change, says):
+    good = {"model": byte_model(tmp_path / "model"), "prompt": "a", "tokens": 1}
+    with pytest.raises(TypeError, match=f"^{says}$"):
+        generate(**good | change)
+
+
+def test_generate_refuses_text_without_utf_8(runtime, tmp_path):
+    with pytest.raises(ValueError, match=r"^prompt: expected text that has UTF-8, came"):
+        generate(byte_model(tmp_path / "model"), "\ud800", 1)
 
 
 def test_generate_refuses_an_unknown_build(runtime, tmp_path):

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import ml_dtypes
+import numpy as np
 import pytest
 from graphkit.kernels.llama import Piece, Served, generate, serve
 from llama.reference import LLAMA3, byte_model, config, tensors, write_model
@@ -164,6 +165,15 @@ def test_a_reader_who_stops_early_closes_the_step(runtime, model):
     [
         ([], 4, ValueError, "prompts: expected 1 text or more, came none"),
         ("def", 4, TypeError, "prompts: expected a sequence of texts, came a str"),
+        (b"def", 4, TypeError, "prompts: expected a sequence of texts, came a bytes"),
+        (None, 4, TypeError, "prompts: expected a sequence of texts, came a NoneType"),
+        ({"a", "b"}, 4, TypeError, "prompts: expected a sequence of texts, came a set"),
+        (["a", 5], 4, TypeError, r"prompts\[1\]: expected a str, came int"),
+        (["a", "\ud800"], 4, ValueError, r"prompts\[1\]: expected text that has UTF-8"),
+        (["a"], None, TypeError, "tokens: expected an int, came NoneType"),
+        (["a"], "4", TypeError, "tokens: expected an int, came str"),
+        (["a"], [1.5], TypeError, "tokens: expected an int, came float"),
+        (["a"], True, TypeError, "tokens: expected an int, came bool"),
         (["a", ""], 4, ValueError, r"prompts\[1\]: expected at least one token, came an empty"),
         (["a", "x" * 64], 4, ValueError, r"prompts\[1\]: expected at most 63 tokens"),
         (["a", "x" * 60], 5, ValueError, "tokens: expected at most 4 after a prompt of 60"),
@@ -174,6 +184,31 @@ def test_a_reader_who_stops_early_closes_the_step(runtime, model):
 def test_refuses_before_anything_is_launched(runtime, model, prompts, tokens, error, says):
     with pytest.raises(error, match=says):  # called, not iterated
         serve(model, prompts, tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": 5}, "model: expected a path, came int"),
+        ({"max_batch": "2"}, "max_batch: expected an int, came str"),
+        ({"max_batch": 1.5}, "max_batch: expected an int, came float"),
+        ({"prepare": 5}, "prepare: expected a function, came int"),
+        ({"compare": "no"}, "compare: expected True or False, came 'no'"),
+    ],
+)
+def test_refuses_options_of_other_types(runtime, model, options, says):
+    with pytest.raises(TypeError, match=f"^{says}$"):
+        serve(**{"model": model, "prompts": ["a"], "tokens": 1} | options)
+
+
+def test_what_prepare_returns_is_a_context_manager(runtime, model):
+    with pytest.raises(TypeError, match=r"^prepare\(decoder\): expected an .*, came NoneType$"):
+        next(serve(model, ["a"], 1, prepare=lambda decoder: None))
+
+
+def test_numpys_ints_are_some(runtime, model):
+    *_, only = serve(model, ["a"], np.int64(2), max_batch=np.int32(1), compare=False)
+    assert len(only.tokens) == 2
 
 
 def test_refuses_a_batch_of_none(runtime, model):

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from graphkit.kernels.llama import ByteTokenizer, CheckpointError, load_tokenizer
+from graphkit.kernels.llama import ByteTokenizer, CheckpointError, FileTokenizer, load_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,3 +118,14 @@ def test_a_broken_file(word_tokenizer):
     (word_tokenizer / "tokenizer.json").write_text("broken")
     with pytest.raises(CheckpointError, match="expected a tokenizer, came expected value"):
         load_tokenizer(word_tokenizer, 10)
+
+
+def test_arguments_of_other_types(tmp_path):
+    for make, says in (
+        (lambda: load_tokenizer(None, 256), "folder: expected a path, came NoneType"),
+        (lambda: load_tokenizer(tmp_path, "256"), "vocab_size: expected an int, came str"),
+        (lambda: FileTokenizer(5), "path: expected a path, came int"),
+        (lambda: ByteTokenizer().encode(b"a"), "text: expected a str, came bytes"),
+    ):
+        with pytest.raises(TypeError, match=f"^{says}$"):
+            make()

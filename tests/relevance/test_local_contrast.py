@@ -73,7 +73,7 @@ def test_arguments_are_checked(runtime):
         local_contrast(mean, variance, contrast, 4, radius=-1)
     for value in (0.0, -1, float("nan"), float("inf")):
         with pytest.raises(
-            ValueError, match=r"^saturation: expected a finite number above 0, came"
+            ValueError, match=r"^saturation: expected a finite number above 0 in float32, came"
         ):
             local_contrast(mean, variance, contrast, 4, saturation=value)
     with pytest.raises(TypeError, match=r"^saturation: expected a number, came str"):

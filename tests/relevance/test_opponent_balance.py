@@ -99,9 +99,13 @@ def test_arguments_are_checked(runtime):
         opponent_balance(*scores, 4, weights=(1.0, 2.0))
     with pytest.raises(TypeError, match=r"^weights: expected three numbers, came float"):
         opponent_balance(*scores, 4, weights=1.0)
-    with pytest.raises(ValueError, match=r"^weights: expected a finite number, came nan"):
+    with pytest.raises(
+        ValueError, match=r"^weights: expected a finite number in float32, came nan"
+    ):
         opponent_balance(*scores, 4, weights=(1.0, float("nan"), 1.0))
-    with pytest.raises(ValueError, match=r"^inhibition: expected a finite number, came inf"):
+    with pytest.raises(
+        ValueError, match=r"^inhibition: expected a finite number in float32, came inf"
+    ):
         opponent_balance(*scores, 4, inhibition=float("inf"))
     with pytest.raises(TypeError, match=r"^radius: expected an int, came bool"):
         opponent_balance(*scores, 4, radius=True)

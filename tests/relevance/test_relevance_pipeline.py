@@ -3,7 +3,14 @@ import weakref
 
 import numpy as np
 import pytest
-from graphkit.kernels.relevance import RelevancePipeline
+from graphkit.kernels.relevance import (
+    PatchGrid,
+    RelevanceBuffers,
+    RelevancePipeline,
+    RelevanceSettings,
+    relevance_graph,
+    relevance_launches,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -305,12 +312,14 @@ def test_after_a_bad_request_the_answer_before_stands(new_pipeline, stream, refe
 
 
 def test_a_freed_array_is_refused(new_pipeline, stream):
-    arrays, pipeline = Request(224).arrays(), new_pipeline()
-    pipeline(**arrays)
-    stream.synchronize()
-    arrays["image"].free()
-    with pytest.raises(ValueError, match="freed"):
+    pipeline = new_pipeline()
+    for name in ("image", "features", "query"):
+        arrays = Request(224).arrays()
         pipeline(**arrays)
+        stream.synchronize()
+        arrays[name].free()
+        with pytest.raises(ValueError, match=f"^{name}: expected live device memory, came a freed"):
+            pipeline(**arrays)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +332,19 @@ def test_a_freed_array_is_refused(new_pipeline, stream):
         ({"least_tokens": 500}, ValueError, r"^least_tokens: expected 0 to 400, came 500"),
         ({"patch": 0}, ValueError, r"^patch: expected 1 to 2147483647, came 0"),
         ({"weights": (1, 2)}, ValueError, r"^weights: expected three numbers, came 2"),
-        ({"saturation": 0}, ValueError, r"^saturation: expected a finite number above 0, came 0"),
+        (
+            {"saturation": 0},
+            ValueError,
+            r"^saturation: expected a finite number above 0 in float32,",
+        ),
+        ({"saturation": 1e-60}, ValueError, r"^saturation: expected a finite number above 0 in"),
+        (
+            {"weights": (10**400, 1, 1)},
+            ValueError,
+            r"^weights: expected a finite number in float32",
+        ),
+        ({"weights": (1, True, 1)}, TypeError, r"^weights: expected a number, came bool"),
+        ({"stream": "x"}, TypeError, r"^stream: expected a graphkit, CuPy, .* came str"),
         ({"inhibition": None}, TypeError, r"^inhibition: expected a number, came NoneType"),
         ({"radius": -1}, ValueError, r"^radius: expected 0 to 32768, came -1"),
     ],
@@ -331,6 +352,46 @@ def test_a_freed_array_is_refused(new_pipeline, stream):
 def test_bad_settings_are_refused(runtime, settings, error, message):
     with pytest.raises(error, match=message):
         RelevancePipeline(**{"k": 32, "total_tokens": 4096, **settings})
+
+
+def test_settings_may_be_numbers_of_numpys(runtime):
+    one = np.float32(1)
+    settings = RelevanceSettings(2, 200, weights=(one, one, np.int64(1)), saturation=np.float32(1))
+    assert settings == RelevanceSettings(2, 200, saturation=1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("x", 2), TypeError, r"^grid: expected a PatchGrid, came str"),
+        (((2, 2), 2), TypeError, r"^grid: expected a PatchGrid, came tuple"),
+        ((PatchGrid("a", 2), 2), TypeError, r"^grid.rows: expected an int, came str"),
+        ((PatchGrid(2, 0), 2), ValueError, r"^grid.columns: expected 1 to 12288, came 0"),
+        ((PatchGrid(2, 2), "2"), TypeError, r"^k: expected an int, came str"),
+        ((PatchGrid(2, 2), 0), ValueError, r"^k: expected 1 to 12288, came 0"),
+    ],
+)
+def test_bad_buffers_are_refused(runtime, arguments, error, message):
+    before = gk.live_handles()
+    with pytest.raises(error, match=message):
+        RelevanceBuffers(*arguments)
+    assert gk.live_handles() == before
+
+
+def test_launches_of_other_types_are_refused(runtime):
+    arrays, settings = Request(224).arrays(), RelevanceSettings(2, 200)
+    for change, message in (
+        ({"settings": {"k": 2}}, r"^settings: expected a RelevanceSettings, came dict"),
+        ({"buffers": None}, r"^buffers: expected a RelevanceBuffers, came NoneType"),
+    ):
+        given = {"settings": settings, **arrays, "buffers": RelevanceBuffers(PatchGrid(14, 14), 2)}
+        with pytest.raises(TypeError, match=message):
+            relevance_launches(**{**given, **change})
+    with pytest.raises(ValueError, match=r"^buffers: expected those of k 2, came 3"):
+        relevance_launches(settings, **arrays, buffers=RelevanceBuffers(PatchGrid(14, 14), 3))
+    for launches in (5, [5]):
+        with pytest.raises(TypeError, match=r"^launches: expected a .*, came int"):
+            relevance_graph(launches)
 
 
 def test_a_closed_pipeline_refuses(new_pipeline):

@@ -9,6 +9,8 @@ from batch_cases import BFLOAT16, EPS, Extents, bfloat16
 from graphkit.kernels.llama import BUNDLED_MODEL, Checkpoint, LlamaConfig
 from llama import reference
 
+import graphkit as gk
+
 # The bundled model's, and two of which nothing is whole: rows are 33 chunks of sixteen bytes.
 MODELS = {
     "bundled": Extents(192, 480, 6, 2, 32, 256),
@@ -17,6 +19,13 @@ MODELS = {
 }
 # float32 sums in another order, of products that are exact.
 SUMS = {"rtol": 1e-5, "atol": 2e-4}
+# Numbers that a block table may hold of a cache with so many pages, and none of which is one.
+NO_PAGES = {
+    "before": lambda pages: -1,
+    "behind": lambda pages: pages,
+    "least": lambda pages: -(2**31),
+    "most": lambda pages: 2**31 - 1,
+}
 # What exp2 and exp are approximated by.
 EXPONENTS = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -75,6 +84,24 @@ class Cache:
         return np.moveaxis(pages, 2, 1).reshape(self.rows.shape)
 
 
+class Fenced:
+    """A copy of an array on the device, with as much as one of its first axis on both sides.
+
+    Attributes:
+        array: the copy.
+    """
+
+    def __init__(self, array, fence=np.nan):
+        around = np.full((1, *array.shape[1:]), fence, array.dtype)
+        self._memory = gk.asarray(np.concatenate((around, array, around)))
+        self._fence = self._memory.get()[[0, -1]].tobytes()
+        self.array = self._memory[1:-1]
+
+    def check(self):
+        """Check that nothing was written around the array."""
+        assert self._memory.get()[[0, -1]].tobytes() == self._fence
+
+
 # --- whole models --------------------------------------------------------------------------------
 
 
@@ -102,6 +129,6 @@ def model(extents, seed=0, dtype=BFLOAT16.type, **changes):
 
 
 __all__ = [
-    "BFLOAT16", "EPS", "EXPONENTS", "MODELS", "SUMS", "Cache", "Extents", "bfloat16", "bundled",
-    "floats", "model", "normalized", "tables", "turned",
+    "BFLOAT16", "EPS", "EXPONENTS", "MODELS", "NO_PAGES", "SUMS", "Cache", "Extents", "Fenced",
+    "bfloat16", "bundled", "floats", "model", "normalized", "tables", "turned",
 ]  # fmt: skip

@@ -41,6 +41,7 @@ def _kernel(stream: WeightStream, heads: int, layout: CacheLayout) -> Kernel:
         positions: Pointer,
         batch: int,
         max_len: int,
+        slots: int,
         eps: np.float32,
     ) -> None:
         rows = normed(x, gain, batch, stream.k, eps)
@@ -61,8 +62,9 @@ def _kernel(stream: WeightStream, heads: int, layout: CacheLayout) -> Kernel:
             if there:
                 for head, key in enumerate(rotated(keys[b], *angles)):
                     place = layout.place(block_table, b, head, at)
-                    k_cache.view(head_dim, place)[...] = key.astype(BFLOAT16)
-                    v_cache.view(head_dim, place)[...] = values[b, head].astype(BFLOAT16)
+                    if place >= 0:
+                        k_cache.view(head_dim, place)[...] = key.astype(BFLOAT16)
+                        v_cache.view(head_dim, place)[...] = values[b, head].astype(BFLOAT16)
 
     extents = options(
         HEADS=heads,
@@ -95,7 +97,7 @@ def qkv_rope_append(
     ``q[b] = rotate(weight_q . norm(x[b]))``, likewise k and v (which is not rotated), rounded to
     bfloat16 on their way to the cache. ``norm(x) = x / sqrt(mean(x * x) + eps) * gain``; rotate
     pairs element i of a head with element ``i + head_dim / 2`` (Hugging Face's Llama). A position
-    outside the cache leaves the cache alone.
+    or a page outside the cache leaves the cache alone.
 
     Args:
         weight_q: bfloat16 [heads * head_dim, hidden], hidden a multiple of 8.
@@ -138,6 +140,6 @@ def qkv_rope_append(
     args = (
         *(weight_q, weight_k, weight_v, x, gain, cosines, sines, q, k_cache, v_cache),
         *(NULL if block_table is None else block_table, positions),
-        *(batch, layout.max_len, float(eps)),
+        *(batch, layout.max_len, layout.slots, float(eps)),
     )
     return stream.launch(_kernel(stream, width // layout.head_dim, layout), args)

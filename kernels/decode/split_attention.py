@@ -72,6 +72,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         arrived: Pointer,
         out: Pointer,
         max_len: int,
+        slots: int,
         scale: np.float32,
     ) -> None:
         batch = launch.grid[0] // (tiling.split * layout.kv_heads)
@@ -121,6 +122,7 @@ def split_attention(
 
     ``out[b, h] = softmax(scale * q[b, h] . k[b, g, :n]) . v[b, g, :n]`` with
     ``n = positions[b] + 1`` and ``g = h // (heads / kv_heads)``; zeros where n is 0 or less.
+    Pages outside the cache hold zeros.
 
     Args:
         q: float32 [batch, heads * head_dim].
@@ -161,7 +163,7 @@ def split_attention(
     blocks = batch * kv_heads * tiling.split
     args = (
         *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),
-        *(found, arrived, out, layout.max_len, factor),
+        *(found, arrived, out, layout.max_len, layout.slots, factor),
     )
     return KernelLaunch(kernel, (blocks, 1, 1), (_WARPS * WARP, 1, 1), args)
 

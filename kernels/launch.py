@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from graphkit.arrays import device_pointer
+from graphkit.device_array import BFLOAT16
 from graphkit.graph import Graph
 from graphkit.kernel import Kernel
 from graphkit.node import Node
@@ -118,6 +119,27 @@ def check(
         raise ValueError(f"{argument}: expected extents of 1 to 2**31 - 1, came {info.shape}")
     if not info.contiguous:
         raise ValueError(f"{argument}: expected C order without gaps, came strides {info.strides}")
+    return shape
+
+
+def aligned(
+    argument: str,
+    array: object,
+    expected: Sequence[int | str] | None = None,
+    dtype: DTypeLike = BFLOAT16,
+    *,
+    merge: bool = False,
+) -> tuple[int, ...]:
+    """Check an array as :func:`check` does, and that it starts on a 16-byte boundary.
+
+    Raises:
+        TypeError: when it is no array, or one on the host.
+        ValueError: when shape, dtype, layout or address are not as expected.
+    """
+    shape = check(argument, array, expected, dtype, merge=merge)
+    address = device_pointer(array, argument).ptr
+    if address % 16:
+        raise ValueError(f"{argument}: expected a 16-byte boundary, came address {address:#x}")
     return shape
 
 

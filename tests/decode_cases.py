@@ -102,6 +102,14 @@ class Fenced:
         assert self._memory.get()[[0, -1]].tobytes() == self._fence
 
 
+def off_boundary(array):
+    """Return a copy of an array on the device, 8 bytes behind a 16-byte boundary."""
+    memory = gk.zeros(16 + array.nbytes, np.uint8)
+    copy = memory[8 : 8 + array.nbytes].view(array.shape, array.dtype)
+    copy.set(array)
+    return copy
+
+
 # --- whole models --------------------------------------------------------------------------------
 
 
@@ -130,5 +138,5 @@ def model(extents, seed=0, dtype=BFLOAT16.type, **changes):
 
 __all__ = [
     "BFLOAT16", "EPS", "EXPONENTS", "MODELS", "NO_PAGES", "SUMS", "Cache", "Extents", "Fenced",
-    "bfloat16", "bundled", "floats", "model", "normalized", "tables", "turned",
+    "bfloat16", "bundled", "floats", "model", "normalized", "off_boundary", "tables", "turned",
 ]  # fmt: skip

@@ -10,12 +10,11 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, KernelLaunch, check
+from ..launch import NULL, KernelLaunch, aligned, check
 from ..rope_append import rotated
 from .batch_tiles import (
     MEASURED,
     Tiles,
-    aligned,
     batch_of,
     enough_rows,
     factors,

@@ -7,13 +7,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from graphkit.arrays import device_pointer
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Pointer
 
-from ..launch import WARP, KernelLaunch, check, integer
+from ..launch import WARP, KernelLaunch, aligned, integer
 from .device import check_capability
 from .half import rounded
 
@@ -21,7 +19,6 @@ __all__ = [
     "BATCHES",
     "MEASURED",
     "Tiles",
-    "aligned",
     "batch_of",
     "launch_of",
     "norm_scale",
@@ -133,25 +130,6 @@ def shared_tiles(n: int, k: int, batch: int, rows: tuple[int, ...] = (128, 96)) 
 
 
 # --- checks --------------------------------------------------------------------------------------
-
-
-def aligned(
-    argument: str,
-    array: object,
-    expected: tuple[int | str, ...],
-    dtype: DTypeLike = BFLOAT16,
-) -> tuple[int, ...]:
-    """Check an array as :func:`check` does, and that it starts on a 16-byte boundary.
-
-    Raises:
-        TypeError: when it is no array, or one on the host.
-        ValueError: when shape, dtype, layout or address are not as expected.
-    """
-    shape = check(argument, array, expected, dtype)
-    address = device_pointer(array, argument).ptr
-    if address % 16:
-        raise ValueError(f"{argument}: expected a 16-byte boundary, came address {address:#x}")
-    return shape
 
 
 def eights(argument: str, name: str, extent: int) -> int:

@@ -11,11 +11,10 @@ import numpy as np
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
-from ..launch import NULL, KernelLaunch, check
+from ..launch import NULL, KernelLaunch, aligned, check
 from .batch_tiles import (
     MULTIPROCESSORS,
     Tiles,
-    aligned,
     batch_of,
     eights,
     enough_rows,

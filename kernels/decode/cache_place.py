@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Pointer
 
-from ..launch import check
+from ..launch import aligned, check
 
 __all__ = ["CacheLayout"]
 
@@ -48,10 +47,10 @@ class CacheLayout(NamedTuple):
             batch: sequences.
 
         Raises:
-            ValueError: when shapes or dtypes do not agree.
+            ValueError: when shapes or dtypes do not agree, or a cache is not on a 16-byte boundary.
         """
-        shape = check("k_cache", k_cache, ("slots", "kv_heads", "places", "head_dim"), BFLOAT16)
-        check("v_cache", v_cache, shape, BFLOAT16)
+        shape = aligned("k_cache", k_cache, ("slots", "kv_heads", "places", "head_dim"))
+        aligned("v_cache", v_cache, shape)
         slots, kv_heads, places, head_dim = shape
         if head_dim % 8:
             raise ValueError(f"k_cache: expected head_dim a multiple of 8, came {head_dim}")

@@ -8,11 +8,10 @@ from functools import cache
 
 import numpy as np
 
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, aligned, check
 from .device import multiprocessors
 from .sources import options, source
 from .weight_stream import WeightStream, normed
@@ -77,11 +76,12 @@ def project_vocabulary(
         eps: of the norm.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        ValueError: when shapes or dtypes do not agree, or inputs or the matrix are not on
+            16-byte boundaries.
     """
-    vocab, k = check("weight", weight, ("vocab", "k"), BFLOAT16)
-    batch, _ = check("x", x, ("batch", k))
-    check("gain", gain, (k,))
+    vocab, k = aligned("weight", weight, ("vocab", "k"))
+    batch, _ = aligned("x", x, ("batch", k), np.float32)
+    aligned("gain", gain, (k,), np.float32)
     check("logits", logits, (batch, vocab))
     blocks, _ = check("best_value", best_value, ("blocks", batch))
     check("best_index", best_index, (blocks, batch), np.int32)

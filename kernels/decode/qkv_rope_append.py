@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, KernelLaunch, check
+from ..launch import NULL, KernelLaunch, aligned, check
 from ..rope_append import rotated
 from .cache_place import CacheLayout
 from .sources import options, source
@@ -116,20 +116,21 @@ def qkv_rope_append(
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        ValueError: when shapes or dtypes do not agree, or inputs, matrices or caches are not on
+            16-byte boundaries.
     """
     (batch,) = check("positions", positions, ("batch",), np.int32)
     layout = CacheLayout.of(k_cache, v_cache, block_table, batch)
-    _, hidden = check("x", x, (batch, "hidden"))
-    check("gain", gain, (hidden,))
-    width, _ = check("weight_q", weight_q, ("heads * head_dim", hidden), BFLOAT16)
+    _, hidden = aligned("x", x, (batch, "hidden"), np.float32)
+    aligned("gain", gain, (hidden,), np.float32)
+    width, _ = aligned("weight_q", weight_q, ("heads * head_dim", hidden))
     if width % (layout.kv_heads * layout.head_dim):
         raise ValueError(
             f"weight_q: expected a multiple of {layout.kv_heads} heads of {layout.head_dim} rows, "
             f"came {width}"
         )
     for name, weight in (("weight_k", weight_k), ("weight_v", weight_v)):
-        check(name, weight, (layout.kv_heads * layout.head_dim, hidden), BFLOAT16)
+        aligned(name, weight, (layout.kv_heads * layout.head_dim, hidden))
     check("q", q, (batch, width), merge=True)
     table = check("cosines", cosines, ("max_len", layout.head_dim // 2))
     check("sines", sines, table)

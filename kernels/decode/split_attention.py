@@ -13,7 +13,7 @@ import numpy as np
 from graphkit.arrays import device_pointer
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, WARP, KernelLaunch, check
+from ..launch import NULL, WARP, KernelLaunch, aligned, check
 from .cache_place import CacheLayout
 from .device import multiprocessors
 from .half import rounded
@@ -137,14 +137,15 @@ def split_attention(
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        ValueError: when shapes or dtypes do not agree, or ``q`` or the caches are not on
+            16-byte boundaries.
     """
     (batch,) = check("positions", positions, ("batch",), np.int32)
     layout = CacheLayout.of(k_cache, v_cache, block_table, batch)
     head_dim, kv_heads = layout.head_dim, layout.kv_heads
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(f"k_cache: expected head_dim of at most {MAX_HEAD_DIM}, came {head_dim}")
-    _, width = check("q", q, (batch, "heads * head_dim"), merge=True)
+    _, width = aligned("q", q, (batch, "heads * head_dim"), np.float32, merge=True)
     if width % (kv_heads * head_dim) or width > MAX_GROUP * kv_heads * head_dim:
         raise ValueError(
             f"q: expected 1 to {MAX_GROUP} times {kv_heads} heads of {head_dim}, "

@@ -1,5 +1,7 @@
 """q, k and v of one and two rows against float64."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 from batch_cases import ROUNDED, close, product
@@ -14,6 +16,7 @@ from decode_cases import (
     bfloat16,
     floats,
     normalized,
+    off_boundary,
     tables,
 )
 from decode_cases import turned as turned_at
@@ -37,7 +40,7 @@ class Case:
         self.fenced = [Fenced(self.cache.array) for _ in "kv"]
         self.k_cache, self.v_cache = (cache.array for cache in self.fenced)
 
-    def launch(self, **changes):
+    def launch(self, displaced=MappingProxyType({}), **changes):
         table = None if self.cache.table is None else gk.asarray(self.cache.table)
         arrays = {
             "weight_q": self.weights[0],
@@ -51,7 +54,7 @@ class Case:
         }
         given = {name: gk.asarray(array) for name, array in (arrays | changes).items()}
         written = {"q": self.q, "k_cache": self.k_cache, "v_cache": self.v_cache}
-        return qkv_rope_append(**given, **written, eps=EPS, block_table=table)
+        return qkv_rope_append(**(given | written | displaced), eps=EPS, block_table=table)
 
     def check(self, cached=(0, 1)):
         n = normalized(self.x, self.gain)
@@ -100,6 +103,18 @@ def test_a_page_that_is_none_is_not_written(run, rng, row, number):
     run(case.launch())
     page[0] = there  # where nothing may have been written
     case.check(cached=[1 - row])
+
+
+@pytest.mark.parametrize(
+    "name", ["weight_q", "weight_k", "weight_v", "x", "gain", "k_cache", "v_cache"]
+)
+def test_what_is_loaded_by_sixteen_bytes_lies_on_their_boundary(run, rng, name):
+    case = Case(rng, 1, MODELS["odd"])
+    arrays = dict(zip(("weight_q", "weight_k", "weight_v"), case.weights, strict=True))
+    arrays |= {"x": case.x, "gain": case.gain}
+    array = arrays.get(name, case.cache.array)
+    with pytest.raises(ValueError, match=rf"^{name}: expected a 16-byte boundary, came address"):
+        case.launch(displaced={name: off_boundary(array)})
 
 
 def test_bad_input(run, rng):

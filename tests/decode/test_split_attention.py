@@ -14,6 +14,7 @@ from decode_cases import (
     Fenced,
     bfloat16,
     floats,
+    off_boundary,
 )
 from graphkit.kernels.decode.split_attention import found_shape, split_attention
 
@@ -144,6 +145,16 @@ def test_heads_of_64_elements_stay_in_registers(sim, rng, batch, max_len):
     case = Case(rng, batch, Extents(0, 0, 32, 8, 64, 0), max_len)
     log = log_of(case.launch().kernel, "sm_90", "--ptxas-options=-v")
     assert log.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2
+
+
+@pytest.mark.parametrize(("at", "name"), [*enumerate(["q", "k_cache", "v_cache"])])
+def test_what_is_loaded_by_sixteen_bytes_lies_on_their_boundary(run, rng, at, name):
+    case = Case(rng, 1, SMALL, 20)
+    arrays = list(case.on_device)
+    arrays[at] = off_boundary(arrays[at].get())
+    case.on_device = arrays
+    with pytest.raises(ValueError, match=rf"^{name}: expected a 16-byte boundary, came address"):
+        case.launch()
 
 
 def test_bad_input(run, rng):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from batch_cases import close, product
-from decode_cases import EPS, EXPONENTS, MODELS, SUMS, bfloat16, floats, normalized
+from decode_cases import EPS, EXPONENTS, MODELS, SUMS, bfloat16, floats, normalized, off_boundary
 from graphkit.kernels.decode import gate_up_silu, project_residual, project_vocabulary
 from graphkit.kernels.decode.project_vocabulary import candidates
 
@@ -95,6 +95,28 @@ def test_nan_and_equal_logits(run, rng, poisoned, which):
             case.weight[520] = 1
     run(case.launch())
     case.check()
+
+
+def test_what_is_loaded_by_sixteen_bytes_lies_on_their_boundary(run, rng):
+    matrix, x, gain = bfloat16(rng, 8, 64), floats(rng, 1, 64), floats(rng, 64)
+    out, best = gk.zeros((1, 8)), (gk.zeros((1, 1)), gk.zeros((1, 1), np.int32))
+    for make, arrays in (
+        (lambda *given: project_residual(*given, out), {"weight": matrix, "input": x}),
+        (
+            lambda *given: gate_up_silu(*given, out, EPS),
+            {"gate": matrix, "up": matrix, "x": x, "gain": gain},
+        ),
+        (
+            lambda *given: project_vocabulary(*given, out, *best, EPS),
+            {"weight": matrix, "x": x, "gain": gain},
+        ),
+    ):
+        good = {name: gk.asarray(array) for name, array in arrays.items()}
+        make(*good.values())
+        for name, array in arrays.items():
+            displaced = good | {name: off_boundary(array)}
+            with pytest.raises(ValueError, match=rf"^{name}: expected a 16-byte boundary, came"):
+                make(*displaced.values())
 
 
 def test_bad_input(run, rng):

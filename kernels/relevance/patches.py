@@ -18,8 +18,13 @@ __all__ = ["PatchGrid", "check_count", "check_real", "per_warp", "source"]
 MULTIPROCESSORS = 132
 MOST_WARPS = 8
 
-# What opponent_balance and token_budget have in shared memory: 48 KB need no permission.
-MOST_PATCHES = 12_288
+# opponent_balance and token_budget have four bytes of dynamic shared memory a patch, beside the
+# static shared memory that sums go through: 1,280 bytes and 512. Of both together 48 KB need no
+# permission: (49,152 - 1,280) / 4.
+MOST_PATCHES = 11_968
+
+# Of a patch: patch_luminance counts its pixels in an int, and 32 more.
+MOST_SIDE = 46_340
 
 
 class PatchGrid(NamedTuple):
@@ -47,9 +52,9 @@ class PatchGrid(NamedTuple):
             patch: pixels of a patch's side.
 
         Raises:
-            ValueError: when the image is not that, or has more than 12,288 patches.
+            ValueError: when the image is not that, or has a side or more patches than kernels take.
         """
-        check_count("patch", patch)
+        check_count("patch", patch, 1, MOST_SIDE)
         _, height, width = check("image", image, (3, "height", "width"))
         if height % patch or width % patch:
             raise ValueError(
@@ -67,7 +72,7 @@ class PatchGrid(NamedTuple):
 
         Raises:
             TypeError: when ``columns`` is no int.
-            ValueError: when that leaves a row incomplete, or they are more than 12,288.
+            ValueError: when that leaves a row incomplete, or they are more than kernels take.
         """
         check_count("columns", columns)
         if patches % columns:

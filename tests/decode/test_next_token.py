@@ -72,7 +72,9 @@ class Case:
         self.check_stream(tokens[np.arange(self.batch), positions])
 
     def check_stream(self, tokens):
-        x = self.table[tokens].astype(np.float32)
+        known = (tokens >= 0) & (tokens < VOCAB)
+        x = self.table[np.where(known, tokens, 0)].astype(np.float32)
+        x[~known] = np.nan
         np.testing.assert_array_equal(self.x.get(), x)
         if self.scaled is not None:
             xg, squares = self.scaled.xg.get(), self.scaled.squares.get()[0]
@@ -109,6 +111,20 @@ def test_nan_is_less_than_anything_and_of_equals_the_first_wins(run, rng):
     case.value[:, 3] = [np.nan, -np.inf, np.nan, -np.inf, np.nan]
     run(case.launch())
     case.check()
+
+
+@pytest.mark.parametrize("token", [VOCAB, -1, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_token_outside_of_the_vocabulary_has_no_embedding(run, rng, token, scaled):
+    case = Case(rng, 5, scaled=scaled, columns=8)
+    case.prompt_len[:] = 3, 3, 3, 5, 3
+    case.positions[:] = 4, 1, MAX_LEN - 1, 4, 2
+    case.chosen[[0, 3]] = token  # appended, right behind the prompt too
+    case.tokens[1, 2] = token  # the prompt's next one
+    case.tokens[2, -1] = token  # where the position stays
+    run(case.launch(best=False))
+    case.check(best=False)
+    assert np.isnan(case.x.get()).all(axis=1).tolist() == [True, True, True, True, False]
 
 
 def test_rows_that_have_ended_stay_as_they_are(run, rng):

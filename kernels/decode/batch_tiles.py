@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphkit.kernel import Kernel, Pointer
+from graphkit.runtime.protocol import DeviceAttribute
 
 from ..launch import WARP, KernelLaunch, aligned, integer
-from .device import check_capability
+from .device import attribute, check_capability
 from .half import rounded
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Tiles",
     "batch_of",
     "launch_of",
+    "most_shared",
     "norm_scale",
     "real_rows",
     "shared_tiles",
@@ -35,7 +37,7 @@ MULTIPROCESSORS = 132
 RING_BYTES = 100 << 10
 MOST_STAGES = 8
 MEASURED = 2048  # columns from which on tiles are those that measured best, not those of a rule
-MOST_SHARED = 227 << 10  # of a block: CUDA C Programming Guide, compute capability 9.0
+STATIC_SHARED = 4096  # bytes of a block beside the dynamic ones, at most
 
 
 class Tiles(NamedTuple):
@@ -80,7 +82,7 @@ class Tiles(NamedTuple):
         """Return these tiles.
 
         Raises:
-            ValueError: when no kernel can be made of them.
+            ValueError: when no kernel can be made of them for this device.
         """
         rows, split, depth, stages, warp_rows, warp_split = self
         if (
@@ -93,10 +95,15 @@ class Tiles(NamedTuple):
             or depth % (16 * warp_split)
             or self.threads // 2 % (depth // 8)  # half of the threads copy whole rows of a stage
             or not 2 * WARP <= self.threads <= 1024
-            or self.shared_mem(batch) > MOST_SHARED - 4096
+            or self.shared_mem(batch) > most_shared()
         ):
             raise ValueError(f"tiles: expected what fits a block, came {self}")
         return self
+
+
+def most_shared() -> int:
+    """Return the bytes of dynamic shared memory that a block may have on the current device."""
+    return attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) - STATIC_SHARED
 
 
 def _stages(batch: int, rows: int, depth: int, k: int) -> int:

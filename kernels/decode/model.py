@@ -127,12 +127,12 @@ def check_fit(checkpoint: Checkpoint, rows: int = 1) -> None:
         rows: tokens that are taken through it at once.
 
     Raises:
-        ValueError: a device of a compute capability before 9.0, a number of rows, extents or a
-            dtype that they do not take.
+        ValueError: a device of a compute capability before 9.0 or of less shared memory than they
+            need, a number of rows, extents or a dtype that they do not take.
     """
     check_capability("device")
     _check_extents(checkpoint.config)
-    family_of(rows).check(checkpoint.config)
+    family_of(rows).check(checkpoint.config, rows)
     _check_matrices(checkpoint)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from math import prod
 from typing import Any, NamedTuple
@@ -21,6 +23,9 @@ __all__ = ["KernelLaunch"]
 
 WARP = 32
 NULL = 0  # the address of an array that is left out
+# An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
+MULTIPROCESSORS = 132
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 
 
 class KernelLaunch(NamedTuple):
@@ -73,9 +78,26 @@ class KernelLaunch(NamedTuple):
         )
 
 
-def source(stem: str) -> str:
-    """Return the CUDA C++ source of a kernel of this folder."""
-    return (files(__package__) / f"{stem}.cu").read_text(encoding="utf-8")
+@cache
+def source(stem: str, package: str = __package__) -> str:
+    """Return the CUDA C++ source of a kernel, each header of its folder in it once.
+
+    NVRTC is given one text and no include path.
+
+    Args:
+        stem: its file's name, less ``.cu``.
+        package: the folder; this one by default.
+    """
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        written = (files(package) / name).read_text(encoding="utf-8")
+        return _INCLUDE.sub(lambda include: text(include[1]), written)
+
+    return text(f"{stem}.cu")
 
 
 def check(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.kernel import Kernel, Pointer
 from graphkit.runtime.protocol import DeviceAttribute
 
-from ..launch import WARP, KernelLaunch, aligned, integer
+from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, aligned, integer
 from .device import attribute, check_capability
 from .half import rounded
 
@@ -30,8 +30,6 @@ __all__ = [
 
 BATCHES = (8, 16, 32, 64)
 
-# An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
-MULTIPROCESSORS = 132
 # Two blocks of the chain fit on a multiprocessor, so that the next kernel may fetch its weights
 # while this one works.
 RING_BYTES = 100 << 10

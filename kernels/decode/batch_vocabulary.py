@@ -11,9 +11,8 @@ import numpy as np
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
-from ..launch import NULL, KernelLaunch, aligned, check
+from ..launch import MULTIPROCESSORS, NULL, KernelLaunch, aligned, check
 from .batch_tiles import (
-    MULTIPROCESSORS,
     Tiles,
     batch_of,
     eights,

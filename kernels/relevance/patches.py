@@ -4,18 +4,19 @@
 # ruff: noqa: TID252
 from __future__ import annotations
 
-from importlib.resources import files
+from functools import partial
 from typing import NamedTuple
 
 from graphkit.kernel import Kernel
 from graphkit.runtime.protocol import Dim3
 
-from ..launch import WARP, KernelLaunch, check
+from .. import launch
+from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, check
 
 __all__ = ["PatchGrid", "check_count", "check_real", "per_warp", "source"]
 
-# An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
-MULTIPROCESSORS = 132
+source = partial(launch.source, package=__package__)
+
 MOST_WARPS = 8
 
 # opponent_balance and token_budget have four bytes of dynamic shared memory a patch, beside the
@@ -123,8 +124,3 @@ def per_warp(kernel: Kernel, args: tuple[object, ...], patches: int) -> KernelLa
     warps = max(1, min(patches // MULTIPROCESSORS, MOST_WARPS))
     grid: Dim3 = (-(-patches // warps), 1, 1)
     return KernelLaunch(kernel, grid, (warps * WARP, 1, 1), args)
-
-
-def source(stem: str) -> str:
-    """Return the CUDA C++ source of a kernel of this folder."""
-    return (files(__package__) / f"{stem}.cu").read_text(encoding="utf-8")

@@ -54,6 +54,12 @@ def turned(heads, position, length):
     return np.concatenate((pairs.real, pairs.imag), axis=-1)
 
 
+def first_largest(values, indices):
+    """Return the lowest index of the largest value; a NaN is less than anything."""
+    known = values[~np.isnan(values)]
+    return indices[values == known.max()].min() if len(known) else indices.min()
+
+
 class Cache:
     """Keys or values of sequences, laid out with or without pages.
 
@@ -138,5 +144,6 @@ def model(extents, seed=0, dtype=BFLOAT16.type, **changes):
 
 __all__ = [
     "BFLOAT16", "EPS", "EXPONENTS", "MODELS", "NO_PAGES", "SUMS", "Cache", "Extents", "Fenced",
-    "bfloat16", "bundled", "floats", "model", "normalized", "off_boundary", "tables", "turned",
+    "bfloat16", "bundled", "first_largest", "floats", "model", "normalized", "off_boundary",
+    "tables", "turned",
 ]  # fmt: skip

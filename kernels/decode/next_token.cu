@@ -1,7 +1,7 @@
 // next_token: chooses the token of each row, appends it, moves the position on, and leaves the
 // residual stream at the embedding of the token at the new position
 //
-// The largest of the blocks' largest logits (see project_vocabulary, batch_vocabulary) is the
+// The largest of the blocks' largest logits (see project_vocabulary, batch_vocabulary, larger) is the
 // token; where there are none (blocks 0) it is what `chosen` holds. Inside the prompt the buffer's
 // own next token stays. The position stops at max_len - 1, and nothing is written past it. A row
 // that has ended (see row_ends.cuh; `limits` may be null) keeps its tokens, its position and what
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     const __nv_bfloat16* table, const float* gain, float* x, __half* xg, float* squares, int blocks,
     int columns, int end_count, int max_len, int vocab) {
     __shared__ float values[THREADS / 32];
-    __shared__ int indices[THREADS / 32];
+    __shared__ unsigned int places[THREADS / 32];
     __shared__ int next;
     let_next_start();
     const int b = blockIdx.x;
@@ -74,23 +74,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     wait_for_previous();
 
     float value = NOTHING;
-    int index = NOWHERE;
+    unsigned int place = NOWHERE;
     for (int i = threadIdx.x; i < blocks; i += THREADS) {
-        const float other = comparable(best_value[i * columns + b]);
-        const int where = best_index[i * columns + b];
-        if (larger(other, where, value, index)) value = other, index = where;
+        take_larger(best_value[i * columns + b], best_index[i * columns + b], value, place);
     }
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        const float other = __shfl_xor_sync(~0u, value, lanes);
-        const int where = __shfl_xor_sync(~0u, index, lanes);
-        if (larger(other, where, value, index)) value = other, index = where;
-    }
-    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, indices[threadIdx.x / 32] = index;
+    largest_of_lanes(value, place);
+    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, places[threadIdx.x / 32] = place;
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int i = 1; i < THREADS / 32; ++i)
-            if (larger(values[i], indices[i], value, index)) value = values[i], index = indices[i];
-        const int token = ended && held >= 0 ? held : blocks ? index : chosen[b];
+            if (larger(values[i], places[i], value, place)) value = values[i], place = places[i];
+        const int token = ended && held >= 0 ? held : blocks ? index_of(place) : chosen[b];
         chosen[b] = token;
         next = 0 <= now && now < max_len ? held : token;  // where the position stays
         if (moves && !ended) {

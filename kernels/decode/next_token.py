@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
+from ..argmax import first_largest
 from ..launch import NULL, KernelLaunch, check
 from .half import rounded
 from .row_ends import RowEnds, row_ended
@@ -108,10 +109,9 @@ def _next(k: int) -> Kernel:
 
 def _largest(values: NDArray[np.float32], indices: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the index of the largest candidate of each column; of equals the lowest."""
-    comparable = np.where(np.isnan(values), -np.inf, values)
-    found: NDArray[np.int32] = np.where(
-        comparable == comparable.max(axis=0), indices, np.iinfo(np.int32).max
-    ).min(axis=0)
+    order = np.argsort(indices, axis=0)
+    best = first_largest(np.take_along_axis(values, order, axis=0).T)
+    found: NDArray[np.int32] = np.take_along_axis(indices, order, axis=0)[best, range(len(best))]
     return found
 
 

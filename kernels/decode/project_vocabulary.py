@@ -40,8 +40,7 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
         for block in range(blocks):
             first, last = (stream.first_pair(i) * 2 for i in (block, block + 1))
             indices[block] = first + first_largest(out[:, first:last])
-            largest = out[np.arange(batch), indices[block]]
-            values[block] = np.where(np.isnan(largest), -np.inf, largest)
+            values[block] = out[np.arange(batch), indices[block]]
 
     code = source("project_vocabulary")
     return Kernel(code, "project_vocabulary", twin=twin, options=(*stream.options, *options(M=m)))
@@ -64,7 +63,8 @@ def project_vocabulary(
     """Return the launch of ``logits[b, v] = weight[v] . norm(x[b])``.
 
     Block i of its grid writes the largest of its own logits to ``best_value[i]`` and where those
-    stand to ``best_index[i]``; a NaN is less than anything, and of equals the first wins.
+    stand to ``best_index[i]``; of equals the first, and NaN, which is less than anything, where
+    there is nothing else.
 
     Args:
         weight: bfloat16 [vocab, k], k a multiple of 8.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from decode_cases import bfloat16, floats
+from decode_cases import bfloat16, first_largest, floats
 from graphkit.kernels.decode import RowEnds, Scaled, embed_token, next_token
 
 import graphkit as gk
@@ -59,8 +59,7 @@ class Case:
                 chosen[b] = tokens[b, at - 1]
                 continue
             if best:
-                value = np.where(np.isnan(self.value[:, b]), -np.inf, self.value[:, b])
-                chosen[b] = self.index[value == value.max(), b].min()
+                chosen[b] = first_largest(self.value[:, b], self.index[:, b])
             if at < MAX_LEN:
                 if at >= self.prompt_len[b]:
                     tokens[b, at] = chosen[b]
@@ -109,6 +108,7 @@ def test_nan_is_less_than_anything_and_of_equals_the_first_wins(run, rng):
     case.value[[0, 2, 4], 1] = np.nan
     case.value[:, 2] = 1.5
     case.value[:, 3] = [np.nan, -np.inf, np.nan, -np.inf, np.nan]
+    case.index[:, 3] = [5, 7, 4, 6, 3]
     run(case.launch())
     case.check()
 

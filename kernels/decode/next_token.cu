@@ -17,6 +17,7 @@
 
 #include "bfloat16.cuh"
 #include "early_start.cuh"
+#include "fresh.cuh"
 #include "half.cuh"
 #include "larger.cuh"
 #include "row_ends.cuh"
@@ -76,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     float value = NOTHING;
     unsigned int place = NOWHERE;
     for (int i = threadIdx.x; i < blocks; i += THREADS) {
-        take_larger(best_value[i * columns + b], best_index[i * columns + b], value, place);
+        const float there = load_fresh(best_value + i * columns + b);
+        take_larger(there, load_fresh(best_index + i * columns + b), value, place);
     }
     largest_of_lanes(value, place);
     if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, places[threadIdx.x / 32] = place;
@@ -84,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     if (threadIdx.x == 0) {
         for (int i = 1; i < THREADS / 32; ++i)
             if (larger(values[i], places[i], value, place)) value = values[i], place = places[i];
-        const int token = ended && held >= 0 ? held : blocks ? index_of(place) : chosen[b];
+        const int token = ended && held >= 0 ? held : blocks ? index_of(place) : load_fresh(chosen + b);
         chosen[b] = token;
         next = 0 <= now && now < max_len ? held : token;  // where the position stays
         if (moves && !ended) {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from math import inf, prod, sqrt
 from numbers import Real
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from graphkit.arrays import device_pointer
+from graphkit.device_array import BFLOAT16
 from graphkit.graph import Graph
 from graphkit.kernel import Kernel
 from graphkit.node import Node
@@ -22,6 +25,9 @@ __all__ = ["KernelLaunch"]
 WARP = 32
 NULL = 0  # the address of an array that is left out
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+# An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
+MULTIPROCESSORS = 132
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 
 _T = TypeVar("_T")
 
@@ -76,9 +82,26 @@ class KernelLaunch(NamedTuple):
         )
 
 
-def source(stem: str) -> str:
-    """Return the CUDA C++ source of a kernel of this folder."""
-    return (files(__package__) / f"{stem}.cu").read_text(encoding="utf-8")
+@cache
+def source(stem: str, package: str = __package__) -> str:
+    """Return the CUDA C++ source of a kernel, each header of its folder in it once.
+
+    NVRTC is given one text and no include path.
+
+    Args:
+        stem: its file's name, less ``.cu``.
+        package: the folder; this one by default.
+    """
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        written = (files(package) / name).read_text(encoding="utf-8")
+        return _INCLUDE.sub(lambda include: text(include[1]), written)
+
+    return text(f"{stem}.cu")
 
 
 def check(
@@ -122,6 +145,27 @@ def check(
         raise ValueError(f"{argument}: expected extents of 1 to 2**31 - 1, came {info.shape}")
     if not info.contiguous:
         raise ValueError(f"{argument}: expected C order without gaps, came strides {info.strides}")
+    return shape
+
+
+def aligned(
+    argument: str,
+    array: object,
+    expected: Sequence[int | str] | None = None,
+    dtype: DTypeLike = BFLOAT16,
+    *,
+    merge: bool = False,
+) -> tuple[int, ...]:
+    """Check an array as :func:`check` does, and that it starts on a 16-byte boundary.
+
+    Raises:
+        TypeError: when it is no array, or one on the host.
+        ValueError: when shape, dtype, layout or address are not as expected.
+    """
+    shape = check(argument, array, expected, dtype, merge=merge)
+    address = device_pointer(array, argument).ptr
+    if address % 16:
+        raise ValueError(f"{argument}: expected a 16-byte boundary, came address {address:#x}")
     return shape
 
 

@@ -9,6 +9,8 @@ from batch_cases import BFLOAT16, EPS, Extents, bfloat16
 from graphkit.kernels.llama import BUNDLED_MODEL, Checkpoint, LlamaConfig
 from llama import reference
 
+import graphkit as gk
+
 # The bundled model's, and two of which nothing is whole: rows are 33 chunks of sixteen bytes.
 MODELS = {
     "bundled": Extents(192, 480, 6, 2, 32, 256),
@@ -17,6 +19,13 @@ MODELS = {
 }
 # float32 sums in another order, of products that are exact.
 SUMS = {"rtol": 1e-5, "atol": 2e-4}
+# Numbers that a block table may hold of a cache with so many pages, and none of which is one.
+NO_PAGES = {
+    "before": lambda pages: -1,
+    "behind": lambda pages: pages,
+    "least": lambda pages: -(2**31),
+    "most": lambda pages: 2**31 - 1,
+}
 # What exp2 and exp are approximated by.
 EXPONENTS = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -43,6 +52,12 @@ def turned(heads, position, length):
     pairs = heads[:, :half] + 1j * heads[:, half:]
     pairs = pairs * (cosines[position] + 1j * sines[position].astype(np.float64))
     return np.concatenate((pairs.real, pairs.imag), axis=-1)
+
+
+def first_largest(values, indices):
+    """Return the lowest index of the largest value; a NaN is less than anything."""
+    known = values[~np.isnan(values)]
+    return indices[values == known.max()].min() if len(known) else indices.min()
 
 
 class Cache:
@@ -75,6 +90,32 @@ class Cache:
         return np.moveaxis(pages, 2, 1).reshape(self.rows.shape)
 
 
+class Fenced:
+    """A copy of an array on the device, with as much as one of its first axis on both sides.
+
+    Attributes:
+        array: the copy.
+    """
+
+    def __init__(self, array, fence=np.nan):
+        around = np.full((1, *array.shape[1:]), fence, array.dtype)
+        self._memory = gk.asarray(np.concatenate((around, array, around)))
+        self._fence = self._memory.get()[[0, -1]].tobytes()
+        self.array = self._memory[1:-1]
+
+    def check(self):
+        """Check that nothing was written around the array."""
+        assert self._memory.get()[[0, -1]].tobytes() == self._fence
+
+
+def off_boundary(array):
+    """Return a copy of an array on the device, 8 bytes behind a 16-byte boundary."""
+    memory = gk.zeros(16 + array.nbytes, np.uint8)
+    copy = memory[8 : 8 + array.nbytes].view(array.shape, array.dtype)
+    copy.set(array)
+    return copy
+
+
 # --- whole models --------------------------------------------------------------------------------
 
 
@@ -102,6 +143,7 @@ def model(extents, seed=0, dtype=BFLOAT16.type, **changes):
 
 
 __all__ = [
-    "BFLOAT16", "EPS", "EXPONENTS", "MODELS", "SUMS", "Cache", "Extents", "bfloat16", "bundled",
-    "floats", "model", "normalized", "tables", "turned",
+    "BFLOAT16", "EPS", "EXPONENTS", "MODELS", "NO_PAGES", "SUMS", "Cache", "Extents", "Fenced",
+    "bfloat16", "bundled", "first_largest", "floats", "model", "normalized", "off_boundary",
+    "tables", "turned",
 ]  # fmt: skip

@@ -5,12 +5,11 @@
 // every 16 rows of a tile are 8 elements of the lower half of a head and their partners. Heads are
 // counted through: those of q, of k, of v. `rows` of the batch are no padding.
 //
-// PAGE 0: the caches are [slots, KV_HEADS, max_len, HEAD_DIM], and row b has slot b. Otherwise they
-// are [slots, KV_HEADS, PAGE, HEAD_DIM], where a slot is a page, and position p of row b lies in
-// page block_table[b, p / PAGE]. A position outside of them writes nothing, a page or a slot
-// outside of them nothing to the caches.
+// A position outside of the caches writes nothing, a page or a slot outside of them nothing to the
+// caches: see cache_place.cuh.
 
 #include "tensor_tiles.cuh"
+#include "cache_place.cuh"
 
 constexpr int HALF = HEAD_DIM / 2, UNITS = HALF / 8;  // of 16 rows in a head
 constexpr int ALL_HEADS = HEADS + 2 * KV_HEADS;
@@ -71,7 +70,7 @@ struct Target {
 
     __device__ __forceinline__ void read(
         const Item& item, const float* cos_table, const float* sin_table, const int* position,
-        const int* block_table, int slots, int pages, int max_len) {
+        const int* block_table, int max_len, int slots) {
         inside = false;
         line = -1;
         cosine = sine = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -86,14 +85,8 @@ struct Target {
         }
         if (item.head < HEADS) return;
         const int head = (item.head - HEADS) % KV_HEADS;
-#if PAGE
-        const int page = __ldcg(block_table + item.b * pages + at / PAGE);
-        if (page >= 0 && page < slots)
-            line = (((long long)page * KV_HEADS + head) * PAGE + at % PAGE) * HEAD_DIM;
-#else
-        if (item.b < slots)
-            line = (((long long)item.b * KV_HEADS + head) * max_len + at) * HEAD_DIM;
-#endif
+        if (PAGE || item.b < slots)
+            line = cache_place(block_table, item.b, head, at, max_len, slots);
     }
 };
 
@@ -101,8 +94,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
     const __half* xg, const float* squares, const __nv_bfloat16* wq, const __nv_bfloat16* wk,
     const __nv_bfloat16* wv, const float* cos_table, const float* sin_table,
     const int* position, const int* block_table, float* q,
-    __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, int parts, int rows, int slots, int pages,
-    int max_len, float eps) {
+    __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, int parts, int rows, int max_len,
+    int slots, float eps) {
     __shared__ Norm norm;
     using P = Part<HIDDEN>;
     const int tile = tile_of_block();
@@ -121,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn)
             targets[turn].read(Item(tile, threadIdx.x + turn * THREADS, rows), cos_table, sin_table,
-                               position, block_table, slots, pages, max_len);
+                               position, block_table, max_len, slots);
     }
 
     Sums sums;
@@ -136,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) batch_qkv(
         const Item item(tile, threadIdx.x + turn * THREADS, rows);
         Target& target = targets[turn];
         if (TURNS > 2)
-            target.read(item, cos_table, sin_table, position, block_table, slots, pages, max_len);
+            target.read(item, cos_table, sin_table, position, block_table, max_len, slots);
         if (!target.inside) continue;
         const float scale = norm.scale[item.b];
         float4 low = total(item.b, item.row), high = total(item.b, item.row + 8);

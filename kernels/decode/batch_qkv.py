@@ -10,11 +10,11 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, KernelLaunch, check, epsilon
+from ..launch import NULL, KernelLaunch, aligned, check, epsilon
+from ..rope_append import rotated
 from .batch_tiles import (
     MEASURED,
     Tiles,
-    aligned,
     batch_of,
     enough_rows,
     factors,
@@ -24,6 +24,7 @@ from .batch_tiles import (
     real_rows,
     shared_tiles,
 )
+from .cache_place import CacheLayout
 from .sources import source
 
 __all__ = ["batch_qkv", "qkv_kernel", "qkv_tiles"]
@@ -59,9 +60,8 @@ def qkv_kernel(
         v_cache: Pointer,
         parts: int,
         rows: int,
-        slots: int,
-        pages: int,
         max_len: int,
+        slots: int,
         eps: float,
     ) -> None:
         """Do what batch_qkv does."""
@@ -73,35 +73,21 @@ def qkv_kernel(
             )
             for matrix, count in ((wq, heads), (wk, kv_heads), (wv, kv_heads))
         )
+        layout = CacheLayout(int(slots), kv_heads, head_dim, int(max_len), page)
         for b, at in enumerate(position.view(rows).tolist()):
             if not 0 <= at < max_len:
                 continue
             angles = [table.view(half, at * half) for table in (cos_table, sin_table)]
             q.view((heads, head_dim), b * heads * head_dim)[...] = rotated(queries[b], *angles)
-            slot, length, place = b, int(max_len), at
-            if page:
-                slot = int(block_table.view(1, b * int(pages) + at // page)[0])
-                length, place = page, at % page
-            if not 0 <= slot < slots:
-                continue
             for head, line in enumerate(rotated(keys[b], *angles)):
-                offset = ((slot * kv_heads + head) * length + place) * head_dim
-                k_cache.view(head_dim, offset)[...] = line
-                v_cache.view(head_dim, offset)[...] = values[b, head]
+                place = layout.place(block_table, b, head, at)
+                if place >= 0:
+                    k_cache.view(head_dim, place)[...] = line
+                    v_cache.view(head_dim, place)[...] = values[b, head]
 
     extents = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "page": page}
     options = tiles.options(batch, hidden=hidden, **extents)
     return Kernel(source("batch_qkv"), "batch_qkv", twin=twin, options=options)
-
-
-def rotated(
-    heads: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    cosines: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    sines: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Return heads with element i turned against element i + half."""
-    low, high = np.split(heads, 2, axis=-1)
-    return np.concatenate((low * cosines - high * sines, high * cosines + low * sines), axis=-1)
 
 
 def batch_qkv(
@@ -171,7 +157,7 @@ def batch_qkv(
         )
     for name, matrix in (("wk", wk), ("wv", wv)):
         aligned(name, matrix, (kv_heads * head_dim, hidden))
-    page, pages = 0, 0
+    page = 0
     if block_table is not None:
         there, pages = check("block_table", block_table, ("rows", "pages"), np.int32)
         enough_rows("block_table", there, real)
@@ -188,7 +174,7 @@ def batch_qkv(
     args = (
         *(xg, squares, wq, wk, wv, cos_table, sin_table, position),
         *(NULL if block_table is None else block_table, q, k_cache, v_cache),
-        *(parts, real, slots, pages, max_len, epsilon(eps)),
+        *(parts, real, max_len, slots, epsilon(eps)),
     )
     rows_of_all = (heads + 2 * kv_heads) * head_dim
     return launch_of(kernel, tiles, batch, tiles.count(rows_of_all) * tiles.split, args)

@@ -10,11 +10,10 @@ import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, aligned, check
 from .batch_tiles import (
     MEASURED,
     Tiles,
-    aligned,
     batch_of,
     eights,
     factors,

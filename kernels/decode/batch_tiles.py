@@ -7,23 +7,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from graphkit.arrays import device_pointer
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Pointer
+from graphkit.runtime.protocol import DeviceAttribute
 
-from ..launch import WARP, KernelLaunch, check, integer
-from .device import check_capability
+from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, aligned, integer
+from .device import attribute, check_capability
 from .half import rounded
 
 __all__ = [
     "BATCHES",
     "MEASURED",
     "Tiles",
-    "aligned",
     "batch_of",
     "launch_of",
+    "most_shared",
     "norm_scale",
     "real_rows",
     "shared_tiles",
@@ -31,14 +30,12 @@ __all__ = [
 
 BATCHES = (8, 16, 32, 64)
 
-# An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
-MULTIPROCESSORS = 132
 # Two blocks of the chain fit on a multiprocessor, so that the next kernel may fetch its weights
 # while this one works.
 RING_BYTES = 100 << 10
 MOST_STAGES = 8
 MEASURED = 2048  # columns from which on tiles are those that measured best, not those of a rule
-MOST_SHARED = 227 << 10  # of a block: CUDA C Programming Guide, compute capability 9.0
+STATIC_SHARED = 4096  # bytes of a block beside the dynamic ones, at most
 
 
 class Tiles(NamedTuple):
@@ -83,7 +80,7 @@ class Tiles(NamedTuple):
         """Return these tiles.
 
         Raises:
-            ValueError: when no kernel can be made of them.
+            ValueError: when no kernel can be made of them for this device.
         """
         rows, split, depth, stages, warp_rows, warp_split = self
         if (
@@ -96,10 +93,15 @@ class Tiles(NamedTuple):
             or depth % (16 * warp_split)
             or self.threads // 2 % (depth // 8)  # half of the threads copy whole rows of a stage
             or not 2 * WARP <= self.threads <= 1024
-            or self.shared_mem(batch) > MOST_SHARED - 4096
+            or self.shared_mem(batch) > most_shared()
         ):
             raise ValueError(f"tiles: expected what fits a block, came {self}")
         return self
+
+
+def most_shared() -> int:
+    """Return the bytes of dynamic shared memory that a block may have on the current device."""
+    return attribute(DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) - STATIC_SHARED
 
 
 def _stages(batch: int, rows: int, depth: int, k: int) -> int:
@@ -133,25 +135,6 @@ def shared_tiles(n: int, k: int, batch: int, rows: tuple[int, ...] = (128, 96)) 
 
 
 # --- checks --------------------------------------------------------------------------------------
-
-
-def aligned(
-    argument: str,
-    array: object,
-    expected: tuple[int | str, ...],
-    dtype: DTypeLike = BFLOAT16,
-) -> tuple[int, ...]:
-    """Check an array as :func:`check` does, and that it starts on a 16-byte boundary.
-
-    Raises:
-        TypeError: when it is no array, or one on the host.
-        ValueError: when shape, dtype, layout or address are not as expected.
-    """
-    shape = check(argument, array, expected, dtype)
-    address = device_pointer(array, argument).ptr
-    if address % 16:
-        raise ValueError(f"{argument}: expected a 16-byte boundary, came address {address:#x}")
-    return shape
 
 
 def eights(argument: str, name: str, extent: int) -> int:

@@ -11,11 +11,9 @@ import numpy as np
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
-from ..launch import NULL, KernelLaunch, check, epsilon
+from ..launch import MULTIPROCESSORS, NULL, KernelLaunch, aligned, check, epsilon
 from .batch_tiles import (
-    MULTIPROCESSORS,
     Tiles,
-    aligned,
     batch_of,
     eights,
     enough_rows,

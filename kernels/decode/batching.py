@@ -74,8 +74,9 @@ class FusedBatchedDecoder:
         for each in shapes:
             for name, array in each.items():
                 nbytes[name] = max(nbytes.get(name, 0), array_bytes(*array))
-        for rows in (1, max_batch):
-            check_fit(checkpoint, rows)
+        check_fit(checkpoint, max_batch)
+        for rows in range(1, max_batch):
+            family_of(rows).check(config, rows)
         cache = cache_shape(config, max_batch, max_len)
         check_memory(checkpoint, sum(nbytes.values()), cache)
 

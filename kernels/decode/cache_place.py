@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Pointer
 
-from ..launch import check
+from ..launch import aligned, check
 
 __all__ = ["CacheLayout"]
 
@@ -21,12 +20,14 @@ class CacheLayout(NamedTuple):
     """Where the rows of a cache lie.
 
     Attributes:
+        slots: sequences that it has room for, or pages.
         kv_heads: key heads.
         head_dim: elements of a row, a multiple of 8.
         max_len: places of a sequence.
         page: places of a page; 0 for a cache without pages.
     """
 
+    slots: int
     kv_heads: int
     head_dim: int
     max_len: int
@@ -46,38 +47,42 @@ class CacheLayout(NamedTuple):
             batch: sequences.
 
         Raises:
-            ValueError: when shapes or dtypes do not agree.
+            ValueError: when shapes or dtypes do not agree, or a cache is not on a 16-byte boundary.
         """
-        shape = check("k_cache", k_cache, ("slots", "kv_heads", "places", "head_dim"), BFLOAT16)
-        check("v_cache", v_cache, shape, BFLOAT16)
+        shape = aligned("k_cache", k_cache, ("slots", "kv_heads", "places", "head_dim"))
+        aligned("v_cache", v_cache, shape)
         slots, kv_heads, places, head_dim = shape
         if head_dim % 8:
             raise ValueError(f"k_cache: expected head_dim a multiple of 8, came {head_dim}")
         if block_table is None:
             if slots < batch:
                 raise ValueError(f"k_cache: expected {batch} slots or more, came {slots}")
-            return cls(kv_heads, head_dim, places, 0)
+            return cls(slots, kv_heads, head_dim, places, 0)
         _, pages = check("block_table", block_table, (batch, "pages"), np.int32)
-        return cls(kv_heads, head_dim, pages * places, places)
+        return cls(slots, kv_heads, head_dim, pages * places, places)
 
     def place(self, table: Pointer, b: int, kv_head: int, position: int) -> int:
-        """Return where a row begins, in elements: what cache_place.cuh does. For the twins."""
+        """Return where a row begins, in elements, as cache_place.cuh does. For the twins."""
         block, row, places = b, position, self.max_len
         if self.page:
             at = b * (self.max_len // self.page) + position // self.page
             block, row, places = int(table.view(1, at)[0]), position % self.page, self.page
+        if not 0 <= block < self.slots:
+            return -1
         return ((block * self.kv_heads + kv_head) * places + row) * self.head_dim
 
     def rows(
         self, cache: Pointer, table: Pointer, b: int, kv_head: int, length: int
     ) -> NDArray[np.float32]:
-        """Return the first ``length`` rows of a head as [length, head_dim]. For the twins."""
+        """Return the first ``length`` rows of a head as [length, head_dim]. For the twins.
+
+        Rows that have no place are zeros.
+        """
         step = self.page or length
-        parts = [
-            cache.view(
-                (min(step, length - first), self.head_dim),
-                self.place(table, b, kv_head, first),
-            )
-            for first in range(0, length, step)
-        ]
-        return np.concatenate(parts).astype(np.float32)
+        rows = np.zeros((length, self.head_dim), np.float32)
+        for first in range(0, length, step):
+            part = rows[first : first + step]
+            place = self.place(table, b, kv_head, first)
+            if place >= 0:
+                part[...] = cache.view(part.shape, place)
+        return rows

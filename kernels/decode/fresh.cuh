@@ -1,6 +1,13 @@
 // fresh: loads of what another kernel of the step wrote. They never come from the L1 cache: a
 // kernel may be there long before the one ahead of it has written, and a neighbour of its words may
-// have been loaded meanwhile.
+// have been loaded meanwhile. (__ldcg does the same, where the compiler may move it.) What an
+// earlier step wrote, or nobody does, is loaded plainly: before any kernel of this one began.
+
+__device__ __forceinline__ int load_fresh(const int* from) {
+    int value;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
 
 __device__ __forceinline__ float load_fresh(const float* from) {
     float value;

@@ -8,10 +8,9 @@ from functools import cache
 
 import numpy as np
 
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check, epsilon
+from ..launch import KernelLaunch, aligned, check, epsilon
 from .sources import options, source
 from .weight_stream import WeightStream, normed
 
@@ -55,12 +54,13 @@ def gate_up_silu(
         eps: of the norm; above 0.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        ValueError: when shapes or dtypes do not agree, or inputs or matrices are not on
+            16-byte boundaries.
     """
-    m, k = check("gate", gate, ("m", "k"), BFLOAT16)
-    check("up", up, (m, k), BFLOAT16)
-    batch, _ = check("x", x, ("batch", k))
-    check("gain", gain, (k,))
+    m, k = aligned("gate", gate, ("m", "k"))
+    aligned("up", up, (m, k))
+    batch, _ = aligned("x", x, ("batch", k), np.float32)
+    aligned("gain", gain, (k,), np.float32)
     check("out", out, (batch, m))
     stream = WeightStream.of("gate", k, m, batch)
     return stream.launch(_kernel(stream, m), (gate, up, x, gain, out, batch, epsilon(eps)))

@@ -7,6 +7,7 @@
 // -D options: THREADS.
 
 #include "early_start.cuh"
+#include "fresh.cuh"
 #include "row_ends.cuh"
 
 // It stands for cudadevrt's header, which NVRTC does not bring: the driver knows the function.
@@ -21,8 +22,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) loop_on(
     wait_for_previous();
     int goes_on = 0;
     for (int b = threadIdx.x; b < batch; b += THREADS) {
-        const int at = positions[b];
-        const int token = 0 <= at && at < max_len ? tokens[(long long)b * max_len + at] : -1;
+        const int at = load_fresh(positions + b);
+        const bool inside = 0 <= at && at < max_len;
+        const int token = inside ? load_fresh(tokens + (long long)b * max_len + at) : -1;
         goes_on |= !row_ended(at, token, prompt_len[b], limits[b], max_len, ends, end_count);
     }
     goes_on = __syncthreads_or(goes_on);

@@ -128,14 +128,14 @@ def check_fit(checkpoint: Checkpoint, rows: int = 1) -> None:
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a device of a compute capability before 9.0, a number of rows, extents or a
-            dtype that they do not take.
+        ValueError: a device of a compute capability before 9.0 or of less shared memory than they
+            need, a number of rows, extents or a dtype that they do not take.
     """
     config = instance("checkpoint", checkpoint, Checkpoint).config
     family = family_of(rows)
     check_capability("device")
     _check_extents(config)
-    family.check(config)
+    family.check(config, rows)
     _check_matrices(checkpoint)
 
 

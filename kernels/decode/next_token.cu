@@ -1,14 +1,14 @@
 // next_token: chooses the token of each row, appends it, moves the position on, and leaves the
 // residual stream at the embedding of the token at the new position
 //
-// The largest of the blocks' largest logits (see project_vocabulary, batch_vocabulary) is the
+// The largest of the blocks' largest logits (see project_vocabulary, batch_vocabulary, larger) is the
 // token; where there are none (blocks 0) it is what `chosen` holds. Inside the prompt the buffer's
 // own next token stays. The position stops at max_len - 1, and nothing is written past it. A row
 // that has ended (see row_ends.cuh; `limits` may be null) keeps its tokens, its position and what
 // it chose.
 //
-// embed_token leaves the embedding of the token at the position and does nothing else; NaN where
-// there is none.
+// embed_token leaves the embedding of the token at the position and does nothing else. The
+// embedding of what is no token of the vocabulary, or of no position, is NaN.
 //
 // Where `xg` is not null, it gets the embedding times `gain` in float16, and `squares` the sum of
 // its squares: what batch_qkv takes. One block a row.
@@ -17,9 +17,17 @@
 
 #include "bfloat16.cuh"
 #include "early_start.cuh"
+#include "fresh.cuh"
 #include "half.cuh"
 #include "larger.cuh"
 #include "row_ends.cuh"
+
+// The embedding of a token; null where it is none.
+__device__ __forceinline__ const unsigned short* embedding_of(
+    const __nv_bfloat16* table, int token, int vocab) {
+    if ((unsigned int)token >= (unsigned int)vocab) return nullptr;
+    return reinterpret_cast<const unsigned short*>(table) + (long long)token * K;
+}
 
 // Row b of the residual stream. `sums` is the block's, of one float a warp.
 __device__ __forceinline__ void look_up(
@@ -50,9 +58,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     const float* best_value, const int* best_index, int* chosen, int* tokens,
     const int* prompt_len, int* positions, const int* limits, const int* ends,
     const __nv_bfloat16* table, const float* gain, float* x, __half* xg, float* squares, int blocks,
-    int columns, int end_count, int batch, int max_len) {
+    int columns, int end_count, int max_len, int vocab) {
     __shared__ float values[THREADS / 32];
-    __shared__ int indices[THREADS / 32];
+    __shared__ unsigned int places[THREADS / 32];
     __shared__ int next;
     let_next_start();
     const int b = blockIdx.x;
@@ -67,48 +75,37 @@ extern "C" __global__ void __launch_bounds__(THREADS) next_token(
     wait_for_previous();
 
     float value = NOTHING;
-    int index = NOWHERE;
+    unsigned int place = NOWHERE;
     for (int i = threadIdx.x; i < blocks; i += THREADS) {
-        const float other = comparable(best_value[i * columns + b]);
-        const int where = best_index[i * columns + b];
-        if (larger(other, where, value, index)) value = other, index = where;
+        const float there = load_fresh(best_value + i * columns + b);
+        take_larger(there, load_fresh(best_index + i * columns + b), value, place);
     }
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        const float other = __shfl_xor_sync(~0u, value, lanes);
-        const int where = __shfl_xor_sync(~0u, index, lanes);
-        if (larger(other, where, value, index)) value = other, index = where;
-    }
-    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, indices[threadIdx.x / 32] = index;
+    largest_of_lanes(value, place);
+    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, places[threadIdx.x / 32] = place;
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int i = 1; i < THREADS / 32; ++i)
-            if (larger(values[i], indices[i], value, index)) value = values[i], index = indices[i];
-        const int token = ended && held >= 0 ? held : blocks ? index : chosen[b];
+            if (larger(values[i], places[i], value, place)) value = values[i], place = places[i];
+        const int token = ended && held >= 0 ? held : blocks ? index_of(place) : load_fresh(chosen + b);
         chosen[b] = token;
-        next = held >= 0 ? held : token;  // where the position stays
+        next = 0 <= now && now < max_len ? held : token;  // where the position stays
         if (moves && !ended) {
             if (at >= prompt) tokens[(long long)b * max_len + at] = token;
             positions[b] = at;
-            next = given >= 0 ? given : token;
+            next = at < prompt ? given : token;
         }
     }
     __syncthreads();
-    const unsigned short* embedding =
-        reinterpret_cast<const unsigned short*>(table) + (long long)next * K;
-    look_up(embedding, b, gain, x, xg, squares, values);
+    look_up(embedding_of(table, next, vocab), b, gain, x, xg, squares, values);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) embed_token(
     const int* tokens, const int* positions, const __nv_bfloat16* table, const float* gain,
-    float* x, __half* xg, float* squares, int batch, int max_len, int vocab) {
+    float* x, __half* xg, float* squares, int max_len, int vocab) {
     __shared__ float sums[THREADS / 32];
     let_next_start();
     wait_for_previous();
     const int b = blockIdx.x, at = positions[b];
     const int token = 0 <= at && at < max_len ? tokens[(long long)b * max_len + at] : -1;
-    const unsigned short* embedding =
-        0 <= token && token < vocab
-            ? reinterpret_cast<const unsigned short*>(table) + (long long)token * K
-            : nullptr;
-    look_up(embedding, b, gain, x, xg, squares, sums);
+    look_up(embedding_of(table, token, vocab), b, gain, x, xg, squares, sums);
 }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
+from ..argmax import first_largest
 from ..launch import NULL, KernelLaunch, check, instance
 from .half import rounded
 from .row_ends import RowEnds, row_ended
@@ -35,6 +36,13 @@ class Scaled(NamedTuple):
     gain: object
     xg: object
     squares: object
+
+
+def _embedding(table: Pointer, token: int, vocab: int, k: int) -> NDArray[np.float32]:
+    """Return the embedding of a token; NaN where it is none."""
+    if not 0 <= token < vocab:
+        return np.full(k, np.nan, np.float32)
+    return table.view(k, token * k).astype(np.float32)
 
 
 def _look_up(
@@ -66,9 +74,10 @@ def _next(k: int) -> Kernel:
         blocks: int,
         columns: int,
         end_count: int,
-        batch: int,
         max_len: int,
+        vocab: int,
     ) -> None:
+        batch = launch.grid[0]
         picked, at_now = chosen.view(batch), positions.view(batch)
         prompts = prompt_len.view(batch)
         if blocks:
@@ -85,15 +94,14 @@ def _next(k: int) -> Kernel:
                 picked[b] = held
             elif blocks:
                 picked[b] = best[b]
-            token = held if held >= 0 else int(picked[b])
+            token = int(picked[b]) if here is None else held
             if 0 <= now + 1 < max_len and not ended:
                 place = tokens.view(1, b * int(max_len) + now + 1)
                 if now + 1 >= prompt:
                     place[0] = picked[b]
                 token = int(place[0])
                 at_now[b] = now + 1
-            row = table.view(k, token * k).astype(np.float32)
-            _look_up(row, b, k, gain, x, xg, squares)
+            _look_up(_embedding(table, token, vocab, k), b, k, gain, x, xg, squares)
 
     flags = options(K=k, THREADS=THREADS)
     return Kernel(source("next_token"), "next_token", twin=twin, options=flags)
@@ -101,10 +109,9 @@ def _next(k: int) -> Kernel:
 
 def _largest(values: NDArray[np.float32], indices: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the index of the largest candidate of each column; of equals the lowest."""
-    comparable = np.where(np.isnan(values), -np.inf, values)
-    found: NDArray[np.int32] = np.where(
-        comparable == comparable.max(axis=0), indices, np.iinfo(np.int32).max
-    ).min(axis=0)
+    order = np.argsort(indices, axis=0)
+    best = first_largest(np.take_along_axis(values, order, axis=0).T)
+    found: NDArray[np.int32] = np.take_along_axis(indices, order, axis=0)[best, range(len(best))]
     return found
 
 
@@ -119,17 +126,13 @@ def _embed(k: int) -> Kernel:
         x: Pointer,
         xg: Pointer,
         squares: Pointer,
-        batch: int,
         max_len: int,
         vocab: int,
     ) -> None:
+        batch = launch.grid[0]
         for b, at in enumerate(positions.view(batch).tolist()):
-            row = np.full(k, np.nan, np.float32)
-            if 0 <= at < max_len:
-                token = int(tokens.view(1, b * int(max_len) + at)[0])
-                if 0 <= token < vocab:
-                    row = table.view(k, token * k).astype(np.float32)
-            _look_up(row, b, k, gain, x, xg, squares)
+            token = int(tokens.view(1, b * int(max_len) + at)[0]) if 0 <= at < max_len else -1
+            _look_up(_embedding(table, token, vocab, k), b, k, gain, x, xg, squares)
 
     flags = options(K=k, THREADS=THREADS)
     return Kernel(source("next_token"), "embed_token", twin=twin, options=flags)
@@ -154,11 +157,11 @@ def next_token(
     anything), and ``chosen`` is overwritten with it; without those it is what ``chosen`` holds.
     Inside the prompt (``position + 1 < prompt_len``) the buffer holds the next token already, and
     it stays. The position stops at ``max_len - 1``; nothing is written past it, and the embedding
-    is that of the token there. A row that has ended keeps its tokens and its position, and
-    ``chosen`` holds its last token.
+    is that of the token there: NaN where it is none of the vocabulary. A row that has ended keeps
+    its tokens and its position, and ``chosen`` holds its last token.
 
     Args:
-        chosen: int32 [batch], tokens below ``vocab`` where they are read.
+        chosen: int32 [batch].
         tokens: int32 [batch, max_len], each row beginning with its prompt.
         prompt_len: int32 [batch].
         positions: int32 [batch].
@@ -176,7 +179,7 @@ def next_token(
     batch, max_len = check("tokens", tokens, ("batch", "max_len"), np.int32)
     for name, array in (("chosen", chosen), ("prompt_len", prompt_len), ("positions", positions)):
         check(name, array, (batch,), np.int32)
-    _, hidden, stream = _stream_args(batch, table, x, scaled)
+    vocab, hidden, stream = _stream_args(batch, table, x, scaled)
     blocks = columns = 0
     if best_value is not None or best_index is not None:
         blocks, columns = check("best_value", best_value, ("blocks", "batch"))
@@ -189,7 +192,7 @@ def next_token(
     args = (
         *(NULL if best_value is None else best_value, NULL if best_index is None else best_index),
         *(chosen, tokens, prompt_len, positions, limits, ends),
-        *(*stream, blocks, columns, end_count, batch, max_len),
+        *(*stream, blocks, columns, end_count, max_len, vocab),
     )
     return KernelLaunch(_next(hidden), (batch, 1, 1), (THREADS, 1, 1), args)
 
@@ -214,7 +217,7 @@ def embed_token(
     batch, max_len = check("tokens", tokens, ("batch", "max_len"), np.int32)
     check("positions", positions, (batch,), np.int32)
     vocab, hidden, stream = _stream_args(batch, table, x, scaled)
-    args = (tokens, positions, *stream, batch, max_len, vocab)
+    args = (tokens, positions, *stream, max_len, vocab)
     return KernelLaunch(_embed(hidden), (batch, 1, 1), (THREADS, 1, 1), args)
 
 

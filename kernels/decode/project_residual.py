@@ -8,10 +8,9 @@ from functools import cache
 
 import numpy as np
 
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import KernelLaunch, check
+from ..launch import KernelLaunch, aligned, check
 from .sources import options, source
 from .weight_stream import WeightStream
 
@@ -37,10 +36,11 @@ def project_residual(weight: object, input: object, x: object) -> KernelLaunch: 
         x: float32 [batch, m]. Must not overlap ``input``.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        ValueError: when shapes or dtypes do not agree, or ``weight`` or ``input`` is not on
+            16-byte boundaries.
     """
-    m, k = check("weight", weight, ("m", "k"), BFLOAT16)
-    batch, _ = check("input", input, ("batch", k), merge=True)
+    m, k = aligned("weight", weight, ("m", "k"))
+    batch, _ = aligned("input", input, ("batch", k), np.float32, merge=True)
     check("x", x, (batch, m))
     stream = WeightStream.of("weight", k, -(-m // 2), batch)
     return stream.launch(_kernel(stream, m), (weight, input, x, batch))

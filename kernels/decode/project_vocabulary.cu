@@ -1,8 +1,7 @@
 // project_vocabulary: logits[b, v] = weight[v] . norm(x[b]), and the largest of each block
 //
-// A NaN is less than anything, and the first of equals wins. Block i writes the largest of its
-// logits of row b to best_value[i, b] and where it stands to best_index[i, b]; next_token looks at
-// those.
+// Block i writes the largest of its logits of row b, in the order of larger.cuh, to best_value[i, b]
+// and where it stands to best_index[i, b]; next_token looks at those.
 //
 // -D options: K (hidden size), M (vocabulary size).
 
@@ -19,7 +18,7 @@ struct VocabularyWork {
 
     // Of the logits that this lane finished, which are of one row.
     float largest;
-    int where;
+    unsigned int place;
 
     __device__ __forceinline__ int rows() const { return M; }
 
@@ -32,8 +31,7 @@ struct VocabularyWork {
 
     __device__ __forceinline__ void put(int b, int row, float value) {
         logits[(long long)b * M + row] = value;
-        value = comparable(value);
-        if (larger(value, row, largest, where)) largest = value, where = row;
+        take_larger(value, row, largest, place);
     }
 
     __device__ __forceinline__ void finish(
@@ -45,16 +43,11 @@ struct VocabularyWork {
 
     // The largest of the block: lanes of the same row are VECTORS apart.
     __device__ __forceinline__ void end(int batch) {
-#pragma unroll
-        for (int lanes = 16; lanes >= VECTORS; lanes /= 2) {
-            const float other = __shfl_xor_sync(~0u, largest, lanes);
-            const int place = __shfl_xor_sync(~0u, where, lanes);
-            if (larger(other, place, largest, where)) largest = other, where = place;
-        }
+        largest_of_lanes(largest, place, VECTORS);
         const int b = threadIdx.x % 32;
         if (b < VECTORS && b < batch) {
-            best_value[blockIdx.x * batch + b] = largest;
-            best_index[blockIdx.x * batch + b] = where;
+            best_value[blockIdx.x * batch + b] = value_at(largest, place);
+            best_index[blockIdx.x * batch + b] = index_of(place);
         }
     }
 };

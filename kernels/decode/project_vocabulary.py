@@ -8,11 +8,10 @@ from functools import cache
 
 import numpy as np
 
-from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
 from ..argmax import first_largest
-from ..launch import KernelLaunch, check, epsilon
+from ..launch import KernelLaunch, aligned, check, epsilon
 from .device import multiprocessors
 from .sources import options, source
 from .weight_stream import WeightStream, normed
@@ -41,8 +40,7 @@ def _kernel(stream: WeightStream, m: int) -> Kernel:
         for block in range(blocks):
             first, last = (stream.first_pair(i) * 2 for i in (block, block + 1))
             indices[block] = first + first_largest(out[:, first:last])
-            largest = out[np.arange(batch), indices[block]]
-            values[block] = np.where(np.isnan(largest), -np.inf, largest)
+            values[block] = out[np.arange(batch), indices[block]]
 
     code = source("project_vocabulary")
     return Kernel(code, "project_vocabulary", twin=twin, options=(*stream.options, *options(M=m)))
@@ -65,7 +63,8 @@ def project_vocabulary(
     """Return the launch of ``logits[b, v] = weight[v] . norm(x[b])``.
 
     Block i of its grid writes the largest of its own logits to ``best_value[i]`` and where those
-    stand to ``best_index[i]``; a NaN is less than anything, and of equals the first wins.
+    stand to ``best_index[i]``; of equals the first, and NaN, which is less than anything, where
+    there is nothing else.
 
     Args:
         weight: bfloat16 [vocab, k], k a multiple of 8.
@@ -77,11 +76,12 @@ def project_vocabulary(
         eps: of the norm; above 0.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        ValueError: when shapes or dtypes do not agree, or inputs or the matrix are not on
+            16-byte boundaries.
     """
-    vocab, k = check("weight", weight, ("vocab", "k"), BFLOAT16)
-    batch, _ = check("x", x, ("batch", k))
-    check("gain", gain, (k,))
+    vocab, k = aligned("weight", weight, ("vocab", "k"))
+    batch, _ = aligned("x", x, ("batch", k), np.float32)
+    aligned("gain", gain, (k,), np.float32)
     check("logits", logits, (batch, vocab))
     blocks, _ = check("best_value", best_value, ("blocks", batch))
     check("best_index", best_index, (blocks, batch), np.int32)

@@ -21,7 +21,7 @@ struct QkvWork {
     __nv_bfloat16 *k_cache, *v_cache;
     const int* block_table;
     const int* positions;
-    int max_len;
+    int max_len, slots;
     float eps;
 
     int position;
@@ -63,8 +63,10 @@ struct QkvWork {
         } else if (position >= 0) {
             const bool is_k = head < HEADS + KV_HEADS;
             const int kv_head = head - HEADS - (is_k ? 0 : KV_HEADS);
-            __nv_bfloat16* to = (is_k ? k_cache : v_cache) +
-                                cache_place(block_table, b, kv_head, position, max_len) + i;
+            const long long place =
+                cache_place(block_table, b, kv_head, position, max_len, slots);
+            if (place < 0) return;
+            __nv_bfloat16* to = (is_k ? k_cache : v_cache) + place + i;
             to[0] = to_bfloat16(is_k ? turned_low : low);
             to[TURNS] = to_bfloat16(is_k ? turned_high : high);
         }
@@ -77,8 +79,9 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
     const __nv_bfloat16* weight_q, const __nv_bfloat16* weight_k, const __nv_bfloat16* weight_v,
     const float* x, const float* gain, const float* cosines, const float* sines, float* q,
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, const int* block_table, const int* positions,
-    int batch, int max_len, float eps) {
+    int batch, int max_len, int slots, float eps) {
     QkvWork work{(HEADS + 2 * KV_HEADS) * TURNS, weight_q, weight_k, weight_v, cosines, sines, q,
-                 k_cache, v_cache, block_table, positions, max_len, eps, -1, 0.0f, 0.0f};
+                 k_cache, v_cache, block_table, positions, max_len, slots, eps, -1, 0.0f,
+                 0.0f};
     stream_rows<true>(work, x, gain, batch);
 }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.device_array import BFLOAT16
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, KernelLaunch, check, epsilon
+from ..launch import NULL, KernelLaunch, aligned, check, epsilon
 from ..rope_append import rotated
 from .cache_place import CacheLayout
 from .sources import options, source
@@ -41,6 +41,7 @@ def _kernel(stream: WeightStream, heads: int, layout: CacheLayout) -> Kernel:
         positions: Pointer,
         batch: int,
         max_len: int,
+        slots: int,
         eps: np.float32,
     ) -> None:
         rows = normed(x, gain, batch, stream.k, eps)
@@ -61,8 +62,9 @@ def _kernel(stream: WeightStream, heads: int, layout: CacheLayout) -> Kernel:
             if there:
                 for head, key in enumerate(rotated(keys[b], *angles)):
                     place = layout.place(block_table, b, head, at)
-                    k_cache.view(head_dim, place)[...] = key.astype(BFLOAT16)
-                    v_cache.view(head_dim, place)[...] = values[b, head].astype(BFLOAT16)
+                    if place >= 0:
+                        k_cache.view(head_dim, place)[...] = key.astype(BFLOAT16)
+                        v_cache.view(head_dim, place)[...] = values[b, head].astype(BFLOAT16)
 
     extents = options(
         HEADS=heads,
@@ -95,7 +97,7 @@ def qkv_rope_append(
     ``q[b] = rotate(weight_q . norm(x[b]))``, likewise k and v (which is not rotated), rounded to
     bfloat16 on their way to the cache. ``norm(x) = x / sqrt(mean(x * x) + eps) * gain``; rotate
     pairs element i of a head with element ``i + head_dim / 2`` (Hugging Face's Llama). A position
-    outside the cache leaves the cache alone.
+    or a page outside the cache leaves the cache alone.
 
     Args:
         weight_q: bfloat16 [heads * head_dim, hidden], hidden a multiple of 8.
@@ -114,20 +116,21 @@ def qkv_rope_append(
         block_table: int32 [batch, max_len / page], the pages of each sequence in their order.
 
     Raises:
-        ValueError: when shapes or dtypes do not agree.
+        ValueError: when shapes or dtypes do not agree, or inputs, matrices or caches are not on
+            16-byte boundaries.
     """
     (batch,) = check("positions", positions, ("batch",), np.int32)
     layout = CacheLayout.of(k_cache, v_cache, block_table, batch)
-    _, hidden = check("x", x, (batch, "hidden"))
-    check("gain", gain, (hidden,))
-    width, _ = check("weight_q", weight_q, ("heads * head_dim", hidden), BFLOAT16)
+    _, hidden = aligned("x", x, (batch, "hidden"), np.float32)
+    aligned("gain", gain, (hidden,), np.float32)
+    width, _ = aligned("weight_q", weight_q, ("heads * head_dim", hidden))
     if width % (layout.kv_heads * layout.head_dim):
         raise ValueError(
             f"weight_q: expected a multiple of {layout.kv_heads} heads of {layout.head_dim} rows, "
             f"came {width}"
         )
     for name, weight in (("weight_k", weight_k), ("weight_v", weight_v)):
-        check(name, weight, (layout.kv_heads * layout.head_dim, hidden), BFLOAT16)
+        aligned(name, weight, (layout.kv_heads * layout.head_dim, hidden))
     check("q", q, (batch, width), merge=True)
     table = check("cosines", cosines, ("max_len", layout.head_dim // 2))
     check("sines", sines, table)
@@ -138,6 +141,6 @@ def qkv_rope_append(
     args = (
         *(weight_q, weight_k, weight_v, x, gain, cosines, sines, q, k_cache, v_cache),
         *(NULL if block_table is None else block_table, positions),
-        *(batch, layout.max_len, epsilon(eps)),
+        *(batch, layout.max_len, layout.slots, epsilon(eps)),
     )
     return stream.launch(_kernel(stream, width // layout.head_dim, layout), args)

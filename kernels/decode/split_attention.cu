@@ -89,11 +89,15 @@ struct Tile {
     }
 };
 
+// What is read of a page that is none of the cache's. To choose an address costs less than to choose
+// what was loaded, or a branch.
+__device__ const __align__(16) __nv_bfloat16 no_row[HEAD_DIM] = {};
+
 // The rows of a key head of a sequence.
 struct Rows {
     const __nv_bfloat16 *k_cache, *v_cache;
     const int* block_table;
-    int b, kv_head, max_len;
+    int b, kv_head, max_len, slots;
 
     // Load those from `from` to `until` of the tile at a position; what is not there stays.
     __device__ __forceinline__ void load(Tile& tile, int at, int from, int until) const {
@@ -102,7 +106,9 @@ struct Rows {
             const int position = at + i * 8 + own_head();
             if (position < from || position >= until) continue;
             const int element = own_quarter() * 8;
-            const __nv_bfloat16* row = k_cache + place(position) + element;
+            const long long begin = place(position);
+            const __nv_bfloat16* row = k_cache + begin + element;
+            if (PAGE && begin < 0) row = no_row + element;
 #pragma unroll
             for (int block = 0; block < KEY_BLOCKS; ++block) {
                 if (HEAD_DIM % 32 == 0 || block * 32 + element < HEAD_DIM)
@@ -114,7 +120,9 @@ struct Rows {
             const int position = at + i / 2 * 8 + own_quarter() * 2 + i % 2;
             if (position < from || position >= until) continue;
             const int element = own_head() * 8;
-            const __nv_bfloat16* row = v_cache + place(position) + element;
+            const long long begin = place(position);
+            const __nv_bfloat16* row = v_cache + begin + element;
+            if (PAGE && begin < 0) row = no_row + element;
 #pragma unroll
             for (int block = 0; block < VALUE_BLOCKS; ++block) {
                 if (HEAD_DIM % 64 == 0 || block * 64 + element < HEAD_DIM)
@@ -124,7 +132,7 @@ struct Rows {
     }
 
     __device__ __forceinline__ long long place(int position) const {
-        return cache_place(block_table, b, kv_head, position, max_len);
+        return cache_place(block_table, b, kv_head, position, max_len, slots);
     }
 };
 
@@ -269,7 +277,7 @@ template <typename Out>
 __device__ __forceinline__ void attend(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, Out* out,
-    int max_len, float scale) {
+    int max_len, int slots, float scale) {
     __shared__ __align__(16) float of_warps[WARPS][GROUP][FOUND_PITCH];
     if (!LATE) let_next_start();
     const int which = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;  // key head of all rows
@@ -282,7 +290,7 @@ __device__ __forceinline__ void attend(
     const int active = max(1, min(SPLIT, (tiles + WARPS * PATIENCE - 1) / (WARPS * PATIENCE)));
     if (rank >= active) return;  // at once: the next kernel fetches weights in its place
 
-    const Rows rows = {k_cache, v_cache, block_table, b, kv_head, max_len};
+    const Rows rows = {k_cache, v_cache, block_table, b, kv_head, max_len, slots};
     const int first = (rank * WARPS + warp) * TILE, stride = active * WARPS * TILE;
     Tile tile[DEPTH];
 #pragma unroll
@@ -361,13 +369,13 @@ __device__ __forceinline__ void attend(
 extern "C" __global__ void __maxnreg__(REGISTERS) split_attention(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, float* out,
-    int max_len, float scale) {
-    attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
+    int max_len, int slots, float scale) {
+    attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, slots, scale);
 }
 
 extern "C" __global__ void __maxnreg__(REGISTERS) split_attention_half(
     const float* q, const __nv_bfloat16* k_cache, const __nv_bfloat16* v_cache,
     const int* block_table, const int* positions, float* found, int* arrived, __half* out,
-    int max_len, float scale) {
-    attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, scale);
+    int max_len, int slots, float scale) {
+    attend(q, k_cache, v_cache, block_table, positions, found, arrived, out, max_len, slots, scale);
 }

@@ -12,7 +12,7 @@ import numpy as np
 from graphkit.arrays import device_pointer
 from graphkit.kernel import Kernel, Launch, Pointer
 
-from ..launch import NULL, WARP, KernelLaunch, check, score_factor
+from ..launch import NULL, WARP, KernelLaunch, aligned, check, score_factor
 from .cache_place import CacheLayout
 from .device import multiprocessors
 from .half import rounded
@@ -71,6 +71,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         arrived: Pointer,
         out: Pointer,
         max_len: int,
+        slots: int,
         scale: np.float32,
     ) -> None:
         batch = launch.grid[0] // (tiling.split * layout.kv_heads)
@@ -120,6 +121,7 @@ def split_attention(
 
     ``out[b, h] = softmax(scale * q[b, h] . k[b, g, :n]) . v[b, g, :n]`` with
     ``n = positions[b] + 1`` and ``g = h // (heads / kv_heads)``; zeros where n is 0 or less.
+    Pages outside the cache hold zeros.
 
     Args:
         q: float32 [batch, heads * head_dim].
@@ -135,14 +137,15 @@ def split_attention(
 
     Raises:
         TypeError: when ``scale`` is no number.
-        ValueError: when shapes or dtypes do not agree, or ``scale`` is not finite.
+        ValueError: when shapes or dtypes do not agree, ``q`` or the caches are not on 16-byte
+            boundaries, or ``scale`` is not finite.
     """
     (batch,) = check("positions", positions, ("batch",), np.int32)
     layout = CacheLayout.of(k_cache, v_cache, block_table, batch)
     head_dim, kv_heads = layout.head_dim, layout.kv_heads
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(f"k_cache: expected head_dim of at most {MAX_HEAD_DIM}, came {head_dim}")
-    _, width = check("q", q, (batch, "heads * head_dim"), merge=True)
+    _, width = aligned("q", q, (batch, "heads * head_dim"), np.float32, merge=True)
     if width % (kv_heads * head_dim) or width > MAX_GROUP * kv_heads * head_dim:
         raise ValueError(
             f"q: expected 1 to {MAX_GROUP} times {kv_heads} heads of {head_dim}, "
@@ -159,7 +162,7 @@ def split_attention(
     blocks = batch * kv_heads * tiling.split
     args = (
         *(q, k_cache, v_cache, NULL if block_table is None else block_table, positions),
-        *(found, arrived, out, layout.max_len, factor),
+        *(found, arrived, out, layout.max_len, layout.slots, factor),
     )
     return KernelLaunch(kernel, (blocks, 1, 1), (_WARPS * WARP, 1, 1), args)
 

@@ -10,16 +10,21 @@ from typing import ClassVar
 from graphkit.device_array import DeviceArray
 
 from ..launch import KernelLaunch
-from .batch_gate_up import batch_gate_up
-from .batch_qkv import batch_qkv
-from .batch_residual import batch_residual, residual_parts
-from .batch_tiles import BATCHES
-from .batch_vocabulary import batch_vocabulary, vocabulary_blocks
+from .batch_gate_up import batch_gate_up, gate_up_tiles
+from .batch_qkv import batch_qkv, qkv_tiles
+from .batch_residual import batch_residual, residual_parts, residual_tiles
+from .batch_tiles import BATCHES, most_shared
+from .batch_vocabulary import batch_vocabulary, vocabulary_blocks, vocabulary_tiles
 from .next_token import Scaled
 from .split_attention import found_shape, split_attention
 from .step import Caches, LlamaConfig, Shapes, StepModel
 
 __all__ = ["TensorStep"]
+
+
+def batch_for(rows: int) -> int:
+    """Return the batch that the kernels take so many rows as."""
+    return next(batch for batch in BATCHES if batch >= rows)
 
 
 class TensorStep:
@@ -59,21 +64,37 @@ class TensorStep:
         self.scaled = Scaled(first, arrays["xg"], arrays["first_squares"])
 
     @staticmethod
-    def check(config: LlamaConfig) -> None:
-        """Refuse extents that these kernels do not take."""
+    def check(config: LlamaConfig, rows: int) -> None:
+        """Refuse extents that these kernels do not take, and a device that they do not fit."""
         for name, divisor in (("head_dim", 16), ("vocab_size", 8)):
             came = getattr(config, name)
             if came % divisor:
                 raise ValueError(
                     f"{name}: expected a multiple of {divisor} with 3 rows or more, came {came}"
                 )
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        hidden, inner, width = config.hidden_size, config.intermediate_size, heads * config.head_dim
+        batch = batch_for(rows)
+        tiles = (
+            qkv_tiles(hidden, heads, kv_heads, config.head_dim, batch),
+            residual_tiles(hidden, width, batch),
+            residual_tiles(hidden, inner, batch),
+            gate_up_tiles(hidden, inner, batch),
+            vocabulary_tiles(batch),
+        )
+        needed, there = max(each.shared_mem(batch) for each in tiles), most_shared()
+        if needed > there:
+            raise ValueError(
+                f"device: expected {needed} bytes of dynamic shared memory for a block, which "
+                f"{rows} rows take, came {there}"
+            )
 
     @staticmethod
     def shapes(config: LlamaConfig, rows: int, max_len: int) -> Shapes:
         """Return shape and dtype of each array."""
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         hidden, inner, width = config.hidden_size, config.intermediate_size, heads * config.head_dim
-        batch = next(batch for batch in BATCHES if batch >= rows)
+        batch = batch_for(rows)
         best = vocabulary_blocks(config.vocab_size, batch), batch
         return {
             "x": ((batch, hidden), "float32"),

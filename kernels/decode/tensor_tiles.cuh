@@ -19,6 +19,7 @@
 #include "bfloat16.cuh"
 #include "early_start.cuh"
 #include "half.cuh"
+#include "shared_copies.cuh"
 
 constexpr int ROW_WARPS = ROWS / WARP_ROWS;
 constexpr int THREADS = 32 * ROW_WARPS * WARP_SPLIT;
@@ -42,10 +43,6 @@ static_assert(LOADERS % CHUNKS == 0, "whole rows of a stage at once");
 static_assert(STAGES >= 2, "one stage is added up while others are on their way");
 
 extern __shared__ __align__(1024) unsigned char ring[];
-
-__device__ __forceinline__ unsigned int shared_address(const void* pointer) {
-    return (unsigned int)__cvta_generic_to_shared(pointer);
-}
 
 #define ONE_TILE (1 << 30)  // stages: more than any tile has
 
@@ -78,13 +75,6 @@ __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"
 template <int PENDING>
 __device__ __forceinline__ void arrived() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
-// Weights are read once a step: they shall not push out what is read again.
-__device__ __forceinline__ unsigned long long evict_first() {
-    unsigned long long policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
 }
 
 // Matrices of 8 x 8, whose rows of 16 bytes are where lanes 0 to 7, 8 to 15 and so on say.

@@ -39,7 +39,7 @@ class VectorStep:
         self.scaled: Scaled | None = None
 
     @staticmethod
-    def check(config: LlamaConfig) -> None:
+    def check(config: LlamaConfig, rows: int) -> None:
         """Refuse extents that these kernels do not take."""
 
     @staticmethod

@@ -23,6 +23,7 @@
 #include "bfloat16.cuh"
 #include "early_start.cuh"
 #include "fresh.cuh"
+#include "shared_copies.cuh"
 
 constexpr int SUMMERS = 8;                                // warps that sum
 constexpr int FETCHER = SUMMERS, FINISHER = SUMMERS + 1;   // the other two
@@ -36,10 +37,6 @@ static_assert(K % 8 == 0 && SUMS <= 32 && FLIGHT <= STAGES, "see above");
 #define BLOCK_LIMITS __maxnreg__(VECTORS * OWN > 4 ? 96 : 56)
 
 // --- CUDA's instructions -------------------------------------------------------------------------
-
-__device__ __forceinline__ unsigned int shared_address(const void* pointer) {
-    return (unsigned int)__cvta_generic_to_shared(pointer);
-}
 
 __device__ __forceinline__ void barrier_init(unsigned long long* barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
@@ -69,13 +66,6 @@ __device__ __forceinline__ void barrier_wait(unsigned long long* barrier, unsign
         "}" ::"r"(shared_address(barrier)),
         "r"(phase)
         : "memory");
-}
-
-// Weights are read once a step: they should not push anything else out of the L2 cache.
-__device__ __forceinline__ unsigned long long read_once() {
-    unsigned long long policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
 }
 
 __device__ __forceinline__ void bulk_copy(
@@ -253,7 +243,7 @@ struct Stream {
     // One lane asks for all units, one behind the other.
     __device__ __forceinline__ void fetch() {
         if (threadIdx.x % 32) return;
-        const unsigned long long policy = read_once();
+        const unsigned long long policy = evict_first();
         int stage = 0, round = 0;
         bool hurry = false;
 #pragma unroll 1

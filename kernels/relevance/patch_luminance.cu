@@ -4,7 +4,7 @@
 // the differences to the patch's first pixel: exactly 0 in a flat patch, and in any other the
 // variance loses at most patch^2 roundings to cancellation, since a sample is no farther from the
 // mean than that many variances. A pixel that is not finite makes both NaN.
-// One warp per patch; any grid works, and any block of whole warps.
+// One warp per patch, of a side of 46,340 at most; any grid works, and any block of whole warps.
 
 __device__ __forceinline__ float warp_sum(float value) {
     for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);

@@ -4,22 +4,28 @@
 # ruff: noqa: TID252
 from __future__ import annotations
 
-from importlib.resources import files
+from functools import partial
 from typing import NamedTuple
 
 from graphkit.kernel import Kernel
 from graphkit.runtime.protocol import Dim3
 
-from ..launch import WARP, KernelLaunch, check
+from .. import launch
+from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, check
 
-__all__ = ["PatchGrid", "check_count", "check_real", "per_warp", "source"]
+__all__ = ["PatchGrid", "check_count", "per_warp", "source"]
 
-# An H200's; on another device a launch has a few blocks more or fewer for each multiprocessor.
-MULTIPROCESSORS = 132
+source = partial(launch.source, package=__package__)
+
 MOST_WARPS = 8
 
-# What opponent_balance and token_budget have in shared memory: 48 KB need no permission.
-MOST_PATCHES = 12_288
+# opponent_balance and token_budget have four bytes of dynamic shared memory a patch, beside the
+# static shared memory that sums go through: 1,280 bytes and 512. Of both together 48 KB need no
+# permission: (49,152 - 1,280) / 4.
+MOST_PATCHES = 11_968
+
+# Of a patch: patch_luminance counts its pixels in an int, and 32 more.
+MOST_SIDE = 46_340
 
 
 class PatchGrid(NamedTuple):
@@ -47,9 +53,9 @@ class PatchGrid(NamedTuple):
             patch: pixels of a patch's side.
 
         Raises:
-            ValueError: when the image is not that, or has more than 12,288 patches.
+            ValueError: when the image is not that, or has a side or more patches than kernels take.
         """
-        check_count("patch", patch)
+        check_count("patch", patch, 1, MOST_SIDE)
         _, height, width = check("image", image, (3, "height", "width"))
         if height % patch or width % patch:
             raise ValueError(
@@ -67,7 +73,7 @@ class PatchGrid(NamedTuple):
 
         Raises:
             TypeError: when ``columns`` is no int.
-            ValueError: when that leaves a row incomplete, or they are more than 12,288.
+            ValueError: when that leaves a row incomplete, or they are more than kernels take.
         """
         check_count("columns", columns)
         if patches % columns:
@@ -93,22 +99,6 @@ def check_count(argument: str, value: object, least: int = 1, most: int = 2**31 
     return value
 
 
-def check_real(argument: str, value: object, *, above: float | None = None) -> float:
-    """Return a number that float32 can hold, greater than ``above`` where that is given.
-
-    Raises:
-        TypeError: when it is no number.
-        ValueError: when it is not finite or too small.
-    """
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{argument}: expected a number, came {type(value).__name__}")
-    number = float(value)
-    if not abs(number) < 2.0**127 or (above is not None and number <= above):
-        wanted = "a finite number" if above is None else f"a finite number above {above:g}"
-        raise ValueError(f"{argument}: expected {wanted}, came {value}")
-    return number
-
-
 def per_warp(kernel: Kernel, args: tuple[object, ...], patches: int) -> KernelLaunch:
     """Return the launch of a kernel that has one warp a patch.
 
@@ -118,8 +108,3 @@ def per_warp(kernel: Kernel, args: tuple[object, ...], patches: int) -> KernelLa
     warps = max(1, min(patches // MULTIPROCESSORS, MOST_WARPS))
     grid: Dim3 = (-(-patches // warps), 1, 1)
     return KernelLaunch(kernel, grid, (warps * WARP, 1, 1), args)
-
-
-def source(stem: str) -> str:
-    """Return the CUDA C++ source of a kernel of this folder."""
-    return (files(__package__) / f"{stem}.cu").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from .feature_entropy import feature_entropy
 from .local_contrast import local_contrast
 from .opponent_balance import check_weights, opponent_balance
 from .patch_luminance import patch_luminance
-from .patches import MOST_PATCHES, PatchGrid, check_count
+from .patches import MOST_PATCHES, MOST_SIDE, PatchGrid, check_count
 from .query_similarity import query_similarity
 from .select_patches import select_patches
 from .token_budget import check_budget, token_budget
@@ -66,7 +66,7 @@ class RelevanceSettings:
 
     def __post_init__(self) -> None:
         check_count("k", self.k, 1, MOST_PATCHES)
-        check_count("patch", self.patch)
+        check_count("patch", self.patch, 1, MOST_SIDE)
         check_weights(self.weights)
         number("inhibition", self.inhibition)
         check_count("radius", self.radius, 0, 2**15)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from batch_cases import BATCHES, BFLOAT16, EPS, MODELS, SUMS, Stream, bfloat16, close, product
@@ -5,6 +7,7 @@ from graphkit.kernels.decode.batch_tiles import Tiles
 from graphkit.kernels.decode.batch_vocabulary import batch_vocabulary, vocabulary_blocks
 
 import graphkit as gk
+from graphkit.runtime.protocol import DeviceAttribute
 
 
 def outputs(poisoned, batch, vocabulary, tiles=None):
@@ -95,6 +98,25 @@ def test_candidates_come_without_logits_too_and_padding_gets_none(run, poisoned,
     run(batch_vocabulary(*arrays, logits, best, index, eps=EPS, rows=11))
     assert np.isfinite(logits.get()[:11]).all()
     assert np.isnan(logits.get()[11:]).all()
+
+
+def test_tiles_that_the_device_has_too_little_shared_memory_for(runtime, monkeypatch):
+    ask, which = runtime.device_get_attribute, DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    monkeypatch.setattr(
+        runtime,
+        "device_get_attribute",
+        lambda attribute, device: 99 << 10 if attribute is which else ask(attribute, device),
+    )
+    xg, squares, weight = (
+        gk.zeros((8, 64), np.float16),
+        gk.zeros((2, 8)),
+        gk.zeros((40, 64), BFLOAT16),
+    )
+    best, index = gk.zeros((1, 8)), gk.zeros((1, 8), np.int32)
+    launch = partial(batch_vocabulary, xg, squares, weight, None, best, index, eps=EPS)
+    with pytest.raises(ValueError, match=r"^tiles: expected what fits a block, came Tiles"):
+        launch()
+    launch(tiles=Tiles(64, 1, 128, 2, 16))
 
 
 def test_arguments_are_checked(runtime):

@@ -123,16 +123,36 @@ def test_free_memory_is_what_counts(runtime, monkeypatch):
         FusedDecoder(checkpoint, max_len=64)
 
 
+def say(monkeypatch, runtime, which, value):
+    """Let the device have another attribute."""
+    ask = runtime.device_get_attribute
+    monkeypatch.setattr(
+        runtime,
+        "device_get_attribute",
+        lambda attribute, device: value if attribute is which else ask(attribute, device),
+    )
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_a_device_whose_blocks_have_too_little_shared_memory(runtime, monkeypatch, rows):
+    """99 KiB is what compute capability 12.0 has."""
+    _, _, checkpoint = bundled()
+    say(monkeypatch, runtime, DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 99 << 10)
+    before = gk.live_handles().get("device memory", 0)
+    says = rf"^device: expected \d+ bytes of dynamic shared memory for a block, .* {rows} rows take"
+    with pytest.raises(ValueError, match=says):
+        FusedDecoder(checkpoint, batch=rows)
+    with pytest.raises(ValueError, match=says):
+        FusedBatchedDecoder(checkpoint, max_batch=rows)
+    with pytest.raises(ValueError, match=says):
+        check_fit(checkpoint, rows)
+    assert gk.live_handles().get("device memory", 0) == before
+    check_fit(checkpoint, 2)
+
+
 def test_a_device_that_is_too_old(runtime, monkeypatch):
     _, _, checkpoint = bundled()
-    ask = runtime.device_get_attribute
-
-    def older(attribute, device):
-        return (
-            8 if attribute is DeviceAttribute.COMPUTE_CAPABILITY_MAJOR else ask(attribute, device)
-        )
-
-    monkeypatch.setattr(runtime, "device_get_attribute", older)
+    say(monkeypatch, runtime, DeviceAttribute.COMPUTE_CAPABILITY_MAJOR, 8)
     with pytest.raises(ValueError, match=r"^device: expected compute capability 9\.0 or more"):
         FusedDecoder(checkpoint)
 

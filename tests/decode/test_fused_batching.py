@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from decode_cases import MODELS, bundled, model
+from decode_cases import MODELS, Fenced, bundled, model
 from graphkit.kernels.decode import FusedBatchedDecoder
 from graphkit.kernels.llama import BatchedDecoder
 
@@ -87,6 +87,36 @@ def test_a_row_of_padding_touches_no_cache(run, runtime, stream):
         assert np.isfinite(decoder.logits(rows).get()).all()
     for cache in (*decoder.k_cache, *decoder.v_cache):
         assert not cache.get().astype(np.float32).any()
+
+
+@pytest.mark.parametrize("slot", [-1, 4, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("rows", [2, 4])
+def test_a_row_whose_slot_is_none_touches_nothing_and_changes_no_other(runtime, stream, rows, slot):
+    """-1 is what pads a step of the simple kernels."""
+    _, _, checkpoint = bundled()
+    found = []
+    for last in (rows - 1, slot):
+        decoder = FusedBatchedDecoder(checkpoint, max_batch=4, max_len=MAX_LEN)
+        fenced = [
+            [Fenced(cache.get()) for cache in caches]
+            for caches in (decoder.k_cache, decoder.v_cache)
+        ]
+        decoder.k_cache, decoder.v_cache = ([one.array for one in caches] for caches in fenced)
+        slots = gk.asarray(np.array([*range(rows - 1), last], np.int32))
+        for at, tokens in enumerate(zip(*PROMPTS[:rows], strict=False)):
+            inputs = [gk.asarray(np.array(row, np.int32)) for row in (tokens, [at] * rows)]
+            decoder.step(*inputs, slots, gk.zeros(rows, np.int32), stream=stream)
+            stream.synchronize()
+        for one in (*fenced[0], *fenced[1]):
+            one.check()
+        caches = [one.array.get() for one in (*fenced[0], *fenced[1])]
+        found.append((decoder.logits(rows).get(), caches))
+    (logits, caches), (without, kept) = found
+    np.testing.assert_array_equal(without[:-1], logits[:-1])
+    assert np.isfinite(without).all()
+    for one, other in zip(kept, caches, strict=True):
+        np.testing.assert_array_equal(one[: rows - 1], other[: rows - 1])
+        assert not one[rows - 1 :].astype(np.float32).any()
 
 
 def test_bad_input(runtime, stream):

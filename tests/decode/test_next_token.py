@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from decode_cases import bfloat16, floats
+from decode_cases import bfloat16, first_largest, floats
 from graphkit.kernels.decode import RowEnds, Scaled, embed_token, next_token
 
 import graphkit as gk
@@ -59,8 +59,7 @@ class Case:
                 chosen[b] = tokens[b, at - 1]
                 continue
             if best:
-                value = np.where(np.isnan(self.value[:, b]), -np.inf, self.value[:, b])
-                chosen[b] = self.index[value == value.max(), b].min()
+                chosen[b] = first_largest(self.value[:, b], self.index[:, b])
             if at < MAX_LEN:
                 if at >= self.prompt_len[b]:
                     tokens[b, at] = chosen[b]
@@ -72,7 +71,9 @@ class Case:
         self.check_stream(tokens[np.arange(self.batch), positions])
 
     def check_stream(self, tokens):
-        x = self.table[tokens].astype(np.float32)
+        known = (tokens >= 0) & (tokens < VOCAB)
+        x = self.table[np.where(known, tokens, 0)].astype(np.float32)
+        x[~known] = np.nan
         np.testing.assert_array_equal(self.x.get(), x)
         if self.scaled is not None:
             xg, squares = self.scaled.xg.get(), self.scaled.squares.get()[0]
@@ -107,8 +108,23 @@ def test_nan_is_less_than_anything_and_of_equals_the_first_wins(run, rng):
     case.value[[0, 2, 4], 1] = np.nan
     case.value[:, 2] = 1.5
     case.value[:, 3] = [np.nan, -np.inf, np.nan, -np.inf, np.nan]
+    case.index[:, 3] = [5, 7, 4, 6, 3]
     run(case.launch())
     case.check()
+
+
+@pytest.mark.parametrize("token", [VOCAB, -1, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_token_outside_of_the_vocabulary_has_no_embedding(run, rng, token, scaled):
+    case = Case(rng, 5, scaled=scaled, columns=8)
+    case.prompt_len[:] = 3, 3, 3, 5, 3
+    case.positions[:] = 4, 1, MAX_LEN - 1, 4, 2
+    case.chosen[[0, 3]] = token  # appended, right behind the prompt too
+    case.tokens[1, 2] = token  # the prompt's next one
+    case.tokens[2, -1] = token  # where the position stays
+    run(case.launch(best=False))
+    case.check(best=False)
+    assert np.isnan(case.x.get()).all(axis=1).tolist() == [True, True, True, True, False]
 
 
 def test_rows_that_have_ended_stay_as_they_are(run, rng):

@@ -1,9 +1,24 @@
 """q, k and v of one and two rows against float64."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 from batch_cases import ROUNDED, close, product
-from decode_cases import BFLOAT16, EPS, MODELS, SUMS, Cache, bfloat16, floats, normalized, tables
+from decode_cases import (
+    BFLOAT16,
+    EPS,
+    MODELS,
+    NO_PAGES,
+    SUMS,
+    Cache,
+    Fenced,
+    bfloat16,
+    floats,
+    normalized,
+    off_boundary,
+    tables,
+)
 from decode_cases import turned as turned_at
 from graphkit.kernels.decode import qkv_rope_append
 
@@ -22,9 +37,10 @@ class Case:
         nothing = np.full((batch, self.kv_heads, MAX_LEN, self.head_dim), np.nan, BFLOAT16)
         self.cache = Cache(nothing, page)
         self.q = gk.asarray(np.full((batch, self.heads * self.head_dim), np.nan, np.float32))
-        self.k_cache, self.v_cache = (gk.asarray(self.cache.array) for _ in "kv")
+        self.fenced = [Fenced(self.cache.array) for _ in "kv"]
+        self.k_cache, self.v_cache = (cache.array for cache in self.fenced)
 
-    def launch(self, **changes):
+    def launch(self, displaced=MappingProxyType({}), **changes):
         table = None if self.cache.table is None else gk.asarray(self.cache.table)
         arrays = {
             "weight_q": self.weights[0],
@@ -38,9 +54,9 @@ class Case:
         }
         given = {name: gk.asarray(array) for name, array in (arrays | changes).items()}
         written = {"q": self.q, "k_cache": self.k_cache, "v_cache": self.v_cache}
-        return qkv_rope_append(**given, **written, eps=EPS, block_table=table)
+        return qkv_rope_append(**(given | written | displaced), eps=EPS, block_table=table)
 
-    def check(self):
+    def check(self, cached=(0, 1)):
         n = normalized(self.x, self.gain)
         found = [
             self.cache.whole(cache.get()).astype(np.float64)
@@ -50,10 +66,14 @@ class Case:
             q, k, v = (product(n[b : b + 1], w).reshape(-1, self.head_dim) for w in self.weights)
             if 0 <= at < MAX_LEN:
                 close(self.q.get()[b], turned_at(q, at, MAX_LEN).ravel(), **SUMS)
+                if b not in cached:
+                    continue
                 close(found[0][b, :, at], turned_at(k, at, MAX_LEN), **ROUNDED)
                 close(found[1][b, :, at], v, **ROUNDED)
                 found[0][b, :, at] = found[1][b, :, at] = np.nan
         assert np.isnan(found).all()  # and nothing else was written
+        for cache in self.fenced:
+            cache.check()
 
 
 @pytest.mark.parametrize("page", [0, 4])
@@ -72,6 +92,29 @@ def test_positions_inside_and_outside_of_the_cache(run, rng, page, position):
     case.position[0] = position
     run(case.launch())
     case.check()
+
+
+@pytest.mark.parametrize("number", NO_PAGES.values(), ids=NO_PAGES)
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_page_that_is_none_is_not_written(run, rng, row, number):
+    case = Case(rng, 2, MODELS["odd"], page=4)
+    page = case.cache.table[row, case.position[row] // 4 :][:1]
+    there, page[0] = page[0], number(len(case.cache.array))
+    run(case.launch())
+    page[0] = there  # where nothing may have been written
+    case.check(cached=[1 - row])
+
+
+@pytest.mark.parametrize(
+    "name", ["weight_q", "weight_k", "weight_v", "x", "gain", "k_cache", "v_cache"]
+)
+def test_what_is_loaded_by_sixteen_bytes_lies_on_their_boundary(run, rng, name):
+    case = Case(rng, 1, MODELS["odd"])
+    arrays = dict(zip(("weight_q", "weight_k", "weight_v"), case.weights, strict=True))
+    arrays |= {"x": case.x, "gain": case.gain}
+    array = arrays.get(name, case.cache.array)
+    with pytest.raises(ValueError, match=rf"^{name}: expected a 16-byte boundary, came address"):
+        case.launch(displaced={name: off_boundary(array)})
 
 
 def test_bad_input(run, rng):

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from batch_cases import HALVED, close
 from compiled import log_of
-from decode_cases import BFLOAT16, EXPONENTS, MODELS, Cache, Extents, bfloat16, floats
+from decode_cases import (
+    BFLOAT16,
+    EXPONENTS,
+    MODELS,
+    NO_PAGES,
+    Cache,
+    Extents,
+    Fenced,
+    bfloat16,
+    floats,
+    off_boundary,
+)
 from graphkit.kernels.decode.split_attention import found_shape, split_attention
 
 import graphkit as gk
@@ -30,7 +41,8 @@ class Case:
         shape = found_shape(batch, self.heads, self.kv_heads, self.head_dim, max_len)
         self.found = gk.asarray(np.full(shape, np.nan, np.float32))
         self.arrived = gk.zeros(batch * self.kv_heads, np.int32)
-        self.on_device = tuple(map(gk.asarray, (self.q, self.k.array, self.v.array)))
+        self.fenced = [Fenced(cache.array) for cache in (self.k, self.v)]
+        self.on_device = gk.asarray(self.q), *(cache.array for cache in self.fenced)
         self.positions = gk.zeros(batch, np.int32)
 
     def launch(self, **options):
@@ -92,6 +104,35 @@ def test_many_long_sequences(run, rng, page):
     close(case.out.get(), case.expected(positions), **EXPONENTS)
 
 
+@pytest.mark.parametrize("number", NO_PAGES.values(), ids=NO_PAGES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("model", ["bundled", "odd"])
+def test_pages_that_are_none_hold_zeros(run, rng, model, dtype, number):
+    """The first page of a row, one in the middle and the newest; of another row all of them."""
+    case = Case(rng, 5, MODELS[model], 60, 5, dtype)
+    positions = [59, 59, 44, 59, 59]
+    for b, page in ((0, 0), (1, 7), (2, 8), *((3, page) for page in range(12))):
+        case.k.table[b, page] = number(len(case.k.array))
+        case.k.rows[b, :, page * 5 : page * 5 + 5] = 0
+        case.v.rows[b, :, page * 5 : page * 5 + 5] = 0
+    case.positions.set(positions)
+    run(case.launch())
+    tolerance = EXPONENTS if dtype == np.float32 else HALVED
+    close(case.out.get(), case.expected(positions), **tolerance)
+    assert not case.out.get()[3].any()
+
+
+def test_every_other_page_of_a_long_context_is_none(run, rng):
+    """Over several blocks, with more tiles than a warp has there at once."""
+    case = Case(rng, 1, SMALL, 3000, page=100)
+    case.k.table[:, ::2] = -1
+    for rows in (case.k.rows, case.v.rows):
+        rows.reshape(1, 2, 30, 100, 8)[:, :, ::2] = 0
+    case.positions.set([2999])
+    run(case.launch())
+    close(case.out.get(), case.expected([2999]), **EXPONENTS)
+
+
 def test_a_scale_of_ones_own_and_scores_that_differ_widely(run, rng):
     case = Case(rng, 1, SMALL, 200)
     case.positions.set([199])
@@ -104,6 +145,16 @@ def test_heads_of_64_elements_stay_in_registers(sim, rng, batch, max_len):
     case = Case(rng, batch, Extents(0, 0, 32, 8, 64, 0), max_len)
     log = log_of(case.launch().kernel, "sm_90", "--ptxas-options=-v")
     assert log.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2
+
+
+@pytest.mark.parametrize(("at", "name"), [*enumerate(["q", "k_cache", "v_cache"])])
+def test_what_is_loaded_by_sixteen_bytes_lies_on_their_boundary(run, rng, at, name):
+    case = Case(rng, 1, SMALL, 20)
+    arrays = list(case.on_device)
+    arrays[at] = off_boundary(arrays[at].get())
+    case.on_device = arrays
+    with pytest.raises(ValueError, match=rf"^{name}: expected a 16-byte boundary, came address"):
+        case.launch()
 
 
 def test_bad_input(run, rng):

@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 from batch_cases import close, product
-from decode_cases import EPS, EXPONENTS, MODELS, SUMS, bfloat16, floats, normalized
+from decode_cases import (
+    EPS,
+    EXPONENTS,
+    MODELS,
+    SUMS,
+    bfloat16,
+    first_largest,
+    floats,
+    normalized,
+    off_boundary,
+)
+from graphkit.kernels import argmax
 from graphkit.kernels.decode import gate_up_silu, project_residual, project_vocabulary
 from graphkit.kernels.decode.project_vocabulary import candidates
 
@@ -48,7 +59,8 @@ def test_gate_up_silu(run, rng, poisoned, batch, model):
 
 
 class Vocabulary:
-    def __init__(self, rng, poisoned, batch, extents):
+    def __init__(self, run, rng, poisoned, batch, extents):
+        self.run = run
         self.batch, self.count = batch, extents.vocabulary
         self.x, self.gain = floats(rng, batch, extents.hidden), floats(rng, extents.hidden)
         self.weight = bfloat16(rng, self.count, extents.hidden, scale=0.1)
@@ -65,36 +77,67 @@ class Vocabulary:
         """Check the logits, and that the candidates are logits, one of them the first largest."""
         logits = self.logits.get()
         close(logits, product(normalized(self.x, self.gain), self.weight), **SUMS)
-        comparable = np.where(np.isnan(logits), -np.inf, logits)
         value, index = self.value.get(), self.index.get()
         assert len(np.unique(index[:, 0])) == len(index)
         for b in range(self.batch):
-            np.testing.assert_array_equal(value[:, b], comparable[b, index[:, b]])
-            best = index[value[:, b] == value[:, b].max(), b].min()
-            assert best == comparable[b].argmax()
+            np.testing.assert_array_equal(value[:, b], logits[b, index[:, b]])
+            best = first_largest(value[:, b], index[:, b])
+            assert best == first_largest(logits[b], np.arange(self.count))
+        chosen = gk.zeros(self.batch, np.int32)
+        self.run(argmax(self.logits, chosen))
+        best = [first_largest(row, np.arange(self.count)) for row in logits]
+        np.testing.assert_array_equal(chosen.get(), best)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_project_vocabulary(run, rng, poisoned, batch, model):
-    case = Vocabulary(rng, poisoned, batch, MODELS[model])
+    case = Vocabulary(run, rng, poisoned, batch, MODELS[model])
     run(case.launch())
     case.check()
 
 
-@pytest.mark.parametrize("which", ["some", "all", "all but one", "equal"])
+@pytest.mark.parametrize("which", ["some", "all", "all but one", "minus infinity", "equal"])
 def test_nan_and_equal_logits(run, rng, poisoned, which):
-    case = Vocabulary(rng, poisoned, 2, MODELS["odd"])
+    case = Vocabulary(run, rng, poisoned, 2, MODELS["odd"])
     if which == "equal":
         case.weight[:] = case.weight[0]
     elif which == "some":
         case.weight[::3] = np.nan
     else:
         case.weight[:] = np.nan
-        if which != "all":
+        if which == "all but one":
             case.weight[520] = 1
-    run(case.launch())
-    case.check()
+        elif which == "minus infinity":  # in a block of its own, and beside NaN
+            case.weight[[1, 300, 301, 520]] = -np.inf
+            case.x, case.gain = np.abs(case.x), np.abs(case.gain)
+    with np.errstate(invalid="ignore"):  # NumPy warns of what is asked for
+        run(case.launch())
+        case.check()
+    if which == "minus infinity":
+        assert np.isneginf(case.logits.get()[:, [1, 300, 301, 520]]).all()
+
+
+def test_what_is_loaded_by_sixteen_bytes_lies_on_their_boundary(run, rng):
+    matrix, x, gain = bfloat16(rng, 8, 64), floats(rng, 1, 64), floats(rng, 64)
+    out, best = gk.zeros((1, 8)), (gk.zeros((1, 1)), gk.zeros((1, 1), np.int32))
+    for make, arrays in (
+        (lambda *given: project_residual(*given, out), {"weight": matrix, "input": x}),
+        (
+            lambda *given: gate_up_silu(*given, out, EPS),
+            {"gate": matrix, "up": matrix, "x": x, "gain": gain},
+        ),
+        (
+            lambda *given: project_vocabulary(*given, out, *best, EPS),
+            {"weight": matrix, "x": x, "gain": gain},
+        ),
+    ):
+        good = {name: gk.asarray(array) for name, array in arrays.items()}
+        make(*good.values())
+        for name, array in arrays.items():
+            displaced = good | {name: off_boundary(array)}
+            with pytest.raises(ValueError, match=rf"^{name}: expected a 16-byte boundary, came"):
+                make(*displaced.values())
 
 
 def test_bad_input(run, rng):

@@ -50,6 +50,14 @@ def test_matches_float64(
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
 
 
+def test_the_most_patches_there_may_be(run, poisoned, reference, rng):
+    """Their shared memory, the static part included, is what a launch may have unasked."""
+    scores = drawn(rng, 11968)
+    found = find(run, poisoned, scores, 88, radius=0)
+    expected = reference.balance(scores, 88, weights=(1.0, 1.0, 1.0), radius=0, inhibition=0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+
+
 def test_equal_scores_are_in_balance(run, poisoned):
     scores = [np.full(60, value, np.float32) for value in (5.545177, 0.3, -0.7)]
     np.testing.assert_allclose(find(run, poisoned, scores, 10), np.zeros(60), atol=1e-6)
@@ -111,6 +119,6 @@ def test_arguments_are_checked(runtime):
         opponent_balance(*scores, 4, radius=True)
     many = [gk.zeros(12300) for _ in range(4)]
     with pytest.raises(
-        ValueError, match=r"^columns: expected at most 12,288 patches in all, came 12,300"
+        ValueError, match=r"^columns: expected at most 11,968 patches in all, came 12,300"
     ):
         opponent_balance(*many, 100)

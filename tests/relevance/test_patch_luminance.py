@@ -100,7 +100,9 @@ def test_arguments_are_checked(runtime):
         patch_luminance(gk.zeros((3, 32, 32)), gk.zeros(5), variance, 16)
     with pytest.raises(TypeError, match=r"^patch: expected an int, came float"):
         patch_luminance(gk.zeros((3, 32, 32)), mean, variance, 16.0)
-    with pytest.raises(ValueError, match=r"^patch: expected 1 to 2147483647, came 0"):
+    with pytest.raises(ValueError, match=r"^patch: expected 1 to 46340, came 0"):
         patch_luminance(gk.zeros((3, 32, 32)), mean, variance, 0)
-    with pytest.raises(ValueError, match=r"^image: expected at most 12,288 patches, came 12,544"):
+    with pytest.raises(ValueError, match=r"^patch: expected 1 to 46340, came 46341"):
+        patch_luminance(gk.zeros((3, 32, 32)), mean, variance, 46341)  # squared, 2**31 and more
+    with pytest.raises(ValueError, match=r"^image: expected at most 11,968 patches, came 12,544"):
         patch_luminance(gk.zeros((3, 112, 112)), gk.zeros(12544), gk.zeros(12544), 1)

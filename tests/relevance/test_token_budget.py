@@ -97,6 +97,13 @@ def test_who_has_no_balance_gets_no_tokens_and_others_what_they_can_hold(run, po
     )
 
 
+def test_the_most_patches_there_may_be(run, poisoned, rng):
+    """Their shared memory, the static part included, is what a launch may have unasked."""
+    tokens = find(run, poisoned, drawn(rng, 11968, "any"), 11968 * 100)
+    assert tokens.sum() == 11968 * 100
+    assert tokens.min() >= 64
+
+
 def test_arguments_are_checked(runtime):
     selected, tokens = gk.zeros(10), gk.zeros(10, np.int32)
     for total in (639, 4001):
@@ -115,6 +122,6 @@ def test_arguments_are_checked(runtime):
     with pytest.raises(ValueError, match=r"^tokens: expected dtype int32, came float32"):
         token_budget(selected, gk.zeros(10), 1000)
     with pytest.raises(
-        ValueError, match=r"^selected: expected at most 12,288 patches, came 13,000"
+        ValueError, match=r"^selected: expected at most 11,968 patches, came 13,000"
     ):
         token_budget(gk.zeros(13000), gk.zeros(13000, np.int32), 13000 * 100)

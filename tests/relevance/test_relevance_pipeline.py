@@ -366,9 +366,9 @@ def test_settings_may_be_numbers_of_numpys(runtime):
         (("x", 2), TypeError, r"^grid: expected a PatchGrid, came str"),
         (((2, 2), 2), TypeError, r"^grid: expected a PatchGrid, came tuple"),
         ((PatchGrid("a", 2), 2), TypeError, r"^grid.rows: expected an int, came str"),
-        ((PatchGrid(2, 0), 2), ValueError, r"^grid.columns: expected 1 to 12288, came 0"),
+        ((PatchGrid(2, 0), 2), ValueError, r"^grid.columns: expected 1 to 11968, came 0"),
         ((PatchGrid(2, 2), "2"), TypeError, r"^k: expected an int, came str"),
-        ((PatchGrid(2, 2), 0), ValueError, r"^k: expected 1 to 12288, came 0"),
+        ((PatchGrid(2, 2), 0), ValueError, r"^k: expected 1 to 11968, came 0"),
     ],
 )
 def test_bad_buffers_are_refused(runtime, arguments, error, message):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from graphkit.conditional import check_body_graph
 from graphkit.derived_edges import refuse_removal
 from graphkit.inner_graphs import captured_inside
+from graphkit.lifetime import Handle
 from graphkit.node import Node
 from graphkit.runtime.protocol import NodeType
 
@@ -28,6 +29,14 @@ __all__ = [
 
 def check_child(graph: Graph, child: Graph) -> None:
     """Refuse a graph that cannot become a child of another."""
+    around: object = graph.handle
+    while isinstance(around, Handle):
+        if around is child.handle:  # CUDA would end the process (seen on an H200)
+            raise ValueError(
+                f"child: expected a graph that this one is not inside of, came {child!r}; add a "
+                "clone() of it"
+            )
+        around = around.owner
     child.conditionals.refuse_copy("child", "copies a child graph, and copies")
     if graph.conditionals.in_body:
         check_body_graph(child, "child")

@@ -16,6 +16,8 @@ class Compiled(NamedTuple):
 def compiled(source, architecture, *options):
     """Compile a source without any include path; fail with the compiler's log."""
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"source.cu", 0, [], []))
+    if _checked(nvrtc.nvrtcVersion(), several=True) >= (12, 9):
+        options = (*options, "--no-cache")  # what comes out of a cache comes without a log
     flags = [flag.encode() for flag in (f"--gpu-architecture={architecture}", *options)]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
     log = _filled(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
@@ -51,9 +53,11 @@ def registers_of(kernel, architecture):
     return registers
 
 
-def _checked(result):
+def _checked(result, *, several=False):
     status, *values = result
     assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
+    if several:
+        return tuple(values)
     return values[0] if values else None
 
 

@@ -639,14 +639,16 @@ def test_a_child_of_a_closed_graph_is_refused(graph):
     assert len(child.nodes) == 1
 
 
-def test_a_child_may_be_given_the_graph_around_it(sim):
-    graph, child = gk.Graph(), gk.Graph()
+def test_a_graph_is_not_inside_of_itself(graph, stream):
+    child = gk.Graph()
     child.add_empty_node()
-    holder = graph.add_child_graph_node(child)
-    inner = graph.child_graph(holder)
-    again = inner.child_graph(inner.add_child_graph_node(graph))
+    inner = graph.child_graph(graph.add_child_graph_node(child))
+    for around in (graph, inner):
+        with pytest.raises(ValueError, match="child: expected a graph that this one is not inside"):
+            around.add_child_graph_node(graph)
+    again = inner.child_graph(inner.add_child_graph_node(graph.clone()))
     assert [node.type.name for node in again.nodes] == ["GRAPH"]
-    assert len(again.child_graph(again.nodes[0]).nodes) == 1  # as the graph was before
+    run(graph, stream)
 
 
 def test_a_graph_keeps_what_its_nodes_point_at(graph, stream):

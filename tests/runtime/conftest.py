@@ -280,7 +280,7 @@ class Made:
     def gate(self, stream: int) -> threading.Event:
         """Put work on a stream that is done once the event returned is set."""
         opened = threading.Event()
-        self.runtime.launch_host_func(stream, self.host(lambda: opened.wait(5)))
+        self.runtime.launch_host_func(stream, self.host(lambda: opened.wait(60)))
         self._keep.append(opened)
         return opened
 

@@ -246,18 +246,19 @@ class GraphCalls(StreamCalls):
         self, graph: int, dependencies: Sequence[int], child: int
     ) -> int:
         found = self.state.graph(child)
-        if found is self.state.graph(graph):
-            raise Refused(Code.INVALID_VALUE, "a graph cannot be its own child")
+        around: SimGraph | None = self.state.graph(graph)
+        while around is not None:
+            if found is around:
+                raise Refused(Code.INVALID_VALUE, "a graph cannot be its own child")
+            around = None if around.holder is None else around.holder.graph
         refuse_memory_nodes(found, "a graph with memory nodes cannot be copied into another")
         refuse_conditional(found, "a child graph node")
         if self.state.graph(graph).in_body():
             for inner in found.all_nodes():
                 check_body(inner.type)
-        # First, since the graph may be one that the child holds.
-        copy = self._clone(found, borrowed=True)
         node = self._add_node(graph, dependencies, NodeType.GRAPH)
         holder = self.state.node(node)
-        holder.child = copy
+        holder.child = self._clone(found, borrowed=True)
         holder.child.holder = holder
         return node
 

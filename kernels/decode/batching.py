@@ -21,7 +21,7 @@ from ..llama.checkpoint import Checkpoint
 from ..llama.model import check_extent, on_device
 from .model import cache_shape, check_fit, check_memory, family_of
 from .next_token import embed_token
-from .step import Caches, Step, StepModel, array_bytes
+from .step import Caches, Step, StepModel, array_bytes, begins_early
 from .tensor_step import TensorStep
 
 __all__ = ["FusedBatchedDecoder"]
@@ -140,14 +140,15 @@ class FusedBatchedDecoder:
         # A token is the first and only one of its row, as a slot is of a row of the block table.
         source = _Column(device_pointer(tokens)), self._first_place[:rows]
         caches = Caches(self.k_cache, self.v_cache, _Column(device_pointer(slots)))
+        chain = list(step.launches(positions, caches))
         embed = embed_token(*source, self._model.table, step.x, scaled=step.scaled)
-        chain = [launch for _, launch in step.launches(positions, caches)]
         choose = argmax(step.logits, next_tokens)
         # Attention looks at positions and slots before it waits, while two kernels ahead of it may
         # be at work: whoever writes those must have ended before the first of the three begins.
+        places = rows * self.max_len
         embed.launch(stream)
-        for launch in chain:
-            launch.launch(stream, programmatic=True)
+        for name, launch in chain:
+            launch.launch(stream, programmatic=begins_early(name, places))
         choose.launch(stream)
 
 

@@ -107,15 +107,15 @@ class FusedDecoder(Decoder):
     def _chain(self, row_ends: RowEnds | None = None) -> tuple[DecodeLaunch, ...]:
         launches = self.llama.launches(self.position)
 
-        def add(name: str, launch: KernelLaunch, waits: bool) -> None:
-            launches.append(DecodeLaunch(name, launch, (len(launches) - 1,), waits))
+        def add(name: str, launch: KernelLaunch, early: bool) -> None:
+            launches.append(DecodeLaunch(name, launch, (len(launches) - 1,), early))
 
         best_value: object | None = None
         best_index: object | None = None
         if self.temperature == 0.0:
             best_value, best_index = self.llama.step.best
         else:
-            add("choose", self._choice(), waits=False)
+            add("choose", self._choice(), early=False)
         state = self.next_token, self.tokens, self.prompt_len, self.position
         append = next_token(
             *(*state, self.llama.table, self.llama.step.x),
@@ -124,7 +124,7 @@ class FusedDecoder(Decoder):
             scaled=self.llama.step.scaled,
             row_ends=row_ends,
         )
-        add("next_token", append, waits=True)
+        add("next_token", append, early=True)
         return tuple(launches)
 
     def start(self, *prompts: Sequence[int], seed: int = 0) -> None:  # noqa: D102 - as inherited

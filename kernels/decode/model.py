@@ -19,7 +19,7 @@ from ..llama.model import DecodeLaunch, check_extent, on_device
 from .device import check_capability
 from .next_token import embed_token
 from .split_attention import MAX_GROUP, MAX_HEAD_DIM
-from .step import Caches, Step, StepModel, array_bytes
+from .step import Caches, Step, StepModel, array_bytes, begins_early
 from .tensor_step import TensorStep
 from .vector_step import VectorStep
 
@@ -113,8 +113,9 @@ class FusedLlama:
             ValueError: when shapes or dtypes do not agree.
         """
         caches = Caches(self.k_cache, self.v_cache, self.block_table)
+        places = self.rows * self.max_len
         return [
-            DecodeLaunch(name, launch, (at - 1,) if at else (), waits=True)
+            DecodeLaunch(name, launch, (at - 1,) if at else (), begins_early(name, places))
             for at, (name, launch) in enumerate(self.step.launches(positions, caches))
         ]
 

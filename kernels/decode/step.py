@@ -17,7 +17,10 @@ from ..launch import KernelLaunch
 from ..llama.checkpoint import Checkpoint, LlamaConfig
 from .next_token import Scaled
 
-__all__ = ["Caches", "Layer", "LlamaConfig", "Shapes", "Step", "StepModel"]
+__all__ = ["Caches", "Layer", "LlamaConfig", "Shapes", "Step", "StepModel", "begins_early"]
+
+# Places of all rows from which on attention has the memory to itself: docs/decode.md.
+_MANY_PLACES = 16_384
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
@@ -25,6 +28,19 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 def array_bytes(shape: tuple[int, ...], dtype: str) -> int:
     """Return the bytes of an array."""
     return prod(shape) * np.dtype(dtype).itemsize
+
+
+def begins_early(name: str, places: int) -> bool:
+    """Return whether a launch of a step is to begin while the one ahead of it is at work.
+
+    All may. With large caches attention is better off alone: it takes long enough for what its
+    start costs to be nothing, and blocks that come early hold up those that are still multiplying.
+
+    Args:
+        name: the launch's, of :meth:`Step.launches`.
+        places: of all rows in the caches.
+    """
+    return places < _MANY_PLACES or not name.endswith("attention")
 
 
 class Caches(NamedTuple):

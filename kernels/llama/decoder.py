@@ -143,7 +143,7 @@ class Decoder:
             build: ``"eager"`` launches every kernel from Python; ``"capture"`` captures those
                 launches into a graph; ``"manual"`` adds a kernel node for each, with its
                 dependencies, so that independent ones lie side by side; ``"programmatic"``
-                likewise, with programmatic edges to every kernel that waits for itself.
+                likewise, with programmatic edges to every kernel that may begin early.
             stream: the stream to launch on; a new one by default.
 
         Raises:
@@ -243,11 +243,11 @@ def add_launches(
     Args:
         graph: a graph, or the body of a loop.
         launches: of a decode step.
-        programmatic: whether the edges to kernels that wait for themselves are programmatic.
+        programmatic: whether the edges to kernels that may begin early are programmatic.
     """
     nodes: list[gk.Node] = []
     for entry in launches:
-        early = programmatic and entry.waits
+        early = programmatic and entry.early
         before = [nodes[index] for index in entry.after]
         node = entry.launch.add_to(graph, () if early else before)
         if early:

@@ -38,14 +38,14 @@ class DecodeLaunch:
         name: what it does and where, such as ``"layers.0.attention"``.
         launch: kernel, launch configuration and arguments.
         after: the launches it waits for, by their place in the list that it stands in.
-        waits: whether it executes ``griddepcontrol.wait`` before it touches what those write, so
-            that programmatic edges may lead to it.
+        early: whether it may begin while those are still at work, so that programmatic edges lead
+            to it: it executes ``griddepcontrol.wait`` before it touches what they write.
     """
 
     name: str
     launch: KernelLaunch
     after: tuple[int, ...]
-    waits: bool = False
+    early: bool = False
 
 
 class Llama:

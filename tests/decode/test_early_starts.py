@@ -41,7 +41,7 @@ def late_graph(decoder, ahead_of):
     for number, entry in enumerate(decoder.launches):
         if ahead_of(number):
             last = follow(graph.add_kernel_node(LATE, 1, 1, (CYCLES,)), programmatic=True)
-        last = follow(entry.launch.add_to(graph), programmatic=entry.waits)
+        last = follow(entry.launch.add_to(graph), programmatic=entry.early)
     return graph
 
 
@@ -81,11 +81,11 @@ def test_a_late_kernel_ahead_changes_nothing(runtime, stream, batch, temperature
         np.testing.assert_array_equal(one, other)
 
 
-def test_every_launch_but_the_draw_waits_for_itself(runtime):
-    _, _, checkpoint = model(MODELS["bundled"])
-    for batch in (1, 3):
-        decoder = FusedDecoder(checkpoint, batch=batch, temperature=1.0)
-        waits = {entry.name: entry.waits for entry in decoder.launches}
-        assert [name for name, early in waits.items() if not early] == ["choose"]
-        sources = {entry.launch.kernel.code for entry in decoder.launches if entry.waits}
-        assert all("griddepcontrol.wait" in code for code in sources)
+@pytest.mark.parametrize(("batch", "max_len"), [(1, None), (3, None), (63, 256), (64, 256)])
+def test_every_launch_begins_early_but_the_draw_and_attention_over_much(runtime, batch, max_len):
+    _, _, checkpoint = model(MODELS["bundled"], max_position_embeddings=256)
+    decoder = FusedDecoder(checkpoint, batch=batch, max_len=max_len, temperature=1.0)
+    late = {entry.name.rpartition(".")[2] for entry in decoder.launches if not entry.early}
+    assert late == ({"choose", "attention"} if batch * decoder.max_len >= 16_384 else {"choose"})
+    sources = {entry.launch.kernel.code for entry in decoder.launches if entry.early}
+    assert all("griddepcontrol.wait" in code for code in sources)

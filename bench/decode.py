@@ -348,7 +348,11 @@ class Bench:
         windows: list[Contender] = []
         for stepper in each:
             window = DeviceWindow(stepper, setting, size.first)
-            takes = seconds_of(window)
+            try:
+                takes = seconds_of(window)
+            except Exception as error:
+                error.add_note(f"It was {stepper.name}'s turn, behind the others made so far.")
+                raise
             windows.append(Seldom(window, max(1, min(4, round(takes / plan.slow_s)))))
         device = interleave(windows, samples=plan.windows, block=3, discard=1)
         alone = [until_done(stepper, setting, size) for stepper in each]

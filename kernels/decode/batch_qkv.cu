@@ -86,7 +86,8 @@ struct Target {
         if (item.head < HEADS) return;
         const int head = (item.head - HEADS) % KV_HEADS;
         if (PAGE || item.b < slots)
-            line = cache_place(block_table, item.b, head, at, max_len, slots);
+            line = cache_place(
+                page_of(block_table, item.b, at, max_len, slots), head, at, max_len);
     }
 };
 

@@ -24,7 +24,7 @@ struct QkvWork {
     int max_len, slots;
     float eps;
 
-    int position;
+    int position, page;
     float cosine, sine;
 
     __device__ __forceinline__ int rows() const { return 2 * pairs; }
@@ -45,6 +45,8 @@ struct QkvWork {
         const int turn = (there ? position : 0) * TURNS + pair % TURNS;
         cosine = cosines[turn];
         sine = sines[turn];
+        if (PAGE && there && pair / TURNS >= HEADS)
+            page = page_of(block_table, b, position, max_len, slots);
         if (!there) position = -1;
     }
 
@@ -60,13 +62,11 @@ struct QkvWork {
             float* to = q + ((long long)b * HEADS + head) * HEAD_DIM + i;
             to[0] = turned_low;
             to[TURNS] = turned_high;
-        } else if (position >= 0) {
+        } else if (position >= 0 && (!PAGE || page >= 0)) {
             const bool is_k = head < HEADS + KV_HEADS;
             const int kv_head = head - HEADS - (is_k ? 0 : KV_HEADS);
-            const long long place =
-                cache_place(block_table, b, kv_head, position, max_len, slots);
-            if (place < 0) return;
-            __nv_bfloat16* to = (is_k ? k_cache : v_cache) + place + i;
+            __nv_bfloat16* to = (is_k ? k_cache : v_cache) +
+                                cache_place(PAGE ? page : b, kv_head, position, max_len) + i;
             to[0] = to_bfloat16(is_k ? turned_low : low);
             to[TURNS] = to_bfloat16(is_k ? turned_high : high);
         }
@@ -81,7 +81,7 @@ extern "C" __global__ void BLOCK_LIMITS qkv_rope_append(
     __nv_bfloat16* k_cache, __nv_bfloat16* v_cache, const int* block_table, const int* positions,
     int batch, int max_len, int slots, float eps) {
     QkvWork work{(HEADS + 2 * KV_HEADS) * TURNS, weight_q, weight_k, weight_v, cosines, sines, q,
-                 k_cache, v_cache, block_table, positions, max_len, slots, eps, -1, 0.0f,
+                 k_cache, v_cache, block_table, positions, max_len, slots, eps, -1, -1, 0.0f,
                  0.0f};
     stream_rows<true>(work, x, gain, batch);
 }

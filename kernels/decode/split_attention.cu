@@ -19,9 +19,10 @@
 // Blocks that a short sequence does not need end at once. split_attention_half writes float16, for
 // the tensor cores.
 //
-// -D options: GROUP (query heads of a key head, 8 at most), KV_HEADS, HEAD_DIM, PAGE; SPLIT, blocks
-// that share a key head at most; WARPS; DEPTH; LATE, whether the next kernel is let in when the
-// cache has been read, not before; REGISTERS of a thread.
+// -D options: GROUP (query heads of a key head, 8 at most), KV_HEADS, HEAD_DIM, PAGE; ONE_PAGE,
+// whether it holds a whole sequence; SPLIT, blocks that share a key head at most; WARPS; DEPTH;
+// LATE, whether the next kernel is let in when the cache has been read, not before; REGISTERS of a
+// thread.
 
 #include "cache_place.cuh"
 #include "early_start.cuh"
@@ -98,6 +99,7 @@ struct Rows {
     const __nv_bfloat16 *k_cache, *v_cache;
     const int* block_table;
     int b, kv_head, max_len, slots;
+    int page;  // of the whole sequence, where it has just one
 
     // Load those from `from` to `until` of the tile at a position; what is not there stays.
     __device__ __forceinline__ void load(Tile& tile, int at, int from, int until) const {
@@ -108,7 +110,7 @@ struct Rows {
             const int element = own_quarter() * 8;
             const long long begin = place(position);
             const __nv_bfloat16* row = k_cache + begin + element;
-            if (PAGE && begin < 0) row = no_row + element;
+            if (PAGE && !ONE_PAGE && begin < 0) row = no_row + element;
 #pragma unroll
             for (int block = 0; block < KEY_BLOCKS; ++block) {
                 if (HEAD_DIM % 32 == 0 || block * 32 + element < HEAD_DIM)
@@ -122,7 +124,7 @@ struct Rows {
             const int element = own_head() * 8;
             const long long begin = place(position);
             const __nv_bfloat16* row = v_cache + begin + element;
-            if (PAGE && begin < 0) row = no_row + element;
+            if (PAGE && !ONE_PAGE && begin < 0) row = no_row + element;
 #pragma unroll
             for (int block = 0; block < VALUE_BLOCKS; ++block) {
                 if (HEAD_DIM % 64 == 0 || block * 64 + element < HEAD_DIM)
@@ -132,7 +134,8 @@ struct Rows {
     }
 
     __device__ __forceinline__ long long place(int position) const {
-        return cache_place(block_table, b, kv_head, position, max_len, slots);
+        const int here = ONE_PAGE ? page : page_of(block_table, b, position, max_len, slots);
+        return cache_place(here, kv_head, position, max_len);
     }
 };
 
@@ -285,12 +288,14 @@ __device__ __forceinline__ void attend(
     const int warp = threadIdx.x / 32;
 
     const int newest = positions[b];  // the last step wrote it
-    const int length = newest < 0 ? 0 : min(newest, max_len - 1) + 1;
+    // Of rows that name a slot, at once: who looks it up for each row of the cache waits each time.
+    const int page = ONE_PAGE ? page_of(block_table, b, 0, max_len, slots) : 0;
+    const int length = newest < 0 || page < 0 ? 0 : min(newest, max_len - 1) + 1;
     const int tiles = (length + TILE - 1) / TILE;
     const int active = max(1, min(SPLIT, (tiles + WARPS * PATIENCE - 1) / (WARPS * PATIENCE)));
     if (rank >= active) return;  // at once: the next kernel fetches weights in its place
 
-    const Rows rows = {k_cache, v_cache, block_table, b, kv_head, max_len, slots};
+    const Rows rows = {k_cache, v_cache, block_table, b, kv_head, max_len, slots, page};
     const int first = (rank * WARPS + warp) * TILE, stride = active * WARPS * TILE;
     Tile tile[DEPTH];
 #pragma unroll

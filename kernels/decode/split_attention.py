@@ -95,6 +95,7 @@ def _kernel(layout: CacheLayout, group: int, tiling: _Tiling, half: bool) -> Ker
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
         PAGE=layout.page,
+        ONE_PAGE=int(layout.page == layout.max_len),
         SPLIT=tiling.split,
         WARPS=_WARPS,
         DEPTH=tiling.depth,

@@ -64,7 +64,7 @@ class Case:
         return out.reshape(self.batch, -1)
 
 
-@pytest.mark.parametrize("page", [0, 5])
+@pytest.mark.parametrize("page", [0, 5, 60])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("extents", EXTENTS.values(), ids=EXTENTS)
 @pytest.mark.parametrize("batch", [1, 2])
@@ -93,7 +93,7 @@ def test_contexts_over_several_blocks(run, rng, batch, max_len):
     assert not case.arrived.get().any()
 
 
-@pytest.mark.parametrize("page", [0, 16])
+@pytest.mark.parametrize("page", [0, 16, 640])
 def test_many_long_sequences(run, rng, page):
     """So many that attention has a multiprocessor to itself."""
     case = Case(rng, 144, LLAMA, 640, page)
@@ -120,6 +120,21 @@ def test_pages_that_are_none_hold_zeros(run, rng, model, dtype, number):
     tolerance = EXPONENTS if dtype == np.float32 else HALVED
     close(case.out.get(), case.expected(positions), **tolerance)
     assert not case.out.get()[3].any()
+
+
+@pytest.mark.parametrize("number", NO_PAGES.values(), ids=NO_PAGES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_row_whose_only_page_is_none_finds_zeros(run, rng, batch, number):
+    """As the rows of a batch that name their slots."""
+    case = Case(rng, batch, SMALL, 60, page=60)
+    case.k.table[0, 0] = number(len(case.k.array))
+    for rows in (case.k.rows, case.v.rows):
+        rows[0] = 0
+    case.positions.set([59, 12, 30][:batch])
+    case.out.set(np.full(case.q.shape, np.nan, np.float32))
+    run(case.launch())
+    close(case.out.get(), case.expected([59, 12, 30][:batch]), **EXPONENTS)
+    assert not case.out.get()[0].any()
 
 
 def test_every_other_page_of_a_long_context_is_none(run, rng):

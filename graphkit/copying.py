@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from graphkit.arrays import describe
 from graphkit.lifetime import keep_for_capture, keep_until_done
 from graphkit.node import memcpy_params, memset_params
-from graphkit.runtime import current
+from graphkit.runtime import given_or_current
 from graphkit.runtime.protocol import CaptureStatus, MemcpyKind, Runtime
 from graphkit.stream import runtime_of, stream_handle
 
@@ -102,7 +102,7 @@ def host_copy(array: object, runtime: Runtime | None = None) -> NDArray[Any]:
     if 0 in info.shape:
         return np.empty(info.shape, info.dtype)
     span = np.empty(sum(steps) + info.dtype.itemsize, np.uint8)
-    runtime = runtime or current()
+    runtime = given_or_current(runtime)
     runtime.device_synchronize()
     kind = MemcpyKind.HOST_TO_HOST if info.on_host else MemcpyKind.DEVICE_TO_HOST
     runtime.memcpy(span.ctypes.data, info.ptr, span.nbytes, kind)

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from graphkit.counts import check_count
 from graphkit.lifetime import Handle
+from graphkit.runtime import given_or_current
 from graphkit.runtime.protocol import (
     CaptureInfo,
     CaptureMode,
@@ -85,7 +86,7 @@ class fork:  # noqa: N801 - a context manager reads as a verb
 
     def __init__(self, stream: object, n: int, *, runtime: Runtime | None = None) -> None:
         self._n = check_count("n", n, 1)
-        self._runtime = runtime_of(stream) if runtime is None else runtime
+        self._runtime = runtime_of(stream) if runtime is None else given_or_current(runtime)
         self._stream_owner = stream  # alive until the branches are joined
         self._stream = stream_handle(stream)
         self._entered = False

@@ -61,7 +61,7 @@ from graphkit.node_records import NodeRecords
 from graphkit.params import Args
 from graphkit.races import Race, find_races
 from graphkit.readback import read_cluster, read_clusters, read_kernel, read_values
-from graphkit.runtime import current
+from graphkit.runtime import given_or_current
 from graphkit.runtime.protocol import (
     ConditionalHandleFlags,
     ConditionalNodeType,
@@ -108,7 +108,7 @@ class Graph:
         runtime: Runtime | None = None,
     ) -> None:
         derived = check_edges(edges)
-        runtime = runtime or current()
+        runtime = given_or_current(runtime)
         handle = Handle(runtime, "graph", runtime.graph_create(), runtime.graph_destroy)
         self._setup(handle, {}, DerivedEdges() if derived else None)
 
@@ -154,7 +154,7 @@ class Graph:
         The graph stays its owner's: it is never destroyed here.
         """
         address = graph_address(graph)
-        adopted = cls.of_handle(Handle(runtime or current(), "graph", address, None))
+        adopted = cls.of_handle(Handle(given_or_current(runtime), "graph", address, None))
         adopted.owners.append((owner, graph))
         return adopted
 

@@ -18,7 +18,7 @@ from graphkit.device_array import DeviceArray, array_over, check_elements
 from graphkit.errors import CudaError
 from graphkit.lifetime import Handle, capture_is_live
 from graphkit.node import Node, check_address
-from graphkit.runtime import current
+from graphkit.runtime import given_or_current
 from graphkit.runtime.protocol import (
     GraphMemAttribute,
     InstantiateFlags,
@@ -155,7 +155,7 @@ def trim_graph_memory(*, runtime: Runtime | None = None) -> None:
 
     For the current device; :meth:`graphkit.Graph.memory` says how much it is.
     """
-    runtime = runtime or current()
+    runtime = given_or_current(runtime)
     runtime.device_graph_mem_trim(runtime.get_device())
 
 

@@ -15,7 +15,7 @@ from graphkit.lifetime import (
     keep_until_done,
     release_done,
 )
-from graphkit.runtime import current
+from graphkit.runtime import current, given_or_current
 from graphkit.runtime.protocol import (
     CaptureStatus,
     EventFlags,
@@ -95,7 +95,7 @@ class Event:
         blocking_sync: bool = False,
         runtime: Runtime | None = None,
     ) -> None:
-        self.runtime = runtime or current()
+        self.runtime = given_or_current(runtime)
         flags = EventFlags.DEFAULT if timing else EventFlags.DISABLE_TIMING
         if blocking_sync:
             flags |= EventFlags.BLOCKING_SYNC
@@ -155,7 +155,7 @@ class Stream:
         priority: int = 0,
         runtime: Runtime | None = None,
     ) -> None:
-        self.runtime = runtime or current()
+        self.runtime = given_or_current(runtime)
         flags = StreamFlags.NON_BLOCKING if non_blocking else StreamFlags.DEFAULT
         handle = self.runtime.stream_create_with_priority(flags, check_priority(priority))
         self.cell = Handle(self.runtime, "stream", handle, self.runtime.stream_destroy)

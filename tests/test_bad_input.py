@@ -252,6 +252,12 @@ def test_an_argument_that_is_no_runtime(runtime, given):
         lambda: gk.capture(0, runtime=given),
         lambda: kernel.function(given),
         lambda: gk.Kernel.wrap(kernel.function(), runtime=given),
+        lambda: gk.Stream(runtime=given),
+        lambda: gk.Event(runtime=given),
+        lambda: gk.Graph(runtime=given),
+        lambda: gk.Graph.adopt(1, runtime=given),
+        lambda: gk.fork(0, 1, runtime=given),
+        lambda: gk.trim_graph_memory(runtime=given),
     ):
         with pytest.raises(TypeError, match=r"^runtime: expected what graphkit\.use\(\) returned"):
             make()

@@ -93,7 +93,7 @@ clean: ## remove the virtual environment and what tools left behind
 
 $(VENV)/bin/python:
 	$(CHECK_PYTHON)
-	@$(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
 	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it is in the package python3-venv" >&2; exit 1; }
 
 # pip runs once, and again when pyproject.toml has changed.

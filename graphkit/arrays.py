@@ -211,7 +211,9 @@ def is_array(value: object) -> bool:
 
 
 def dtype_of(value: object) -> np.dtype[Any] | None:
-    """Return the dtype of an array; None for anything else, also for one that was freed."""
+    """Return the dtype of an array, a freed one of ours too; None for anything else."""
+    if isinstance(value, DeviceArray):
+        return value.dtype
     if not is_array(value):
         return None
     try:

@@ -14,7 +14,7 @@ from graphkit.graph import Graph
 from graphkit.graph_exec import check_graph
 from graphkit.graph_limits import check_capture
 from graphkit.lifetime import Handle, begin_capture, end_capture
-from graphkit.node import Node
+from graphkit.node import Node, several_nodes
 from graphkit.runtime import given_or_current
 from graphkit.runtime.protocol import CaptureMode, Runtime
 from graphkit.statuses import StatusCode
@@ -70,9 +70,7 @@ class capture:  # noqa: N801 - a context manager reads as a verb
         if into is not None:
             check_graph(into, "into")
             check_capture(into)
-        elif (
-            not isinstance(deps, (tuple, list)) or deps
-        ):  # a graph of its own has no nodes to wait for
+        elif several_nodes(deps, "deps"):  # a graph of its own has no nodes to wait for
             raise ValueError(f"deps: expected none without into, came {deps!r}")
         modes = {item.name.lower(): item for item in CaptureMode}
         if mode not in tuple(modes):  # a dict would want what came to be hashable

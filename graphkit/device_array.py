@@ -307,7 +307,7 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
 
     Raises:
         TypeError: when they are no numbers.
-        ValueError: when the dtype does not hold a value.
+        ValueError: when a value is out of the dtype's range; fractions are cut for integers.
     """
     host = _on_host(values, None if dtype is None else _plain_dtype(dtype))
     if host.dtype.hasobject:
@@ -321,27 +321,21 @@ def asarray(values: object, dtype: DTypeLike | None = None) -> DeviceArray:
 def _on_host(values: object, dtype: np.dtype[Any] | None) -> NDArray[Any]:
     """Return values as an array of a dtype, None for their own, that holds each of them."""
     try:
+        host = np.asarray(values)
+        if dtype is None or host.dtype == dtype:
+            return host
+        if host.dtype.kind == "c" and dtype.kind != "c":
+            raise TypeError("complex numbers")
         with np.errstate(over="raise"):  # a finite number would become infinite
-            if dtype is None or dtype.kind not in "iu":
-                if dtype is not None and dtype.kind != "c" and _is_complex(values):
-                    raise TypeError("complex numbers")
-                return np.asarray(values, dtype)
-            host = np.asarray(values)
-            if host.dtype == dtype:
-                return host
-            if host.dtype.kind == "f" and not isinstance(values, np.ndarray):
-                host = np.asarray(values, object)  # [0, 2**64 - 1] was rounded
-            _check_bounds(host, dtype)
+            if dtype.kind in "iu" and not np.can_cast(host.dtype, dtype):
+                if host.dtype.kind == "f" and not isinstance(values, np.ndarray):
+                    host = np.asarray(values, object)  # [0, 2**64 - 1] was rounded
+                _check_bounds(host, dtype)
             return host.astype(dtype)
     except (TypeError, ValueError, ArithmeticError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         wanted = "numbers of one shape" if dtype is None else f"numbers that {dtype} holds"
         raise kind(f"values: expected {wanted}, came others: {error}") from None
-
-
-def _is_complex(values: object) -> bool:
-    """Return whether NumPy would drop imaginary parts; in a list it refuses them itself."""
-    return isinstance(values, np.ndarray) and values.dtype.kind == "c"
 
 
 def _check_bounds(host: NDArray[Any], dtype: np.dtype[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from graphkit.arrays import dtype_of
-from graphkit.node import Node, NodeValues
+from graphkit.node import Node, NodeValues, check_paired
 from graphkit.params import ArgumentBlock
 from graphkit.readback import kernel_values, read_kernel_block, read_values
 from graphkit.runtime.protocol import Dim3, KernelNodeParams, MemcpyNodeParams, MemsetNodeParams
@@ -80,24 +80,31 @@ class ExecNodes:
         """Return the cluster extents that the exec was made with, of a kernel node."""
         level = self._graph.level_of(node)
         assert level is not None
-        if level.conditionals.in_body:  # no update changes those, and they are in no list
+        # In a body no update changes those; and where none were noted, the graph has the exec's.
+        if level.conditionals.in_body or self._clusters is None:
             return level.cluster_of(node)
-        if not self.clusters:
+        if not self._clusters:
             return None
-        path = [self._place(level, node)]
-        while (holder := level.holder) is not None:
-            level = self._graph.level_of(holder)
+        path: list[int] = []
+        while True:
+            nodes = self.shape(level.records).nodes
+            if node not in nodes:  # it was added since: CUDA says that the exec has it not
+                return None
+            path.insert(0, nodes.index(node))
+            if level.holder is None:
+                return self._clusters.get(tuple(path))
+            node = level.holder
+            level = self._graph.level_of(node)
             assert level is not None
-            path.insert(0, self._place(level, holder))
-        return self.clusters.get(tuple(path))
-
-    def _place(self, level: Graph, node: Node) -> int:
-        return self.shape(level.records).nodes.index(node)
 
     def keep_shape(self, records: NodeRecords) -> None:
         """Note the nodes and edges that a graph had when the exec was made, before they change."""
-        if records not in self._shapes:
+        if not self.has_shape(records):
             self._shapes[records] = records.shape()
+
+    def has_shape(self, records: NodeRecords) -> bool:
+        """Return whether those of a graph were noted."""
+        return records in self._shapes
 
     def shape(self, records: NodeRecords) -> Shape:
         """Return the nodes and edges that the exec was made of, of its graph or one inside."""
@@ -160,11 +167,7 @@ class ExecNodes:
                 "node's values are its, came a closed one; close it after the last single change"
             )
         mine, theirs = runtime.graph_get_nodes(level.ptr), runtime.graph_get_nodes(given)
-        if len(mine) != len(theirs):
-            raise ValueError(
-                f"node: expected a graph of {len(mine)} nodes where this node's values came from, "
-                f"came {len(theirs)}; nodes were added or removed since"
-            )
+        check_paired("node", len(mine), len(theirs))
         return Node(owner, theirs[mine.index(node.ptr)], node.type)
 
     def take(self, graph: Graph) -> None:

@@ -231,7 +231,8 @@ class Graph:
         if attributes and self.memory_nodes.present:
             try_attributes(runtime, params, attributes)
         with records.turn:
-            dependencies = records.order(self, dependencies, accesses)
+            if records.derived is not None or records.execs:
+                dependencies = records.order(self, dependencies, accesses)
             if cluster is not None:
                 records.change_clusters()
             ptr = runtime.graph_add_kernel_node(graph, dependencies, params)
@@ -855,8 +856,9 @@ class Graph:
             flags |= InstantiateFlags.USE_NODE_PRIORITY
         self._settle()
         check_instantiate(self)
-        exe = GraphExec(self, flags, upload_stream)
-        self.records.execs.add(exe)
+        with self.records.turn:  # nothing is added between what the exec is made of and its note
+            exe = GraphExec(self, flags, upload_stream)
+            self.records.execs.add(exe)
         return exe
 
     def live_execs(self) -> list[GraphExec]:

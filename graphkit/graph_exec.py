@@ -18,9 +18,9 @@ from graphkit.launch_config import check_cluster, check_shared_mem, dim3
 from graphkit.lifetime import Handle, in_host_function, keep_until_done
 from graphkit.memory_nodes import explained
 from graphkit.node import (
-    Difference,
     KernelNodeValues,
     Node,
+    NodeValues,
     check_address,
     memcpy_params,
     memset_params,
@@ -531,11 +531,11 @@ class GraphExec:
         values = read_values(nodes[place])
         kernel = values.name if isinstance(values, KernelNodeValues) else None
         ours = [] if self.graph.handle.closed else self.graph.nodes
-        differences: list[Difference] = []
+        held: NodeValues = None
         # The graph that the held values came from may be closed, or not what it was.
         with suppress(ValueError):
-            if place < len(ours):
-                differences = node_differences(self._nodes.values(ours[place]), values)
+            held = self._nodes.values(ours[place]) if place < len(ours) else None
+        differences = [] if held is None else node_differences(held, values)
         return UpdateReport(result, nodes[place], from_node, kernel, tuple(differences))
 
     def check_races(self) -> tuple[Race, ...]:
@@ -562,8 +562,7 @@ class GraphExec:
             )
         if node.type not in types:
             expected = " or ".join(item.name.lower() for item in types)
-            article = "an" if expected[0] in "aeiou" else "a"
-            raise TypeError(f"node: expected {article} {expected} node, came {node!r}")
+            raise TypeError(f"node: expected one of type {expected}, came {node!r}")
 
     def _replace_owner(self, key: object, owner: object | None) -> None:
         if owner is not None:
@@ -580,6 +579,8 @@ class GraphExec:
 
     def keep_shape(self, records: NodeRecords) -> None:
         """Note nodes and edges of its graph before those change. For :class:`Graph` to call."""
+        if self.closed or self._nodes.has_shape(records):
+            return
         with self._turn:
             self._nodes.keep_shape(records)
 

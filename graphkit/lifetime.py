@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 NOT_PERMITTED = 800  # cudaErrorNotPermitted
-_INVALID_RESOURCE_HANDLE = 400  # cudaErrorInvalidResourceHandle
 
 # Reentrant because a finalizer may run at any bytecode, also inside these functions.
 _lock = RLock()
@@ -239,7 +238,8 @@ def keep_for_capture(runtime: Runtime, stream: int, owners: Iterable[object]) ->
 def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: object) -> None:
     """Keep ``owners`` alive until the work that is on ``streams`` now is done.
 
-    Records one event a stream (cudaEventRecord); nobody waits. While a capture is live this
+    Records one event a stream (cudaEventRecord); nobody waits, but for a stream that takes none,
+    such as another device's (cudaStreamSynchronize). While a capture is live this
     is put off, since an event recorded then could become a part of the capture.
 
     Args:
@@ -255,9 +255,10 @@ def keep_until_done(runtime: Runtime, streams: Iterable[int | None], owners: obj
             return
     events = []
     for stream in handles:
+        if stream is None:
+            _wait_for(runtime, None)
+            continue
         try:
-            if stream is None:
-                raise CudaError("cudaEventRecord", _INVALID_RESOURCE_HANDLE)
             event = runtime.event_create_with_flags(EventFlags.DISABLE_TIMING)
             events.append(Handle(runtime, "event", event, runtime.event_destroy))
             runtime.event_record(event, stream)

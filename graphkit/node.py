@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphkit.arrays import ArrayInfo, describe, device_pointer
+from graphkit.counts import counted
 from graphkit.lifetime import Handle
 from graphkit.runtime.protocol import (
     DependencyType,
@@ -33,6 +34,7 @@ __all__ = [
     "KernelNodeValues",
     "Node",
     "NodeValues",
+    "check_paired",
     "edge_data",
     "memcpy_params",
     "memset_params",
@@ -181,6 +183,22 @@ def several_nodes(nodes: Node | Iterable[Node], argument: str) -> tuple[Node, ..
     except TypeError:
         kind = type(nodes).__name__
         raise TypeError(f"{argument}: expected a Node or several, came {kind}") from None
+
+
+def check_paired(argument: str, mine: int, theirs: int) -> None:
+    """Refuse a graph whose nodes are not paired with those of an exec any more.
+
+    Args:
+        argument: what the caller asked about.
+        mine: how many nodes the exec has.
+        theirs: how many the graph has that its values came from.
+    """
+    if mine != theirs:
+        raise ValueError(
+            f"{argument}: expected {counted(mine, 'node')} in the graph where its values came from,"
+            f" came {counted(theirs, 'node')}; some were added or removed since, so update the "
+            "exec from a graph of as many, or make a new one"
+        )
 
 
 class Difference(NamedTuple):

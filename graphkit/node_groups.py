@@ -56,7 +56,7 @@ class NodeGroup:
     ) -> None:
         if not self._before:
             raise ValueError(
-                f"group {self.name!r}: expected one that was entered, came a fresh one"
+                f"group {self.name!r}: expected one inside of its with block, came one outside"
             )
         before = self._before.pop()
         groups = self._graph.groups

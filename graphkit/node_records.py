@@ -52,6 +52,7 @@ class NodeRecords:
         clusters: see :attr:`Graph.clusters`; None is not known: what others put into the graph
             must be asked for.
         execs: made from the graph; they must forget the nodes that are destroyed here.
+        removed: whether any node was.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class NodeRecords:
         "nodes",
         "operands",
         "owners",
+        "removed",
         "touched",
         "turn",
     )
@@ -87,13 +89,14 @@ class NodeRecords:
         self.operands: dict[int, object] = {}
         self.clusters = clusters
         self.execs: WeakSet[GraphExec] = WeakSet()
+        self.removed = False
 
     def node_of(self, ptr: int) -> Node:
         """Return the node of a cudaGraphNode_t (cudaGraphNodeGetType)."""
         node = self.nodes.get(ptr)
         if node is None:
             node = Node(self._handle, ptr, self._handle.runtime.graph_node_get_type(ptr))
-            self.nodes[ptr] = node
+            node = self.nodes.setdefault(ptr, node)  # another thread may have been first
         return node
 
     def check(self, node: object, argument: str = "node") -> None:
@@ -197,6 +200,7 @@ class NodeRecords:
 
     def drop(self, node: Node) -> None:
         """Forget a node that CUDA has destroyed, what is inside of it, and let execs forget it."""
+        self.removed = True
         child = self.children.pop(node.ptr, None)
         for exe in list(self.execs):
             exe.forget_nodes(lambda known: known is node)

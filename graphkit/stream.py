@@ -234,8 +234,8 @@ def stream_handle(stream: object) -> int:
 
     Args:
         stream: a :class:`Stream`, anything with ``__cuda_stream__`` or ``.cuda_stream``
-            (PyTorch), anything called a stream with ``.ptr`` (CuPy) or ``.handle`` (Numba,
-            cuda.core), or the handle as an int.
+            (PyTorch), anything of a class with "stream" in its name and ``.ptr`` (CuPy) or
+            ``.handle`` (Numba, cuda.core), or the handle as an int.
 
     Raises:
         TypeError: when it is none of those; None is refused too, since the legacy null stream
@@ -257,12 +257,15 @@ def stream_handle(stream: object) -> int:
                 f"{kind.__name__}"
             )
         return _handle(pair[1], kind)
-    # Graphs, events, arrays and functions have an address as well.
-    called = any("stream" in each.__name__.lower() for each in kind.__mro__)
-    for attribute in ("ptr", "cuda_stream", "handle") if called else ("cuda_stream",):
-        value = getattr(stream, attribute, None)
-        if value is not None:
-            return _handle(getattr(value, "value", value) or 0, kind)
+    value = getattr(stream, "cuda_stream", None)
+    if value is not None:
+        return _handle(value, kind)
+    # Graphs, events, arrays and functions, ours and others', have an address or a handle as well.
+    if any("stream" in each.__name__.lower() for each in kind.__mro__):
+        for attribute in ("ptr", "handle"):
+            value = getattr(stream, attribute, None)
+            if value is not None:
+                return _handle(getattr(value, "value", value) or 0, kind)
     raise TypeError(
         "stream: expected a graphkit, CuPy, PyTorch, Numba or cuda.core stream or its handle as "
         f"an int (0 for the legacy null stream), came {kind.__name__}"

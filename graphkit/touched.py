@@ -19,7 +19,7 @@ from graphkit.accesses import (
 from graphkit.arrays import is_array
 from graphkit.c_signature import Parameter
 from graphkit.kernel import Kernel, kernel_of
-from graphkit.node import Node, NodeValues
+from graphkit.node import Node, NodeValues, check_paired
 from graphkit.params import ArgumentBlock
 from graphkit.readback import read_kernel_block, read_values
 from graphkit.runtime.protocol import (
@@ -73,11 +73,7 @@ class Touched:
         self._arrays: dict[int, int] | None = None
         self._launches: dict[object, deque[Sequence[object]]] | None = None
         known = self.nodes if source is None else source.nodes
-        if len(known) != len(self.nodes):
-            raise ValueError(
-                f"exec: expected a graph of {len(self.nodes)} nodes where its values came from, "
-                f"came {len(known)}; nodes were added or removed since, so update it anew"
-            )
+        check_paired("exec", len(self.nodes), len(known))
         self._allocated = _allocated(known)
         for place, (node, at) in enumerate(zip(self.nodes, known, strict=True)):
             name, accesses = self._of(node, at)
@@ -219,8 +215,13 @@ class Touched:
         alike = self._launches.get((function, block.view.tobytes()))
         if not alike:
             return ()
-        # Those that differ in the extent of their arrays alone are in the order of the nodes.
-        return alike.popleft() if len(alike) > 1 else alike[0]
+        if len(alike) == 1:
+            return alike[0]
+        # Those that differ in the extent of their arrays alone are in the order of the nodes. Where
+        # some of these are gone, the largest extents are what any of the others may have.
+        if self._source.records.removed:
+            return max(alike, key=_extent)
+        return alike.popleft()
 
 
 def _ancestors(shape: Shape, nodes: Sequence[Node]) -> list[int]:
@@ -308,6 +309,12 @@ def _launches_in(
             key = kernel.function(runtime), block.view.tobytes()
             found.setdefault(key, deque()).append(values)
     return found
+
+
+def _extent(values: Iterable[object]) -> int:
+    """Return the bytes of all arrays among the arguments of a launch."""
+    spans = (_span_of(value) for value in values)
+    return sum(span[1] - span[0] for span in spans if span is not None)
 
 
 def _arrays_in(owners: Iterable[object], depth: int = 3) -> dict[int, int]:

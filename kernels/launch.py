@@ -145,6 +145,11 @@ def check(
         raise ValueError(f"{argument}: expected extents of 1 to 2**31 - 1, came {info.shape}")
     if not info.contiguous:
         raise ValueError(f"{argument}: expected C order without gaps, came strides {info.strides}")
+    if info.ptr % info.dtype.itemsize:
+        raise ValueError(
+            f"{argument}: expected an address that is a multiple of {info.dtype.itemsize}, came "
+            f"{info.ptr:#x}"
+        )
     return shape
 
 

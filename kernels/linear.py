@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphkit.kernel import Kernel, Launch, Pointer
+from graphkit.node_groups import check_state
 
 from .launch import NULL, KernelLaunch, check, source
 
@@ -66,5 +67,14 @@ def linear(
     rows = -(-batch // tile)
     if rows > 65535:
         raise ValueError(f"x: expected at most {65535 * tile} rows, came {batch}")
-    args = (x, weight, NULL if bias is None else bias, y, batch, n, k, int(relu))
+    args = (
+        x,
+        weight,
+        NULL if bias is None else bias,
+        y,
+        batch,
+        n,
+        k,
+        int(check_state(relu, "relu")),
+    )
     return KernelLaunch(LINEAR[tile], (-(-n // tile), rows, SPLIT), (THREADS, 1, 1), args)

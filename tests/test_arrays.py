@@ -431,7 +431,9 @@ def test_values_that_are_no_numbers(runtime, values):
             put(values)
 
 
-@pytest.mark.parametrize("values", [[1j], np.array([1j]), [{}]])
+@pytest.mark.parametrize(
+    "values", [[1j], np.array([1j]), np.complex64(1j), [np.complex64(1j)], [{}]]
+)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_values_that_are_no_real_numbers(runtime, dtype, values):
     with pytest.raises(TypeError, match=r"^values: expected numbers that b?float\d\d holds, came"):

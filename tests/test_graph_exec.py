@@ -220,9 +220,9 @@ def test_a_node_of_another_graph_is_refused(graph, x, y):
 def test_a_node_of_another_kind_is_refused(runtime):
     graph = gk.Graph()
     node = graph.add_empty_node()
-    with pytest.raises(TypeError, match="expected a kernel node"):
+    with pytest.raises(TypeError, match="expected one of type kernel"):
         graph.instantiate().set_kernel_node_params(node, args={"a": 1.0})
-    with pytest.raises(TypeError, match="expected an event_record node"):
+    with pytest.raises(TypeError, match="expected one of type event_record"):
         graph.instantiate().set_event_record_node_event(node, gk.Event())
     with pytest.raises(TypeError, match="expected a Node"):
         graph.instantiate().set_kernel_node_params("a", args={"a": 1.0})
@@ -299,6 +299,17 @@ def test_a_memset_value_is_one_of_the_arrays_dtype(runtime, stream, value):
         b.set(np.zeros(N))
         run(exe, stream)
         assert (a.get().tolist(), b.get().tolist()) == ([3.0] * N, [3] * N)
+
+
+def test_the_dtype_of_an_array_that_was_freed_is_known_still(runtime, stream):
+    freed, a = gk.zeros(N, np.float32), gk.zeros(N, np.float32)
+    graph = gk.Graph()
+    node = graph.add_memset_node(freed, 1)
+    with graph.instantiate() as exe:
+        freed.free()
+        exe.set_memset_node_params(node, dst=a.ptr, value=3)
+        run(exe, stream)
+        assert a.get().tolist() == [3.0] * N
 
 
 def test_of_a_captured_memset_node_no_dtype_is_known(runtime, stream):
@@ -388,7 +399,7 @@ def test_nodes_are_switched_off_and_on(graph, x, y, stream):
 def test_only_some_kinds_are_switched(runtime):
     graph = gk.Graph()
     node = graph.add_empty_node()
-    with pytest.raises(TypeError, match="expected a kernel or memcpy or memset node"):
+    with pytest.raises(TypeError, match="expected one of type kernel or memcpy or memset"):
         graph.instantiate().set_node_enabled(node, False)
 
 
@@ -842,5 +853,5 @@ def test_values_are_not_read_from_a_graph_that_has_lost_nodes(runtime, stream):
     exe, other = graph.instantiate(), graph.clone()
     exe.update(other)
     other.remove_node(other.nodes[0])
-    with pytest.raises(ValueError, match=r"expected a graph of 2 nodes where .*, came 1"):
+    with pytest.raises(ValueError, match=r"expected 2 nodes in the graph where .*, came 1 node"):
         exe.set_kernel_node_params(node, args={"a": 3.0})

@@ -255,6 +255,8 @@ def test_a_grid_is_for_the_cluster_of_the_exec_and_not_of_its_graph(graph, seen,
         assert seen.get().tolist() == [6032] * 6 + [0] * 2
         with pytest.raises(ValueError, match=r"grid: expected a multiple of the cluster \(2, 1, 1"):
             exe.set_kernel_node_params(node, grid=5)
+        with pytest.raises(gk.CudaError):
+            exe.set_kernel_node_params(graph.nodes[-1], grid=6)  # which the exec has not
 
 
 def test_a_cooperative_grid_that_is_too_large(graph, seen, stream):

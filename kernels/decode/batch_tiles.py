@@ -35,7 +35,7 @@ BATCHES = (8, 16, 32, 64)
 RING_BYTES = 100 << 10
 MOST_STAGES = 8
 MEASURED = 2048  # columns from which on tiles are those that measured best, not those of a rule
-STATIC_SHARED = 4096  # bytes of a block beside the dynamic ones, at most
+STATIC_SHARED = 10 << 10  # bytes of a block beside the dynamic ones, at most
 
 
 class Tiles(NamedTuple):

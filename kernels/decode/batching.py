@@ -68,17 +68,17 @@ class FusedBatchedDecoder:
         config = instance("checkpoint", checkpoint, Checkpoint).config
         max_batch = integer("max_batch", max_batch, (1, TensorStep.most_rows))
         max_len = check_extent(config, max_len)
+        check_fit(checkpoint, max_batch)
+        for rows in range(1, max_batch):
+            family_of(rows).check(config, rows)
         # Steps run one after the other: those of all numbers of rows share their activations.
         shapes = [family_of(rows).shapes(config, rows, max_len) for rows in range(1, max_batch + 1)]
         nbytes: dict[str, int] = {}
         for each in shapes:
             for name, array in each.items():
                 nbytes[name] = max(nbytes.get(name, 0), array_bytes(*array))
-        check_fit(checkpoint, max_batch)
-        for rows in range(1, max_batch):
-            family_of(rows).check(config, rows)
         cache = cache_shape(config, max_batch, max_len)
-        check_memory(checkpoint, sum(nbytes.values()), cache)
+        check_memory(checkpoint, sum(nbytes.values()), cache, max_len)
 
         self.config = config
         self.max_batch = max_batch

@@ -62,7 +62,7 @@ class CacheLayout(NamedTuple):
         return cls(slots, kv_heads, head_dim, pages * places, places)
 
     def place(self, table: Pointer, b: int, kv_head: int, position: int) -> int:
-        """Return where a row begins, in elements, as cache_place.cuh does. For the twins."""
+        """Return where a row begins, in elements; -1 in a block that is none. For the twins."""
         block, row, places = b, position, self.max_len
         if self.page:
             at = b * (self.max_len // self.page) + position // self.page

@@ -1,5 +1,5 @@
 // larger: the order in which an argmax looks for the largest: by value, and of equals the one that
-// stands first. A NaN is less than anything, minus infinity too; the same as in argmax.cu
+// stands first. A NaN is less than anything, minus infinity too; the same as in argmax.cu.
 //
 // A NaN is held as minus infinity whose place is behind all that are none.
 
@@ -20,7 +20,7 @@ __device__ __forceinline__ void take_larger(
     if (larger(value, here, largest, place)) largest = value, place = here;
 }
 
-// The largest of lanes that differ by bits of `lanes` and below, as far down as `least`.
+// The largest of all lanes whose numbers agree below bit `least`, left in each of them.
 __device__ __forceinline__ void largest_of_lanes(
     float& largest, unsigned int& place, int least = 1) {
 #pragma unroll

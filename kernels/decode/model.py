@@ -69,7 +69,7 @@ class FusedLlama:
         cache = cache_shape(config, blocks, places)
         shapes = family.shapes(config, rows, max_len)
         activations = sum(array_bytes(*each) for each in shapes.values())
-        check_memory(checkpoint, activations, cache)
+        check_memory(checkpoint, activations, cache, max_len)
 
         self.config = config
         self.rows = rows
@@ -177,17 +177,21 @@ def _check_matrices(checkpoint: Checkpoint) -> None:
             raise ValueError(f"{name}: expected bfloat16, all that the kernels read, came {dtype}")
 
 
-def check_memory(checkpoint: Checkpoint, activations: int, cache: tuple[int, ...]) -> None:
+def check_memory(
+    checkpoint: Checkpoint, activations: int, cache: tuple[int, ...], max_len: int
+) -> None:
     """Refuse what does not fit, before the first of it is allocated.
 
     Args:
         checkpoint: what is copied of it, is what lies on the host.
         activations: bytes of them.
         cache: the shape of a layer's keys.
+        max_len: places of the rotary tables.
 
     Raises:
         ValueError: more than is free.
     """
+    activations += 2 * max_len * (checkpoint.config.head_dim // 2) * 4  # and those tables
     caches = 2 * checkpoint.config.num_hidden_layers * prod(cache) * BFLOAT16.itemsize
     host = [tensor for name, tensor in checkpoint.tensors.items() if describe(tensor, name).on_host]
     weights = sum(int(tensor.nbytes) for tensor in host)

@@ -17,7 +17,7 @@ from .project_vocabulary import candidates, project_vocabulary
 from .qkv_rope_append import qkv_rope_append
 from .split_attention import found_shape, split_attention
 from .step import Caches, LlamaConfig, Shapes, StepModel
-from .weight_stream import MOST_VECTORS
+from .weight_stream import MOST_VECTORS, WeightStream
 
 __all__ = ["VectorStep"]
 
@@ -40,7 +40,18 @@ class VectorStep:
 
     @staticmethod
     def check(config: LlamaConfig, rows: int) -> None:
-        """Refuse extents that these kernels do not take."""
+        """Refuse extents that these kernels do not take.
+
+        Raises:
+            ValueError: rows of a matrix of which too few fit the shared memory of a block.
+        """
+        width = config.num_attention_heads * config.head_dim
+        for name, k in (
+            ("hidden_size", config.hidden_size),
+            ("num_attention_heads", width),
+            ("intermediate_size", config.intermediate_size),
+        ):
+            WeightStream.of(name, k, 1, rows)
 
     @staticmethod
     def shapes(config: LlamaConfig, rows: int, max_len: int) -> Shapes:

@@ -427,7 +427,8 @@ def _read_tensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - the file has no __iter__
                 yield name, file.get_tensor(name)
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, TypeError, AttributeError, ValueError) as error:
+        # The last three for what NumPy has not: a dtype of 8 bits, or so many axes.
         raise CheckpointError(f"{path.name}: {_expected_size(path)} ({error})") from error
 
 

@@ -119,8 +119,8 @@ def serve(
     if not prompts:
         raise ValueError("prompts: expected 1 text or more, came none")
     each: Sequence[object] = [tokens] * len(prompts)
-    if isinstance(tokens, Sequence) and not isinstance(tokens, (str, bytes)):
-        each = tokens
+    if isinstance(tokens, (Sequence, np.ndarray)) and not isinstance(tokens, (str, bytes)):
+        each = list(tokens)
     limits = [integer("tokens", limit) for limit in each]
     max_batch = integer("max_batch", max_batch)
     check_state(compare, "compare")

@@ -11,7 +11,7 @@ from graphkit.kernel import Kernel
 from graphkit.runtime.protocol import Dim3
 
 from .. import launch
-from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, check
+from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, check, integer
 
 __all__ = ["PatchGrid", "check_count", "per_warp", "source"]
 
@@ -92,11 +92,7 @@ def check_count(argument: str, value: object, least: int = 1, most: int = 2**31 
         TypeError: when it is no int.
         ValueError: when it is out of bounds.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{argument}: expected an int, came {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{argument}: expected {least} to {most}, came {value}")
-    return value
+    return integer(argument, value, (least, most))
 
 
 def per_warp(kernel: Kernel, args: tuple[object, ...], patches: int) -> KernelLaunch:

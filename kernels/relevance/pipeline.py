@@ -231,7 +231,7 @@ class RelevancePipeline:
             seen.append(layout)
         key = tuple(seen)
         found = self._seen.get(key)
-        if found is None:
+        if found is None or any(address % 4 for address in addresses.values()):  # of floats
             found = self._seen[key] = self._exec_of(image, features, query)
         found.rebind(addresses, arrays)
         return found

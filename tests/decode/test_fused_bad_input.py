@@ -150,6 +150,36 @@ def test_a_device_whose_blocks_have_too_little_shared_memory(runtime, monkeypatc
     check_fit(checkpoint, 2)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_of_a_matrix_that_do_not_fit_a_block(runtime, monkeypatch, rows):
+    _, _, checkpoint = bundled()
+    say(monkeypatch, runtime, DeviceAttribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 3 << 10)
+    before = gk.live_handles().get("device memory", 0)
+    for make in (
+        lambda: check_fit(checkpoint, rows),
+        lambda: FusedDecoder(checkpoint, batch=rows),
+        lambda: FusedBatchedDecoder(checkpoint, max_batch=rows),
+    ):
+        with pytest.raises(ValueError, match=r"^\w+: expected rows of which four fit the 3072"):
+            make()
+    assert gk.live_handles().get("device memory", 0) == before
+
+
+def test_rotary_tables_count(runtime, monkeypatch):
+    """With one narrow layer they are as large as its caches."""
+    extents = GOOD._replace(kv_heads=1)
+    _, _, checkpoint = model(extents, max_position_embeddings=1 << 16, num_hidden_layers=1)
+    monkeypatch.setattr(runtime, "mem_get_info", lambda: (12 << 20, 80 << 30))
+    before = gk.live_handles().get("device memory", 0)
+    for make in (
+        lambda: FusedDecoder(checkpoint, max_len=1 << 16),
+        lambda: FusedBatchedDecoder(checkpoint, max_batch=1, max_len=1 << 16),
+    ):
+        with pytest.raises(ValueError, match=r"^max_len: expected what fits 0\.01 GiB of free"):
+            make()
+    assert gk.live_handles().get("device memory", 0) == before
+
+
 def test_a_device_that_is_too_old(runtime, monkeypatch):
     _, _, checkpoint = bundled()
     say(monkeypatch, runtime, DeviceAttribute.COMPUTE_CAPABILITY_MAJOR, 8)

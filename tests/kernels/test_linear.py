@@ -32,6 +32,13 @@ SIZES = [
 ]
 
 
+@pytest.mark.parametrize("relu", [0.5, None, "x", float("inf"), 1])
+def test_relu_is_true_or_false(runtime, relu):
+    x, y = gk.zeros((1, 8)), gk.zeros((1, 8))
+    with pytest.raises(TypeError, match=r"^relu: expected "):
+        linear(x, gk.zeros((8, 8)), None, y, relu=relu)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("batch", "n", "k"), SIZES)
 def test_matches_float64(run, poisoned, rng, batch, n, k, relu):

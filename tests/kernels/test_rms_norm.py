@@ -45,6 +45,9 @@ def test_arguments_are_checked(runtime):
         rms_norm(gk.zeros((2, 16))[:, ::2], gk.zeros(8), x, 1e-5)
     with pytest.raises(ValueError, match=r"^x: expected extents of 1"):
         rms_norm(gk.zeros((0, 8)), gk.zeros(8), x, 1e-5)
+    beside = gk.zeros(68, np.uint8)[1:65].view((2, 8), np.float32)
+    with pytest.raises(ValueError, match=r"^x: expected an address that is a multiple of 4, came"):
+        rms_norm(beside, gk.zeros(8), x, 1e-5)
 
 
 @pytest.mark.parametrize("eps", ["1e-5", None, True, [1e-5]])

@@ -274,6 +274,14 @@ def test_file_that_is_no_safetensors(folder):
     assert refusal(folder).startswith("model.safetensors: expected a safetensors header")
 
 
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_a_tensor_whose_dtype_numpy_has_not(folder, dtype):
+    header = json.dumps({"odd": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert refusal(folder).startswith("model.safetensors: expected ")
+
+
 def test_truncated_shard(tmp_path):
     values = config()
     folder = write_model(tmp_path / "model", values, tensors(values), shards=2)

@@ -311,6 +311,15 @@ def test_after_a_bad_request_the_answer_before_stands(new_pipeline, stream, refe
     check(answer, request, reference, 4096)
 
 
+def test_an_array_between_two_floats_is_refused(new_pipeline, stream):
+    pipeline, arrays = new_pipeline(), Request(224).arrays()
+    pipeline(**arrays)
+    beside = gk.zeros(4 * WIDTH + 4, np.uint8)[1 : 4 * WIDTH + 1].view(WIDTH, np.float32)
+    with pytest.raises(ValueError, match=r"^query: expected an address that is a multiple of 4"):
+        pipeline(**{**arrays, "query": beside})
+    stream.synchronize()
+
+
 def test_a_freed_array_is_refused(new_pipeline, stream):
     pipeline = new_pipeline()
     for name in ("image", "features", "query"):

@@ -97,6 +97,7 @@ SOURCES = {
 
 # Compiled once for a device; a simulator is new in every test.
 _loaded: weakref.WeakKeyDictionary[Runtime, dict[str, Any]] = weakref.WeakKeyDictionary()
+_launched: weakref.WeakSet[Runtime] = weakref.WeakSet()  # each of them
 
 
 class Arguments:
@@ -279,10 +280,20 @@ class Made:
 
     def gate(self, stream: int) -> threading.Event:
         """Put work on a stream that is done once the event returned is set."""
+        self._load_kernels()
         opened = threading.Event()
-        self.runtime.launch_host_func(stream, self.host(lambda: opened.wait(60)))
+        self.runtime.launch_host_func(stream, self.host(lambda: opened.wait(20)))
         self._keep.append(opened)
         return opened
+
+    def _load_kernels(self) -> None:
+        """Launch each kernel, once: CUDA loads it then, and may wait for the device to do so."""
+        if self.runtime not in _launched:
+            _launched.add(self.runtime)
+            y, stream = self.device(0.0), self.stream()
+            for params in (self.nothing(), self.fill(y, 0.0), self.axpy(y, y), self.shape(y)):
+                self.launch(params, stream)
+            self.runtime.stream_synchronize(stream)
 
     # --- the end of a test
 

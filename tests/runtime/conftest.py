@@ -118,6 +118,8 @@ class Made:
         self._streams: list[int] = []
         self._destroy: dict[tuple[str, int], Callable[[int], None]] = {}
         self._keep: list[Any] = []
+        self._gates: list[threading.Event] = []
+        self._given_up: list[threading.Event] = []  # gates that waited in vain
 
     # --- handles
 
@@ -281,10 +283,12 @@ class Made:
     def gate(self, stream: int) -> threading.Event:
         """Put work on a stream that is done once the event returned is set."""
         self._load_kernels()
-        opened = threading.Event()
-        self.runtime.launch_host_func(stream, self.host(lambda: opened.wait(20)))
-        self._keep.append(opened)
-        return opened
+        gate = threading.Event()
+        self.runtime.launch_host_func(
+            stream, self.host(lambda: gate.wait(5) or self._given_up.append(gate))
+        )
+        self._gates.append(gate)
+        return gate
 
     def _load_kernels(self) -> None:
         """Launch each kernel, once: CUDA loads it then, and may wait for the device to do so."""
@@ -299,6 +303,8 @@ class Made:
 
     def close(self) -> None:
         runtime = self.runtime
+        for gate in self._gates:  # of a test that failed before it opened them
+            gate.set()
         runtime.thread_exchange_stream_capture_mode(CaptureMode.GLOBAL)
         for stream in self._streams:
             if ("stream", stream) in self._destroy:
@@ -311,6 +317,7 @@ class Made:
         self._destroy.clear()
         live = getattr(runtime, "live_handles", dict)()
         assert live == {}, "the test left handles behind"
+        assert not self._given_up, "a call waited for the device while a gate was closed"
 
 
 @pytest.fixture

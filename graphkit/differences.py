@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from graphkit.compared import Again, Captures, check_same_launches
 from graphkit.errors import RebindError
+from graphkit.host_memory import upper_halves
 from graphkit.runtime.protocol import NodeType
 from graphkit.scalar_codes import encode, known_code, scalar_codes
 from graphkit.snapshot import NodeState, is_address
@@ -191,9 +192,23 @@ class _NodeSearch:
                 whole = _word(self.data, start)
                 handle = self.state.node.type is not NodeType.KERNEL
                 temporary = self.captures.first.place_of(whole) is None
-                if handle or (temporary and is_address(self.captures.runtime, whole)):
+                if (
+                    handle
+                    or (temporary and is_address(self.captures.runtime, whole))
+                    or (start in own and self._of_objects(start))
+                ):
                     own |= {start, start + 4}
         return frozenset(own)
+
+    def _of_objects(self, start: int) -> bool:
+        """Return whether a word may be the address of an object on the host, each time.
+
+        Of objects that a function makes, in bytes that nobody sets, the lower half differs from
+        call to call, and the upper one only where memory of the process crosses 4 GB.
+        """
+        datas = [self.data, *self.moved, *chain.from_iterable(self.by_scalar.values())]
+        halves = {_word(data, start) >> 32 for data in datas}
+        return len(halves) > 1 and halves <= upper_halves()
 
     def _is_own(self, start: int, end: int) -> bool:
         """Return whether a byte between two places differs with the same arguments."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from the layers before its own, and from its own without a circle.
 LAYERS = (
-    ("statuses", "errors", "counts"),
+    ("statuses", "errors", "counts", "host_memory"),
     ("runtime", "lifetime", "turn", "device_array", "arrays"),
     ("culprit", "call_hooks"),
     ("stream", "c_signature", "launch_config", "params", "node", "host_port"),

@@ -15,6 +15,7 @@ from sample_kernels import ADD_SCALAR, AXPY, BLOCKS, INCREMENT, NOTE
 
 import graphkit as gk
 from graphkit.buffers import Buffer, alignment_of
+from graphkit.host_memory import upper_halves
 from graphkit.params import ArgumentBlock
 from graphkit.recapture import scratch_places
 from graphkit.runtime.protocol import (
@@ -99,6 +100,14 @@ extern "C" __global__ void in_struct(Work work) {
     if (i < work.n) work.out[i] = 2 * work.in[i];
 }
 """
+# Eight bytes that the kernel never reads.
+_WITH_SPARE = r"""
+struct Work { const float* in; float* out; long long spare; int n; };
+extern "C" __global__ void with_spare(Work work) {
+    int i = threadIdx.x;
+    if (i < work.n) work.out[i] = 2 * work.in[i];
+}
+"""
 # Without padding: the pointers are at offsets 4 and 12.
 _PACKED = r"""
 struct __attribute__((packed)) Work { int n; const float* in; float* out; };
@@ -117,6 +126,16 @@ def in_struct(runtime):
         twice(launch, source, target, n)
 
     return Foreign(runtime, _IN_STRUCT, "in_struct", ((0, 32),), twin)
+
+
+@pytest.fixture
+def with_spare(runtime):
+    def twin(launch):
+        (raw,) = launch.arguments
+        source, target, n = struct.unpack("<QQ8xi4x", raw)
+        twice(launch, source, target, n)
+
+    return Foreign(runtime, _WITH_SPARE, "with_spare", ((0, 32),), twin)
 
 
 @pytest.fixture
@@ -777,6 +796,35 @@ def test_the_upper_half_of_an_address_alone_is_left_over(in_struct, x, y, stream
 
     bound = gk.bind(fn, stream, x=x, y=y)
     assert [(slot.buffer, slot.offset) for slot in bound.slots] == [("x", 8), ("y", 16)]
+
+
+def test_addresses_of_objects_are_left_over_on_both_sides_of_4_gb(with_spare, x, y, stream):
+    """As where the heap of a large process crosses 4 GB: the upper half differs now and then."""
+    heap, stack = id(x) >> 32, max(upper_halves())
+    assert heap != stack
+    calls, first = [], x.ptr
+
+    def fn(x, y, stream):
+        calls.append(1)
+        left_over = (heap if x.ptr == first else stack) << 32 | 16 * len(calls)
+        with_spare(struct.pack("<QQQi4x", x.ptr, y.ptr, left_over, N), stream=stream)
+
+    bound = gk.bind(fn, stream, x=x, y=y)
+    assert [(slot.buffer, slot.offset) for slot in bound.slots] == [("x", 0), ("y", 8)]
+    launched(bound, x=numbers(5))
+    assert np.array_equal(y.get(), 2 * np.arange(5, 5 + N))
+
+
+def test_a_number_behind_unset_bytes_is_no_half_of_an_address(with_spare, x, y, stream):
+    calls, first = [], x.ptr
+
+    def fn(x, y, stream):
+        calls.append(1)
+        beside = (5 if x.ptr == first else 9) << 32 | len(calls)
+        with_spare(struct.pack("<QQQi4x", x.ptr, y.ptr, beside, N), stream=stream)
+
+    with pytest.raises(gk.RebindError, match=r"byte 16 of its block.*none of x, y moved"):
+        gk.bind(fn, stream, x=x, y=y)
 
 
 def test_what_is_left_over_of_a_buffer_does_no_harm(in_struct, x, y, stream):

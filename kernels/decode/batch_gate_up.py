@@ -15,6 +15,7 @@ from .batch_tiles import (
     MEASURED,
     Tiles,
     batch_of,
+    chosen_tiles,
     eights,
     factors,
     floats,
@@ -101,7 +102,7 @@ def batch_gate_up(
     eights("gate", "an intermediate width", intermediate)
     aligned("up", up, (intermediate, hidden))
     aligned("h", h, (batch, intermediate), np.float16)
-    tiles = tiles or gate_up_tiles(hidden, intermediate, batch)
-    kernel = gate_up_kernel(batch, hidden, intermediate, tiles.checked(batch))
+    tiles = chosen_tiles(tiles, gate_up_tiles(hidden, intermediate, batch), batch)
+    kernel = gate_up_kernel(batch, hidden, intermediate, tiles)
     args = (xg, squares, gate, up, h, parts, real_rows(rows, batch), epsilon(eps))
     return launch_of(kernel, tiles, batch, tiles.count(2 * intermediate) * tiles.split, args)

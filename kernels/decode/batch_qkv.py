@@ -16,6 +16,7 @@ from .batch_tiles import (
     MEASURED,
     Tiles,
     batch_of,
+    chosen_tiles,
     enough_rows,
     factors,
     floats,
@@ -169,8 +170,8 @@ def batch_qkv(
     enough_rows("position", check("position", position, ("rows",), np.int32)[0], real)
     enough_rows("q", aligned("q", q, ("rows", width), np.float32)[0], real)
     heads = width // head_dim
-    tiles = tiles or qkv_tiles(hidden, heads, kv_heads, head_dim, batch)
-    kernel = qkv_kernel(*(batch, hidden, heads, kv_heads, head_dim, page), tiles.checked(batch))
+    tiles = chosen_tiles(tiles, qkv_tiles(hidden, heads, kv_heads, head_dim, batch), batch)
+    kernel = qkv_kernel(batch, hidden, heads, kv_heads, head_dim, page, tiles)
     args = (
         *(xg, squares, wq, wk, wv, cos_table, sin_table, position),
         *(NULL if block_table is None else block_table, q, k_cache, v_cache),

@@ -15,6 +15,7 @@ from .batch_tiles import (
     MEASURED,
     Tiles,
     batch_of,
+    chosen_tiles,
     eights,
     factors,
     floats,
@@ -110,7 +111,7 @@ def batch_residual(
     aligned("gain", gain, (hidden,), np.float32)
     aligned("x", x, (batch, hidden), np.float32)
     aligned("xg", xg, (batch, hidden), np.float16)
-    tiles = (tiles or residual_tiles(hidden, width, batch)).checked(batch)
+    tiles = chosen_tiles(tiles, residual_tiles(hidden, width, batch), batch)
     if tiles.rows not in (16, 32, 64, 128):
         raise ValueError(f"tiles: expected 16, 32, 64 or 128 rows, came {tiles.rows}")
     check("squares", squares, (tiles.count(hidden), batch))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphkit.kernel import Kernel, Pointer
 from graphkit.runtime.protocol import DeviceAttribute
 
-from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, aligned, integer
+from ..launch import MULTIPROCESSORS, WARP, KernelLaunch, aligned, instance, integer
 from .device import attribute, check_capability
 from .half import rounded
 
@@ -21,6 +21,7 @@ __all__ = [
     "MEASURED",
     "Tiles",
     "batch_of",
+    "chosen_tiles",
     "launch_of",
     "most_shared",
     "norm_scale",
@@ -76,27 +77,30 @@ class Tiles(NamedTuple):
         constants = {"batch": batch, **self._asdict(), **extents}
         return tuple(f"-D{name.upper()}={value}" for name, value in constants.items())
 
-    def checked(self, batch: int) -> Tiles:
-        """Return these tiles.
 
-        Raises:
-            ValueError: when no kernel can be made of them for this device.
-        """
-        rows, split, depth, stages, warp_rows, warp_split = self
-        if (
-            warp_rows not in (16, 32, 64)
-            or rows % warp_rows
-            or split not in (1, 2, 4, 8)
-            or depth not in (32, 64, 128, 256, 512)
-            or stages < 2
-            or warp_split not in (1, 2, 4)
-            or depth % (16 * warp_split)
-            or self.threads // 2 % (depth // 8)  # half of the threads copy whole rows of a stage
-            or not 2 * WARP <= self.threads <= 1024
-            or self.shared_mem(batch) > most_shared()
-        ):
-            raise ValueError(f"tiles: expected what fits a block, came {self}")
-        return self
+def chosen_tiles(tiles: Tiles | None, default: Tiles, batch: int) -> Tiles:
+    """Return the tiles that were given, or the default.
+
+    Raises:
+        TypeError: when what was given is no :class:`Tiles`.
+        ValueError: when no kernel can be made of them for this device.
+    """
+    tiles = default if tiles is None else instance("tiles", tiles, Tiles)
+    rows, split, depth, stages, warp_rows, warp_split = tiles
+    if (
+        warp_rows not in (16, 32, 64)
+        or rows % warp_rows
+        or split not in (1, 2, 4, 8)
+        or depth not in (32, 64, 128, 256, 512)
+        or stages < 2
+        or warp_split not in (1, 2, 4)
+        or depth % (16 * warp_split)
+        or tiles.threads // 2 % (depth // 8)  # half of the threads copy whole rows of a stage
+        or not 2 * WARP <= tiles.threads <= 1024
+        or tiles.shared_mem(batch) > most_shared()
+    ):
+        raise ValueError(f"tiles: expected what fits a block, came {tiles}")
+    return tiles
 
 
 def most_shared() -> int:

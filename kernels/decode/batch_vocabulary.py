@@ -15,6 +15,7 @@ from ..launch import MULTIPROCESSORS, NULL, KernelLaunch, aligned, check, epsilo
 from .batch_tiles import (
     Tiles,
     batch_of,
+    chosen_tiles,
     eights,
     enough_rows,
     factors,
@@ -119,7 +120,7 @@ def batch_vocabulary(
     eights("weight", "a vocabulary", vocabulary)
     if logits is not None:
         enough_rows("logits", check("logits", logits, ("rows", vocabulary))[0], real)
-    tiles = (tiles or vocabulary_tiles(batch)).checked(batch)
+    tiles = chosen_tiles(tiles, vocabulary_tiles(batch), batch)
     if tiles.split > 1 or tiles.warp_split > 1:
         raise ValueError(f"tiles: expected no split of k, came {tiles}")
     blocks = vocabulary_blocks(vocabulary, batch, tiles)

@@ -15,6 +15,8 @@ from ..launch import aligned, check
 
 __all__ = ["CacheLayout"]
 
+MOST_PLACES = 2**30  # of a sequence: the kernels count a little further, in 32 bits
+
 
 class CacheLayout(NamedTuple):
     """Where the rows of a cache lie.
@@ -59,6 +61,11 @@ class CacheLayout(NamedTuple):
                 raise ValueError(f"k_cache: expected {batch} slots or more, came {slots}")
             return cls(slots, kv_heads, head_dim, places, 0)
         _, pages = check("block_table", block_table, (batch, "pages"), np.int32)
+        if pages * places > MOST_PLACES:
+            raise ValueError(
+                f"block_table: expected pages of at most {MOST_PLACES} places, came {pages} "
+                f"pages of {places}"
+            )
         return cls(slots, kv_heads, head_dim, pages * places, places)
 
     def place(self, table: Pointer, b: int, kv_head: int, position: int) -> int:

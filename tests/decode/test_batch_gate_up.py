@@ -93,6 +93,8 @@ def test_arguments_are_checked(runtime):
         batch_gate_up(xg, squares, matrix, matrix, h, eps=EPS, tiles=Tiles(8))
     with pytest.raises(ValueError, match=r"^tiles: expected what fits a block, .*rows=48"):
         batch_gate_up(xg, squares, matrix, matrix, h, eps=EPS, tiles=Tiles(48, 1, 256, 2, 16, 1))
+    with pytest.raises(TypeError, match=r"^tiles: expected a Tiles, came tuple"):
+        batch_gate_up(xg, squares, matrix, matrix, h, eps=EPS, tiles=(16, 1, 256, 2, 16, 1))
     shifted = gk.zeros(32 * 64 + 4, BFLOAT16)[4:].view((32, 64), BFLOAT16)
     with pytest.raises(ValueError, match=r"^gate: expected a 16-byte boundary, came address"):
         batch_gate_up(xg, squares, shifted, matrix, h, eps=EPS)

@@ -172,6 +172,15 @@ def test_what_is_loaded_by_sixteen_bytes_lies_on_their_boundary(run, rng, at, na
         case.launch()
 
 
+def test_a_table_for_more_places_than_are_counted_is_refused(run, rng):
+    case = Case(rng, 1, SMALL, 20)
+    caches = (gk.zeros((1, 2, 1 << 16, 8), BFLOAT16) for _ in "kv")
+    scratch = case.positions, case.found, case.arrived, case.out
+    table = gk.zeros((1, (1 << 14) + 1), np.int32)
+    with pytest.raises(ValueError, match=r"^block_table: .*at most 1073741824 places, came 16385"):
+        split_attention(case.on_device[0], *caches, *scratch, block_table=table)
+
+
 def test_bad_input(run, rng):
     with pytest.raises(ValueError, match=r"^out: expected dtype float32, came bfloat16"):
         Case(rng, 1, SMALL, 20, dtype=BFLOAT16).launch()

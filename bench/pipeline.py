@@ -44,6 +44,16 @@ found out. Two requests an exec would take 4.9 on four slots, and a last layer t
 host's memory itself 6.1: neither is a pipeline of anybody's function. At 1,024 wide four slots take
 20.5 by kernels and 18.4 by the engine (128 KB each way), 50.3 and 40.7 (512 KB): on four slots the
 engine overtakes kernels between 32 and 128 KB, below the bound of "auto".
+
+Tried later at 32 x 256, in one run beside what there is (27.2 us on one slot, 7.9 on four, 5.0 on
+eight), predictions for four slots first:
+
+- programmatic edges between the layers, whose kernels fetch weights ahead of the wait, and to the
+  copy out, 7.0: 25.9, 7.8, 4.9. An edge is not where the time goes.
+- the engine copies in and a kernel out, 6.0: 33.9, 7.9, 6.6, since a call moves the copy in; with
+  programmatic edges 30.5, 7.2, 6.9. Kernel in and engine out, with such edges: 38.0, 8.8, 7.6.
+
+So four slots stay at 7.9: what helps them costs eight slots more. Neither was kept.
 """
 
 from __future__ import annotations

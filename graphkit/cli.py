@@ -228,6 +228,7 @@ def generate(
                 ("kernels", kernels is KernelsChoice.FUSED),
                 ("loop", loop is not LoopChoice.HOST),
                 ("temperature", temperature != 0.0),
+                ("seed", seed != 0),
                 ("top_k", top_k != 0),
                 ("top_p", top_p != 1.0),
             ):

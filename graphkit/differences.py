@@ -25,6 +25,9 @@ from graphkit.snapshot import NodeState, is_address
 __all__ = ["BufferWord", "ScalarWord", "find_words", "windows"]
 
 
+_LEAST_HALF = 1 << 12  # of addresses of objects: systems put them high
+
+
 class BufferWord(NamedTuple):
     """A word of the node ``number`` that holds a buffer's address, ``distance`` bytes further."""
 
@@ -204,11 +207,21 @@ class _NodeSearch:
         """Return whether a word may be the address of an object on the host, each time.
 
         Of objects that a function makes, in bytes that nobody sets, the lower half differs from
-        call to call, and the upper one only where memory of the process crosses 4 GB.
+        call to call, and the upper one only where memory of the process crosses 4 GB. What is
+        known to be a number is none, nor what is small enough for a count, nor what moves with a
+        scalar.
         """
-        datas = [self.data, *self.moved, *chain.from_iterable(self.by_scalar.values())]
-        halves = {_word(data, start) >> 32 for data in datas}
-        return len(halves) > 1 and halves <= upper_halves()
+        parameter = self.state.parameter_at(start)
+        if parameter is not None and parameter.pointer is not None:
+            return False
+        halves = {_word(data, start) >> 32 for data in (self.data, *self.moved)}
+        same = {_word(data, start) >> 32 for data in chain.from_iterable(self.by_scalar.values())}
+        return (
+            len(halves) > 1
+            and min(halves) >= _LEAST_HALF
+            and same <= {_word(self.data, start) >> 32}
+            and halves <= upper_halves()
+        )
 
     def _is_own(self, start: int, end: int) -> bool:
         """Return whether a byte between two places differs with the same arguments."""

@@ -827,6 +827,33 @@ def test_a_number_behind_unset_bytes_is_no_half_of_an_address(with_spare, x, y, 
         gk.bind(fn, stream, x=x, y=y)
 
 
+def test_a_scalar_behind_unset_bytes_is_no_half_of_an_address(with_spare, x, y, stream):
+    heap, stack = id(x) >> 32, max(upper_halves())
+    calls = []
+
+    def fn(x, y, n, stream):
+        calls.append(1)
+        with_spare(struct.pack("<QQQi4x", x.ptr, y.ptr, n << 32 | len(calls), N), stream=stream)
+
+    bound = gk.bind(fn, stream, scalars={"n": (heap, stack)}, x=x, y=y)
+    assert [(slot.buffer, slot.offset) for slot in bound.slots][-1] == ("n", 20)
+
+
+def test_a_known_number_is_no_address_of_an_object(x, stream):
+    source = 'extern "C" __global__ void wide(float* x, unsigned long long seed) {}'
+    wide = gk.Kernel(source, "wide", twin=lambda launch, x, seed: None)
+    heap, stack = id(x) >> 32, max(upper_halves())
+    calls, first = [], x.ptr
+
+    def fn(x, stream):
+        calls.append(1)
+        upper = heap if x.ptr == first else stack
+        wide(1, 1, (x, upper << 32 | len(calls)), stream=stream)
+
+    with pytest.raises(gk.RebindError, match=r"parameter seed.*none of x moved"):
+        gk.bind(fn, stream, x=x)
+
+
 def test_what_is_left_over_of_a_buffer_does_no_harm(in_struct, x, y, stream):
     first = id(x)
 

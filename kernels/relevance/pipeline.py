@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import graphkit as gk
 from graphkit.frameworks import fingerprint
+from graphkit.lifetime import thread_captures
 from graphkit.stream import stream_handle
 
 from .patches import PatchGrid
@@ -153,8 +154,8 @@ class RelevancePipeline:
 
         Raises:
             TypeError: when one is no array in device memory.
-            ValueError: when shapes or dtypes do not agree, there are fewer than k patches, or the
-                pipeline is closed. Nothing was launched.
+            ValueError: when shapes or dtypes do not agree, there are fewer than k patches, the
+                pipeline is closed, or this thread captures. Nothing was launched.
         """
         found = self._bound(image, features, query)
         found.exec.launch(self.stream)
@@ -223,6 +224,11 @@ class RelevancePipeline:
 
     def _bound(self, image: object, features: object, query: object) -> RelevanceExec:
         """Return the exec of a request's size, with its nodes on the request's arrays."""
+        if thread_captures():
+            raise ValueError(
+                "pipeline: expected no live capture of this thread, came one: launch_eagerly() can "
+                "be captured"
+            )
         arrays = {"image": image, "features": features, "query": query}
         addresses = {}
         seen = []

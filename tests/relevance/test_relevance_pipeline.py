@@ -410,3 +410,18 @@ def test_a_closed_pipeline_refuses(new_pipeline):
     pipeline.close()
     with pytest.raises(ValueError, match=r"^pipeline: expected an open one, came one that was"):
         pipeline(**arrays)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_request_during_a_capture_is_refused_and_the_capture_lives(new_pipeline, stream, warm):
+    arrays, pipeline = Request(224).arrays(), new_pipeline()
+    if warm:
+        pipeline(**arrays)
+        pipeline.stream.synchronize()
+    with gk.capture(stream) as graph:
+        with pytest.raises(ValueError, match=r"^pipeline: expected no live capture of this thread"):
+            pipeline(**arrays)
+        gk.memset_async(arrays["query"], 0, stream)
+    assert len(graph.nodes) == 1
+    pipeline(**arrays)
+    pipeline.stream.synchronize()
